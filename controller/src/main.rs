@@ -1,1 +1,3 @@
+//! The `postern-controller` command.
+
 fn main() {}

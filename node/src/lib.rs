@@ -1,1 +1,6 @@
-//! placeholder
+//! Postern's node: packet workers, agent, host integration and the `postern` command.
+
+pub mod agent;
+pub mod cli;
+pub mod host;
+pub mod io;

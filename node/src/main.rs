@@ -1,1 +1,3 @@
+//! The `postern` command.
+
 fn main() {}

@@ -1,0 +1,1 @@
+//! What is required of a device, and what is known of it.

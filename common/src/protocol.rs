@@ -1,0 +1,272 @@
+//! The messages between node and controller: JSON texts over one WebSocket (RFC 6455) over TLS 1.3.
+//!
+//! ```text
+//! node                                    controller
+//!   |  <------------------------- Challenge {nonce}     always first
+//!   |  Join {..} or Enrol {..}  ---------->             a machine that is not enrolled, or needs a new sign-in
+//!   |  <---------- JoinPending {code, url}              people only; the stream stays open while they sign in
+//!   |  <---------- Joined {device, ..} | Refused        then the node closes and comes back with Hello
+//!   |
+//!   |  Hello {device, signature, nonce, keys, ..} ->    an enrolled node
+//!   |  <---------- Grants (snapshot)
+//!   |  Enforced {position} ---------------->            written durably and compiled
+//!   |  <---------- Grants (delta) ...                   Freshen {nonce} renews the node's nonce in between
+//! ```
+//!
+//! The node's side of the stream authenticates itself by [`Hello::signature`] over the controller's challenge; the
+//! controller's side by its certificate (pinned by the join link, or by the system's roots) and, for everything that
+//! is enforced, by the signature of the document. Unknown messages close the stream with [`ToNode::Refused`].
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    grant::{Position, SignedDocument},
+    id::{BootId, DeviceId, MachineName, Nonce, SessionId},
+    key::{ControllerPublicKey, DevicePublicKey, Signature, WireGuardPublicKey},
+    net::Service,
+    time::WallTime,
+};
+
+/// The version of this protocol.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// The path of the WebSocket at the controller.
+pub const STREAM_PATH: &str = "/v1/node";
+/// The most bytes that the controller accepts in one message of a node.
+pub const MAX_NODE_MESSAGE_BYTES: usize = 64 << 10;
+/// The most outer addresses that a node may report.
+pub const MAX_ENDPOINTS: usize = 16;
+
+/// What a node says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum FromNode {
+    /// A machine asks a person to sign in for it.
+    Join(Join),
+    /// A machine joins with an enrolment token.
+    Enrol(Enrol),
+    /// An enrolled node begins its stream.
+    Hello(Hello),
+    /// Everything up to `position` is durable and enforced.
+    Enforced {
+        /// The position.
+        position: Position,
+    },
+    /// A delta did not continue what the node has: a snapshot, please.
+    SnapshotWanted,
+    /// A new nonce, from which later documents count.
+    Freshen {
+        /// The nonce.
+        nonce: Nonce,
+    },
+    /// A new WireGuard public key, to be used beside the present ones and then instead of them.
+    RotateKey {
+        /// The new key.
+        key: WireGuardPublicKey,
+    },
+    /// Outer addresses at which the node may be found, best first.
+    Endpoints {
+        /// At most [`MAX_ENDPOINTS`].
+        endpoints: Vec<SocketAddr>,
+    },
+    /// The person signs out on this machine.
+    Logout,
+    /// Why may, or may not, this node's subject reach something?
+    Explain {
+        /// Chosen by the node; comes back with the answer.
+        id: u64,
+        /// A resource name, machine name, or overlay address.
+        to: String,
+        /// What is asked about; every service of the resource if absent.
+        service: Option<Service>,
+    },
+}
+
+/// What the controller says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum ToNode {
+    /// The first message of every stream.
+    Challenge {
+        /// What [`Hello::signature`] and [`Join::signature`] sign.
+        nonce: Nonce,
+        /// [`PROTOCOL_VERSION`].
+        protocol: u16,
+    },
+    /// A person has to confirm the join.
+    JoinPending {
+        /// The short code that the page asks for, as it is shown: `KTRM-4821`.
+        code: String,
+        /// The page's URL, without the code.
+        url: String,
+        /// The page's URL with the code in it, for a QR code and a local browser.
+        url_with_code: String,
+        /// When the code expires.
+        expires: WallTime,
+    },
+    /// The machine is enrolled, or its person signed in again.
+    Joined {
+        /// The machine's device.
+        device: DeviceId,
+        /// The machine's name as the controller keeps it.
+        name: MachineName,
+        /// The login session; absent for a service.
+        session: Option<SessionId>,
+        /// The subject's name for people.
+        subject_name: String,
+        /// The key that signs this node's documents.
+        controller: ControllerPublicKey,
+        /// When the login session ends.
+        session_until: Option<WallTime>,
+    },
+    /// What to enforce.
+    Grants {
+        /// The signed document.
+        signed: SignedDocument,
+    },
+    /// Where to send probes from the WireGuard socket, so that the controller sees its outer address.
+    Probe {
+        /// The controller's UDP port at the address of the stream.
+        port: u16,
+        /// Names this stream to the receiver of probes.
+        id: Nonce,
+        /// The key of the probes' HMAC-SHA-256, base 64, 32 bytes; for this stream alone.
+        key: String,
+    },
+    /// The answer to [`FromNode::Explain`].
+    Explained {
+        /// The question's number.
+        id: u64,
+        /// The answer.
+        explanation: Explanation,
+    },
+    /// The login session of this machine has ended; the doors close by the next document.
+    SessionEnded {
+        /// Why, for the person.
+        reason: String,
+    },
+    /// The controller will not go on with this stream.
+    Refused {
+        /// What kind of refusal.
+        refusal: Refusal,
+        /// What happened and what to do, for the person at the machine.
+        message: String,
+    },
+}
+
+/// A machine asks a person to sign in for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Join {
+    /// [`PROTOCOL_VERSION`].
+    pub protocol: u16,
+    /// The machine's device key.
+    pub device_key: DevicePublicKey,
+    /// The WireGuard key for the coming login session.
+    pub wireguard_key: WireGuardPublicKey,
+    /// The name that the machine would like.
+    pub name: MachineName,
+    /// Over [`join_payload`], for [`crate::key::SigningPurpose::Join`].
+    pub signature: Signature,
+}
+
+/// A machine joins with an enrolment token.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct Enrol {
+    /// The join that the token confirms.
+    pub join: Join,
+    /// The token, as the administrator was given it: `pst_join_...`.
+    pub token: String,
+}
+
+impl std::fmt::Debug for Enrol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enrol").field("join", &self.join).field("token", &"[redacted]").finish()
+    }
+}
+
+/// An enrolled node begins its stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`].
+    pub protocol: u16,
+    /// The node's device.
+    pub device: DeviceId,
+    /// Over [`hello_payload`], for [`crate::key::SigningPurpose::StreamHello`].
+    pub signature: Signature,
+    /// The nonce from which the first documents count.
+    pub nonce: Nonce,
+    /// The node's boot.
+    pub boot: BootId,
+    /// What the node enforces now, if anything.
+    pub enforced: Option<Position>,
+    /// The node's WireGuard public keys, newest first.
+    pub keys: Vec<WireGuardPublicKey>,
+    /// The UDP port of the WireGuard socket.
+    pub listen_port: u16,
+    /// Outer addresses at which the node may be found, best first; at most [`MAX_ENDPOINTS`].
+    pub endpoints: Vec<SocketAddr>,
+    /// The version of the node's software.
+    pub version: String,
+}
+
+/// Returns the bytes that [`Join::signature`] signs: the challenge and every field of the join that counts.
+pub fn join_payload(
+    challenge: Nonce,
+    device_key: &DevicePublicKey,
+    wireguard_key: &WireGuardPublicKey,
+    name: &MachineName,
+) -> Vec<u8> {
+    [challenge.as_bytes().as_slice(), device_key.as_bytes(), wireguard_key.as_bytes(), name.as_str().as_bytes()]
+        .concat()
+}
+
+/// Returns the bytes that [`Hello::signature`] signs: the challenge, the device, the boot and the nonce.
+pub fn hello_payload(challenge: Nonce, device: DeviceId, boot: BootId, nonce: Nonce) -> Vec<u8> {
+    [challenge.as_bytes().as_slice(), device.as_bytes(), boot.as_bytes(), nonce.as_bytes()].concat()
+}
+
+/// What kind of refusal ends a stream, so that a node knows whether to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// The controller does not know the device, or an administrator removed it: join again.
+    UnknownDevice,
+    /// The signature does not fit.
+    BadSignature,
+    /// The enrolment token is wrong, expired or used.
+    BadToken,
+    /// The join was refused by the person, or its code expired.
+    JoinRefused,
+    /// The software is too old or too new for the controller.
+    Version,
+    /// Too many attempts: try again later.
+    Busy,
+    /// The message makes no sense here.
+    Protocol,
+    /// The controller is going down, or another stream of the same device took over.
+    Closing,
+}
+
+/// Why something may or may not be reached, in the shape in which it is printed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// Whether it is allowed now.
+    pub allowed: bool,
+    /// Who asks, on which machine: `alice@corp.example on alice-laptop`.
+    pub who: String,
+    /// What is asked for: `git tcp/22`.
+    pub what: String,
+    /// The reason, with the rule that decided.
+    pub reason: String,
+    /// The rule that decided, if one did.
+    pub rule: Option<String>,
+    /// Where the rule stands: `policy.toml:41`.
+    pub location: Option<String>,
+    /// Further facts, one a line.
+    pub because: Vec<String>,
+    /// What would change the answer, if the person can do something.
+    pub fix: Option<String>,
+    /// Until when the answer holds, if it is an allowance.
+    pub valid_until: Option<WallTime>,
+}
