@@ -22,6 +22,7 @@
 //! | [`reason`] | the closed list of reasons for a refusal |
 //! | [`grant`] | what one node is told to enforce: snapshot, delta, signature, verification |
 //! | [`protocol`] | the messages between node and controller |
+//! | [`probe`] | the datagram by which the controller sees a node's outer address |
 //! | [`flow_record`] | what is recorded about a flow |
 
 pub mod flow_record;
@@ -31,6 +32,7 @@ pub mod key;
 pub mod net;
 pub mod policy;
 pub mod posture;
+pub mod probe;
 pub mod protocol;
 pub mod reason;
 pub mod time;
