@@ -13,6 +13,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`diagnostics`] | mistakes in TOML files, shown with their place; durations and sizes with units |
 //! | [`id`] | identifiers of devices, subjects, leases, sessions; names of rules, resources, tags |
 //! | [`key`] | WireGuard keys, device keys, the controller's signing key; three types for three secrecies |
 //! | [`net`] | protocols, port ranges, services, 5-tuples |
@@ -25,6 +26,7 @@
 //! | [`probe`] | the datagram by which the controller sees a node's outer address |
 //! | [`flow_record`] | what is recorded about a flow |
 
+pub mod diagnostics;
 pub mod flow_record;
 pub mod grant;
 pub mod id;
