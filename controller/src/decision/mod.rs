@@ -1,1 +1,1 @@
-//! Being written.
+//! The policy decision point. Being written.

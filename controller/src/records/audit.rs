@@ -1,0 +1,370 @@
+//! What the core audits: who did what, from where, with which device, and why it was allowed or refused. Sign-ins at
+//! the pages are audited by the pages ([`crate::web::event`]), into the same log.
+
+use std::net::IpAddr;
+
+use postern_common::{
+    id::{DeviceId, LeaseId, MachineName, ResourceName, RuleName, SessionId, SubjectId, Tag},
+    time::WallTime,
+};
+use serde::{Deserialize, Serialize};
+
+/// Whom or what a revocation cuts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", content = "name")]
+pub enum RevokeTarget {
+    /// One login session. The person can sign in again.
+    Session(SessionId),
+    /// One device: its key is refused until the revocation is lifted.
+    Device(DeviceId),
+    /// A person or service: disabled everywhere until the revocation is lifted.
+    Subject(SubjectId),
+    /// A node: it stays connected, and nothing passes to it or from it until the revocation is lifted.
+    Node(DeviceId),
+    /// A rule: it gives nothing until the revocation is lifted.
+    Rule(RuleName),
+}
+
+/// Why a lease ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum LeaseEnd {
+    /// Its time ran out: the device did not come back, or policy gives it no more time.
+    Expired,
+    /// The login session ended, at its time or before.
+    SessionEnded {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The device was removed, revoked or has another session now.
+    Device {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The subject was disabled.
+    Disabled {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// One event of the audit log. `subject_name` and `machine` are as people knew them at that time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum AuditEvent {
+    /// The controller began to serve.
+    Started {
+        /// This life of the controller.
+        epoch: u64,
+        /// The policy in force.
+        policy_revision: u64,
+    },
+    /// The controller was restored from a backup: every login session is over.
+    Restored {
+        /// The new life of the controller.
+        epoch: u64,
+        /// How many login sessions were ended.
+        sessions_ended: usize,
+    },
+    /// A machine asks a person to sign in for it.
+    JoinAsked {
+        /// The name that it would like.
+        machine: MachineName,
+        /// Its device key's fingerprint.
+        fingerprint: String,
+        /// From which address.
+        from: IpAddr,
+    },
+    /// A person confirmed a machine.
+    JoinConfirmed {
+        /// Who.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The login session.
+        session: SessionId,
+        /// From which address the person confirmed.
+        from: IpAddr,
+        /// From which address the machine asked.
+        asked_from: IpAddr,
+    },
+    /// A join was refused: by the person, by a limit, or by its content.
+    JoinRefused {
+        /// The name that the machine would have liked.
+        machine: MachineName,
+        /// From which address the machine asked.
+        from: IpAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A machine joined with an enrolment token.
+    Enrolled {
+        /// The service identity.
+        subject: SubjectId,
+        /// Its name.
+        subject_name: String,
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The token's short name.
+        token: String,
+        /// The tags that count.
+        tags: Vec<Tag>,
+        /// From which address.
+        from: IpAddr,
+    },
+    /// A machine tried a token in vain.
+    EnrolRefused {
+        /// The name that the machine would have liked.
+        machine: MachineName,
+        /// From which address.
+        from: IpAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A node's stream began.
+    StreamOpened {
+        /// The node.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// From which address.
+        from: IpAddr,
+        /// The version of its software.
+        version: String,
+    },
+    /// A node's stream ended.
+    StreamClosed {
+        /// The node.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Why.
+        reason: String,
+    },
+    /// A stream was refused before it named a known node.
+    StreamRefused {
+        /// The device that it claimed to be.
+        device: Option<DeviceId>,
+        /// From which address.
+        from: IpAddr,
+        /// Why.
+        reason: String,
+    },
+    /// A decision whose outcome differs from the one before it.
+    Decided {
+        /// About whom.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The lease that carries it.
+        lease: LeaseId,
+        /// Under which policy.
+        policy_revision: u64,
+        /// What may be reached, by which rule.
+        allowed: Vec<DecidedAccess>,
+    },
+    /// A lease began.
+    LeaseIssued {
+        /// The lease.
+        lease: LeaseId,
+        /// The subject.
+        subject: SubjectId,
+        /// Its name.
+        subject_name: String,
+        /// The device.
+        device: DeviceId,
+        /// The login session; absent for a service.
+        session: Option<SessionId>,
+        /// Until when.
+        until: WallTime,
+    },
+    /// A lease got more time.
+    LeaseRenewed {
+        /// The lease.
+        lease: LeaseId,
+        /// The device.
+        device: DeviceId,
+        /// Until when.
+        until: WallTime,
+    },
+    /// A lease ended.
+    LeaseEnded {
+        /// The lease.
+        lease: LeaseId,
+        /// The subject.
+        subject: SubjectId,
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        why: LeaseEnd,
+    },
+    /// A login session ended.
+    SessionEnded {
+        /// The login session.
+        session: SessionId,
+        /// Whose.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// Why.
+        reason: String,
+    },
+    /// Something was revoked.
+    Revoked {
+        /// The revocation's number.
+        revocation: u64,
+        /// What.
+        target: RevokeTarget,
+        /// By which operating system's user, or by whom else.
+        by: String,
+        /// Why.
+        reason: String,
+        /// How many nodes have to cut something.
+        nodes: usize,
+    },
+    /// Every node has cut what was revoked.
+    RevocationDone {
+        /// The revocation's number.
+        revocation: u64,
+        /// How many nodes acknowledged.
+        acknowledged: usize,
+        /// At how many nodes, away from the controller, the deadline has passed instead.
+        expired: usize,
+        /// Milliseconds from the command to the last of them.
+        elapsed_ms: u64,
+    },
+    /// A revocation was lifted.
+    RevocationLifted {
+        /// What.
+        target: RevokeTarget,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// A node has a new WireGuard key.
+    KeyAdded {
+        /// The node.
+        device: DeviceId,
+        /// The key's fingerprint.
+        fingerprint: String,
+    },
+    /// A WireGuard key is used no longer.
+    KeyRetired {
+        /// The node.
+        device: DeviceId,
+        /// The key's fingerprint.
+        fingerprint: String,
+    },
+    /// A policy took effect.
+    PolicyApplied {
+        /// Its number.
+        revision: u64,
+        /// The SHA-256 of its text, in hexadecimal.
+        sha256: String,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// An enrolment token was made.
+    TokenCreated {
+        /// Its short name.
+        token: String,
+        /// The tags that it approves.
+        tags: Vec<Tag>,
+        /// How many machines may use it.
+        uses: u32,
+        /// Until when.
+        expires: WallTime,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// An enrolment token was taken back.
+    TokenDeleted {
+        /// Its short name.
+        token: String,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// Tags of a device, or its name as a destination, were approved or refused.
+    ClaimsDecided {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Tags that count from now on.
+        approved: Vec<Tag>,
+        /// Tags that were refused or taken away.
+        refused: Vec<Tag>,
+        /// Whether the machine's name may stand for a resource.
+        name_approved: bool,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// A device was removed.
+    DeviceRemoved {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// By whom.
+        by: String,
+    },
+    /// A subject was disabled or enabled, or its groups were changed.
+    SubjectChanged {
+        /// The subject.
+        subject: SubjectId,
+        /// Its name.
+        subject_name: String,
+        /// What changed, for people.
+        what: String,
+        /// By whom.
+        by: String,
+    },
+    /// A configuration for a stock WireGuard client was exported.
+    StockExported {
+        /// For whom.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// The device that was made for it.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Until when it can be renewed.
+        until: WallTime,
+        /// From which address it was asked for.
+        from: IpAddr,
+    },
+    /// Something else that an administrator did: accounts, backups.
+    Administration {
+        /// By which operating system's user.
+        by: String,
+        /// What.
+        action: String,
+        /// Further facts.
+        detail: String,
+    },
+}
+
+/// One access within [`AuditEvent::Decided`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DecidedAccess {
+    /// The rule that gives it.
+    pub rule: RuleName,
+    /// The resource.
+    pub resource: ResourceName,
+    /// Until when it could hold, whatever the lease.
+    pub valid_until: Option<WallTime>,
+    /// Why it would be refused if the rule were not only watched.
+    pub would_deny: Option<String>,
+}

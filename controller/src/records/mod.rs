@@ -1,0 +1,398 @@
+//! What the controller keeps: durable records, the changes to them, and what is audited.
+//!
+//! ```text
+//! store --Loaded--> stream::Core --Effect::{Store, Audit}--> store, audit log    (one transaction per batch)
+//! ```
+//!
+//! The core ([`crate::stream::Core`]) holds every record in memory and decides from memory alone; the shell makes its
+//! [`StoreChange`]s and [`AuditEvent`]s durable, in order, before it sends anything that the core queued behind them.
+//! So a crash can lose an answer to a node, never the record of what the node was told.
+//!
+//! No private key of a node or device is ever in here. What is secret: [`PairRecord::preshared`]. Tokens are kept as
+//! hashes alone.
+
+mod audit;
+mod identity;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
+
+pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
+pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
+use postern_common::{
+    id::{DeviceId, LeaseId, MachineName, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
+    time::WallTime,
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// What a device runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceKind {
+    /// Our agent: it has a stream and enforces.
+    Agent,
+    /// An ordinary WireGuard client with an exported configuration: no stream, never a destination.
+    StockClient,
+}
+
+/// Whether the machine's name may stand for a resource. A name is a claim of the machine's until somebody vouches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NameClaim {
+    /// The machine chose it; `node = "NAME"` in the policy does not mean this machine yet.
+    #[default]
+    Claimed,
+    /// An administrator approved it, or the enrolment token was made for this name.
+    Approved,
+}
+
+/// Whether a device may take part.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Standing {
+    /// Nothing is held against it.
+    #[default]
+    Good,
+    /// Its stream stays, and nothing passes to it or from it until an administrator lifts this.
+    Quarantined {
+        /// Since when.
+        since: WallTime,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Its device key is refused until an administrator lifts this.
+    Revoked {
+        /// Since when.
+        since: WallTime,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+/// The overlay addresses of one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Addresses {
+    /// From the controller's ULA /48.
+    pub v6: Ipv6Addr,
+    /// From the configured pool.
+    pub v4: Ipv4Addr,
+}
+
+impl Addresses {
+    /// Returns both, IPv6 first.
+    pub fn to_vec(self) -> Vec<IpAddr> {
+        vec![self.v6.into(), self.v4.into()]
+    }
+}
+
+/// One machine of a subject.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRecord {
+    /// The device, and the node if it runs our agent.
+    pub id: DeviceId,
+    /// What it runs.
+    pub kind: DeviceKind,
+    /// The key that names it; absent for stock clients.
+    pub key: Option<DevicePublicKey>,
+    /// The machine's name; unique.
+    pub name: MachineName,
+    /// Whether the name may stand for a resource.
+    pub name_claim: NameClaim,
+    /// The person or service to whom it belongs.
+    pub owner: SubjectId,
+    /// Tags that count.
+    pub tags: BTreeSet<Tag>,
+    /// Tags that wait for an administrator.
+    pub tags_pending: BTreeSet<Tag>,
+    /// Its overlay addresses.
+    pub addresses: Addresses,
+    /// WireGuard public keys in use, newest first; empty when nobody is signed in.
+    pub wireguard_keys: Vec<WireGuardPublicKey>,
+    /// Whether it may take part.
+    pub standing: Standing,
+    /// When it was enrolled.
+    pub created: WallTime,
+    /// When its stream last began or ended.
+    pub last_seen: WallTime,
+    /// The outer address from which its stream last came.
+    pub last_address: Option<IpAddr>,
+    /// The version of its software, as it told.
+    pub version: String,
+}
+
+/// Why a login session ended before or at its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionEnd {
+    /// When.
+    pub at: WallTime,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// One sign-in of a person on one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The login session.
+    pub id: SessionId,
+    /// Who signed in.
+    pub subject: SubjectId,
+    /// On which device.
+    pub device: DeviceId,
+    /// What the identity provider vouched for.
+    pub assurance: Assurance,
+    /// When it began.
+    pub started: WallTime,
+    /// From which address the person confirmed it.
+    pub from: IpAddr,
+    /// The browser's login session with which it ends: for stock clients, which have no other way to end it.
+    pub web_session: Option<SessionId>,
+    /// When it ends at the latest.
+    pub expires: WallTime,
+    /// Set once it has ended.
+    pub ended: Option<SessionEnd>,
+}
+
+/// What one login session or service on one device is entitled to, until it expires. Only its times are durable: what
+/// it opens is decided anew from policy, so that a restart can never bring back what a change took away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// The lease.
+    pub id: LeaseId,
+    /// The device.
+    pub device: DeviceId,
+    /// The subject.
+    pub subject: SubjectId,
+    /// The login session; absent for a service.
+    pub session: Option<SessionId>,
+    /// When it was first issued.
+    pub issued: WallTime,
+    /// When it was last renewed.
+    pub renewed: WallTime,
+    /// When it ends unless it is renewed.
+    pub until: WallTime,
+}
+
+/// The SHA-256 of an enrolment token; the token itself is shown once and kept nowhere.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    /// Hashes a token as it was given out. Tokens carry 160 random bits, so a plain hash resists guessing.
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// Returns the 12 hexadecimal digits by which people name the token.
+    pub fn short(&self) -> String {
+        hex::encode(&self.0[..6])
+    }
+}
+
+impl fmt::Display for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.short())
+    }
+}
+
+impl FromStr for TokenHash {
+    type Err = hex::FromHexError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).map(|()| Self(bytes))
+    }
+}
+
+impl Serialize for TokenHash {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TokenHash {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        std::borrow::Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// An enrolment token for servers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// The token's hash, which is also its name.
+    pub hash: TokenHash,
+    /// The service identity that a machine gets; a private one of its own if absent.
+    pub service: Option<ServiceName>,
+    /// The tags that it approves.
+    pub tags: BTreeSet<Tag>,
+    /// The machine name that it approves, if it was made for one machine.
+    pub machine: Option<MachineName>,
+    /// How many machines may still use it.
+    pub uses_left: u32,
+    /// When it stops to work.
+    pub expires: WallTime,
+    /// The operating system's user who made it.
+    pub created_by: String,
+    /// When.
+    pub created: WallTime,
+}
+
+/// One end of a pair of WireGuard keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PairEnd {
+    /// Whose key it is.
+    pub device: DeviceId,
+    /// The key.
+    pub key: WireGuardPublicKey,
+}
+
+/// Names a pair: its two WireGuard keys, the smaller first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PairName(WireGuardPublicKey, WireGuardPublicKey);
+
+impl PairName {
+    /// Names the pair of two keys, in either order.
+    pub fn of(one: WireGuardPublicKey, other: WireGuardPublicKey) -> Self {
+        if one <= other { Self(one, other) } else { Self(other, one) }
+    }
+}
+
+impl fmt::Display for PairName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0, self.1)
+    }
+}
+
+/// Two WireGuard keys that may make sessions, their pre-shared key, and who of the two knows.
+///
+/// `first` is told at once and `second` only after `first` has acknowledged, so that the first handshake succeeds.
+/// Durable, so that a restart of the controller neither changes the pre-shared key under a running session nor
+/// forgets that the pair had been opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PairRecord {
+    /// The end that learns first: the destination, or the peer of a node that changes its key.
+    pub first: PairEnd,
+    /// The end that learns second.
+    pub second: PairEnd,
+    /// The pre-shared key: 32 random bytes, for this pair alone.
+    pub preshared: PresharedKey,
+    /// Whether `first` has acknowledged it.
+    pub first_knows: bool,
+    /// Whether `second` has acknowledged it.
+    pub second_knows: bool,
+}
+
+impl PairRecord {
+    /// Returns the pair's name.
+    pub fn name(&self) -> PairName {
+        PairName::of(self.first.key, self.second.key)
+    }
+}
+
+/// Addresses that nobody may have for a while after their device was removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldRecord {
+    /// The addresses.
+    pub addresses: Addresses,
+    /// When they may be given out again.
+    pub until: WallTime,
+}
+
+/// A rule that an administrator revoked. It gives nothing until the revocation is lifted, whatever the policy says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedRule {
+    /// The rule.
+    pub rule: RuleName,
+    /// The operating system's user who revoked it.
+    pub by: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    pub at: WallTime,
+}
+
+/// What there is once.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Meta {
+    /// Milliseconds since the Unix epoch at which this life of the controller began (`init` or `restore`).
+    pub epoch: u64,
+    /// The number of the policy in force; `policy apply` adds one.
+    pub policy_revision: u64,
+    /// The text of the policy in force.
+    pub policy_text: String,
+    /// When it was applied.
+    pub policy_applied: WallTime,
+    /// By which operating system's user.
+    pub policy_applied_by: String,
+}
+
+/// Everything durable, as the store loads it at start.
+#[derive(Debug, Clone, Default)]
+pub struct Loaded {
+    /// What there is once.
+    pub meta: Meta,
+    /// Subjects.
+    pub subjects: Vec<SubjectRecord>,
+    /// Devices.
+    pub devices: Vec<DeviceRecord>,
+    /// Login sessions; those that ended may be left out.
+    pub sessions: Vec<SessionRecord>,
+    /// Leases.
+    pub leases: Vec<LeaseRecord>,
+    /// Enrolment tokens.
+    pub tokens: Vec<TokenRecord>,
+    /// Pairs of keys.
+    pub pairs: Vec<PairRecord>,
+    /// Addresses on hold.
+    pub holds: Vec<HoldRecord>,
+    /// Revoked rules.
+    pub revoked_rules: Vec<RevokedRule>,
+}
+
+/// One change to what is durable. `Put` replaces the record of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreChange {
+    /// Writes what there is once.
+    PutMeta(Meta),
+    /// Writes a subject, named by its id.
+    PutSubject(SubjectRecord),
+    /// Writes a device, named by its id.
+    PutDevice(DeviceRecord),
+    /// Forgets a device; its sessions and leases were ended before.
+    DeleteDevice(DeviceId),
+    /// Writes a login session, named by its id.
+    PutSession(SessionRecord),
+    /// Forgets a login session that ended long ago.
+    DeleteSession(SessionId),
+    /// Writes a lease, named by its id.
+    PutLease(LeaseRecord),
+    /// Forgets a lease that ended.
+    DeleteLease(LeaseId),
+    /// Writes a token, named by its hash.
+    PutToken(TokenRecord),
+    /// Forgets a token that was used up, expired or taken back.
+    DeleteToken(TokenHash),
+    /// Writes a pair of keys, named by [`PairRecord::name`].
+    PutPair(PairRecord),
+    /// Forgets a pair and its pre-shared key.
+    DeletePair(PairName),
+    /// Writes addresses on hold, named by their IPv6 address.
+    PutHold(HoldRecord),
+    /// Forgets a hold.
+    DeleteHold(Addresses),
+    /// Writes a revoked rule, named by the rule.
+    PutRevokedRule(RevokedRule),
+    /// Forgets that a rule was revoked.
+    DeleteRevokedRule(RuleName),
+}

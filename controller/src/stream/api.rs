@@ -1,0 +1,405 @@
+//! The words in which the core is configured, asked and answered.
+
+use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use postern_common::{
+    grant::Position,
+    id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
+    net::Service,
+    protocol::{Refusal, ToNode},
+    time::WallTime,
+};
+use serde::Serialize;
+
+use crate::records::{
+    AuditEvent, DeviceRecord, LeaseRecord, RevokeTarget, SessionRecord, StoreChange, SubjectRecord, TokenRecord,
+};
+
+/// Names one stream of a node; never used twice in one life of the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub u64);
+
+/// What the shell has to do, in order. Every store change and audit event must be durable before any message behind it
+/// is sent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Change what is durable. The changes up to the next `Send` or `Close` make one transaction.
+    Store(StoreChange),
+    /// Append to the audit log.
+    Audit(AuditEvent),
+    /// Send a message to a node.
+    Send {
+        /// On which stream.
+        stream: StreamId,
+        /// What.
+        message: ToNode,
+    },
+    /// Send [`ToNode::Refused`] and close the stream. The core has forgotten it already.
+    Close {
+        /// Which stream.
+        stream: StreamId,
+        /// What kind of refusal.
+        refusal: Refusal,
+        /// What happened and what to do, for the person at the machine.
+        message: String,
+    },
+}
+
+/// Draws random bytes: the operating system's in the shell, a seeded sequence in simulations.
+pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
+
+/// What the core is configured with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CoreConfig {
+    /// The controller's URL as people and machines reach it, without a slash at its end: `https://ctl.corp.example`.
+    /// It is also the issuer of local accounts.
+    pub url: String,
+    /// The overlay's IPv6 prefix: a ULA /48 (RFC 4193).
+    pub overlay_v6: Ipv6Net,
+    /// The pool of overlay IPv4 addresses.
+    pub overlay_v4: Ipv4Net,
+    /// The domain of resource names: `internal`.
+    pub domain: String,
+    /// The shortest lease.
+    pub lease_min: Duration,
+    /// The longest lease. Rules say how long theirs are; ten minutes unless they do.
+    pub lease_max: Duration,
+    /// How long a login session lasts.
+    pub session_length: Duration,
+    /// How long a stock client's configuration can be renewed at most.
+    pub stock_limit: Duration,
+    /// The largest inner packet that stock clients are told, bytes.
+    pub stock_mtu: u16,
+    /// How long the addresses of a removed device are given to nobody else.
+    pub address_hold: Duration,
+    /// How long a join code works.
+    pub join_code_life: Duration,
+    /// The UDP port of the receiver of probes; none if there is no receiver.
+    pub probe_port: Option<u16>,
+    /// How long a node may take to acknowledge a document before its stream is closed.
+    pub acknowledge_within: Duration,
+    /// How long the old key of a rotation stays beside the new one after both ends have acknowledged that.
+    pub key_overlap: Duration,
+}
+
+impl CoreConfig {
+    /// Returns the defaults for a controller at `url` with this overlay.
+    pub fn new(url: impl Into<String>, overlay_v6: Ipv6Net, overlay_v4: Ipv4Net) -> Self {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        Self {
+            url: url.into(),
+            overlay_v6,
+            overlay_v4,
+            domain: "internal".into(),
+            lease_min: Duration::from_secs(30),
+            lease_max: minutes(60),
+            session_length: minutes(12 * 60),
+            stock_limit: minutes(8 * 60),
+            stock_mtu: 1280,
+            address_hold: minutes(7 * 24 * 60),
+            join_code_life: minutes(10),
+            probe_port: None,
+            acknowledge_within: Duration::from_secs(30),
+            key_overlap: Duration::from_secs(5),
+        }
+    }
+
+    /// Returns the overlay's prefixes, IPv6 first.
+    pub fn overlay(&self) -> Vec<IpNet> {
+        vec![self.overlay_v6.into(), self.overlay_v4.into()]
+    }
+}
+
+/// Why something that a person or an administrator asked for was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CoreError {
+    /// There is no such thing, or none that may be told of.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// What was looked for.
+        what: &'static str,
+        /// By which name, cut to 80 characters.
+        name: String,
+    },
+    /// More than one thing has that name.
+    #[error("`{name}` names {count} {what}s: use the identifier")]
+    Ambiguous {
+        /// What was looked for.
+        what: &'static str,
+        /// By which name.
+        name: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// The code has expired or was used.
+    #[error("the code has expired or was used: run `postern up` again for a new one")]
+    Expired,
+    /// Another machine waits under this code than the one that was shown.
+    #[error("another machine waits under this code than the one that was shown")]
+    Changed,
+    /// Policy or a limit does not permit it. The text says what and what to do.
+    #[error("{0}")]
+    NotPermitted(String),
+    /// Nothing is left to give. The text says what and what to do.
+    #[error("{0}")]
+    Exhausted(String),
+}
+
+/// What an administrator asks of a new enrolment token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewToken {
+    /// The service identity that a machine gets; a private one of its own if absent.
+    pub service: Option<ServiceName>,
+    /// The tags that it approves.
+    pub tags: BTreeSet<Tag>,
+    /// The machine name that it is for: no other name can use it, and the name may stand for a resource.
+    pub machine: Option<MachineName>,
+    /// How many machines may use it; 1 unless there is a reason.
+    pub uses: u32,
+    /// How long it works.
+    pub life: Duration,
+}
+
+/// A device and what is known of it at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DeviceView {
+    /// What is durable.
+    pub record: DeviceRecord,
+    /// Its owner's name for people.
+    pub owner_name: String,
+    /// Its login session, if one is open.
+    pub session: Option<SessionRecord>,
+    /// Its lease, if it holds one.
+    pub lease: Option<LeaseRecord>,
+    /// Its stream, if it is connected.
+    pub stream: Option<StreamView>,
+    /// Policy names its machine name as a place, and nobody has vouched for the name yet.
+    pub name_waits_for_approval: bool,
+}
+
+/// A node's stream at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StreamView {
+    /// From where it comes.
+    pub from: SocketAddr,
+    /// Since when.
+    pub since: WallTime,
+    /// What the node last said that it enforces.
+    pub enforcing: Option<Position>,
+    /// What it was last sent.
+    pub sent: Option<Position>,
+    /// Whether it enforces everything that it should.
+    pub current: bool,
+    /// Its outer addresses, best first.
+    pub endpoints: Vec<SocketAddr>,
+    /// How many peers it has been told of.
+    pub peers: usize,
+}
+
+/// A login session with the names of its subject and device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SessionView {
+    /// The login session.
+    pub record: SessionRecord,
+    /// Who.
+    pub subject_name: String,
+    /// On which machine.
+    pub machine: Option<MachineName>,
+}
+
+/// A lease with the names of what it opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeaseView {
+    /// The lease.
+    pub record: LeaseRecord,
+    /// Who.
+    pub subject_name: String,
+    /// On which machine.
+    pub machine: MachineName,
+    /// What it opens.
+    pub access: Vec<LeaseAccess>,
+}
+
+/// One thing that a lease opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeaseAccess {
+    /// By which rule.
+    pub rule: RuleName,
+    /// The resource.
+    pub resource: ResourceName,
+    /// What may be opened.
+    pub services: Vec<Service>,
+    /// The machines that carry it.
+    pub nodes: Vec<MachineName>,
+    /// Until when, as the node enforces it.
+    pub until: WallTime,
+    /// Why it would be refused if its rule were not only watched.
+    pub would_deny: Option<String>,
+}
+
+/// A subject and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SubjectView {
+    /// The subject.
+    pub record: SubjectRecord,
+    /// How many devices it has.
+    pub devices: usize,
+    /// How many login sessions are open.
+    pub sessions: usize,
+}
+
+/// A token, as it can be listed: without its secret.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TokenView {
+    /// The token.
+    pub record: TokenRecord,
+    /// Its short name.
+    pub short: String,
+}
+
+/// Names a revocation within one life of the core.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct RevocationId(pub u64);
+
+impl fmt::Display for RevocationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How far a revocation has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevocationView {
+    /// The revocation.
+    pub id: RevocationId,
+    /// What was revoked.
+    pub target: RevokeTarget,
+    /// Every node that has to cut something.
+    pub nodes: Vec<RevocationNode>,
+    /// How many of them have acknowledged.
+    pub acknowledged: usize,
+    /// Milliseconds from the command to the last acknowledgement so far.
+    pub elapsed_ms: u64,
+    /// Whether nothing is left to wait for: each node has acknowledged, or its deadline has passed.
+    pub done: bool,
+}
+
+/// One node's part in a revocation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RevocationNode {
+    /// The node.
+    pub node: DeviceId,
+    /// Its name.
+    pub name: MachineName,
+    /// How far it has come.
+    pub progress: RevocationProgress,
+}
+
+/// How far one node has come with a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum RevocationProgress {
+    /// It was told, and has not answered yet.
+    Told,
+    /// It is not connected; its own deadlines close what is revoked then at the latest.
+    Away {
+        /// When the last of them passes.
+        closes_by: WallTime,
+    },
+    /// It has cut what was revoked.
+    Acknowledged {
+        /// Milliseconds after the command.
+        after_ms: u64,
+    },
+    /// It was away until its own deadlines had passed.
+    Expired,
+}
+
+/// What would change if another policy were applied.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct PolicyPlan {
+    /// Who would gain what.
+    pub gains: Vec<PlanLine>,
+    /// Who would lose what.
+    pub loses: Vec<PlanLine>,
+    /// Approvals that the new policy would wait for, for people.
+    pub warnings: Vec<String>,
+}
+
+/// One access that a policy would give or take.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PlanLine {
+    /// Who.
+    pub subject: String,
+    /// On which machine.
+    pub machine: MachineName,
+    /// The resource.
+    pub resource: ResourceName,
+    /// The machine that carries it.
+    pub node: MachineName,
+    /// What may be opened.
+    pub services: Vec<Service>,
+    /// Whether the lease that carries it is live, so that flows may be cut.
+    pub live: bool,
+}
+
+/// The controller at a glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CoreStatus {
+    /// This life of the controller.
+    pub epoch: u64,
+    /// The policy in force.
+    pub policy_revision: u64,
+    /// Nodes that are connected.
+    pub connected: usize,
+    /// Of those, nodes that enforce everything that they should.
+    pub current: usize,
+    /// Devices.
+    pub devices: usize,
+    /// Devices with a tag or a name that waits for approval.
+    pub awaiting_approval: Vec<MachineName>,
+    /// Open login sessions.
+    pub sessions: usize,
+    /// Live leases.
+    pub leases: usize,
+    /// Joins that wait for a person.
+    pub pending_joins: usize,
+    /// Revoked rules.
+    pub revoked_rules: Vec<RuleName>,
+    /// What was counted since the core began.
+    pub counters: Counters,
+}
+
+/// What the core counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Counters {
+    /// Evaluations of policy for one subject on one device.
+    pub decisions: u64,
+    /// Snapshots sent.
+    pub snapshots: u64,
+    /// Deltas sent.
+    pub deltas: u64,
+    /// Peers within sent deltas.
+    pub delta_peers: u64,
+    /// Streams refused.
+    pub streams_refused: u64,
+    /// Messages dropped because they made no sense or came too often.
+    pub messages_refused: u64,
+    /// Attempts turned away by a rate limit.
+    pub rate_limited: u64,
+    /// Probes with a code that did not fit, for no stream, or out of order.
+    pub probes_refused: u64,
+    /// Keys that a node wanted to add while it had as many as a node may have.
+    pub keys_refused: u64,
+}
+
+/// What identity has learned of a person after they signed in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SubjectUpdate {
+    /// Their groups, if those changed: every open login session is decided anew.
+    pub groups: Option<BTreeSet<String>>,
+    /// Whether they may take part, if that changed: `Some(Some(reason))` disables, `Some(None)` enables.
+    pub disabled: Option<Option<String>>,
+}
