@@ -36,7 +36,12 @@ use std::{collections::BTreeSet, sync::Arc};
 use postern_common::{id::SessionId, time::WallTime};
 use serde::{Deserialize, Serialize};
 
+pub mod local;
+pub mod oidc;
+pub mod pending;
 pub mod random;
+pub mod rate;
+pub mod sessions;
 pub mod user_code;
 
 /// Reads the wall clock; tests pass a clock of their own.

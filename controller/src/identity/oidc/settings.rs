@@ -1,0 +1,57 @@
+//! How the operator names a provider.
+
+use std::path::PathBuf;
+
+use url::Url;
+use zeroize::Zeroizing;
+
+/// A provider, as the operator names it in `controller.toml`.
+#[derive(Clone)]
+pub struct ProviderSettings {
+    /// The issuer's URL; discovery appends `/.well-known/openid-configuration`. HTTPS, or HTTP on a loopback address.
+    pub issuer: Url,
+    /// What the button on the sign-in page says: `Sign in with LABEL`.
+    pub label: String,
+    /// This controller's client identifier at the provider.
+    pub client_id: String,
+    /// The client's secret, read from a file or the environment; `None` for a public client (PKCE protects it).
+    pub client_secret: Option<Zeroizing<String>>,
+    /// Scopes to ask for, beyond `openid`.
+    pub scopes: Vec<String>,
+    /// The claim that holds the person's groups.
+    pub groups_claim: String,
+    /// Authentication context classes to ask for (`acr_values`), best first.
+    pub acr_values: Vec<String>,
+    /// A PEM file of further certificate authorities for the provider's own TLS.
+    pub ca_file: Option<PathBuf>,
+}
+
+impl ProviderSettings {
+    /// Names a provider with the usual scopes and the claim `groups`.
+    pub fn new(issuer: Url, client_id: impl Into<String>) -> Self {
+        Self {
+            label: issuer.host_str().unwrap_or("your provider").to_owned(),
+            issuer,
+            client_id: client_id.into(),
+            client_secret: None,
+            scopes: ["profile", "email"].map(str::to_owned).into(),
+            groups_claim: "groups".into(),
+            acr_values: Vec::new(),
+            ca_file: None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ProviderSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProviderSettings")
+            .field("issuer", &self.issuer.as_str())
+            .field("client_id", &self.client_id)
+            .field("client_secret", &self.client_secret.as_ref().map(|_| "[redacted]"))
+            .field("scopes", &self.scopes)
+            .field("groups_claim", &self.groups_claim)
+            .field("acr_values", &self.acr_values)
+            .field("ca_file", &self.ca_file)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,280 @@
+//! Login sessions of browsers: rows in the database, found by the hash of a cookie of 256 random bits.
+//!
+//! A session ends when it was not used for the idle time, at its absolute end, at sign-out, or when an administrator
+//! ends it; there is no way to extend it but to sign in again, which makes a new cookie (session fixation).
+
+use std::time::Duration;
+
+use postern_common::{id::SessionId, time::WallTime};
+use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
+
+use super::{
+    Proof, SignedIn, StoreFailed,
+    random::{self, Token},
+};
+
+/// How long a browser's login session lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionLimits {
+    /// Without use.
+    pub idle: Duration,
+    /// At the longest.
+    pub absolute: Duration,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(2 * 3_600), absolute: Duration::from_secs(12 * 3_600) }
+    }
+}
+
+/// The most sessions of one person; the oldest make room.
+const MAX_PER_PERSON: i64 = 16;
+/// How exactly the last use is recorded, so that reading a page does not write each time.
+const LAST_SEEN_STEP: Duration = Duration::from_secs(60);
+
+/// The login sessions of browsers.
+#[derive(Debug, Clone)]
+pub struct WebSessions {
+    pool: SqlitePool,
+    limits: SessionLimits,
+}
+
+/// A session in a list for administrators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebSession {
+    /// The person, as of sign-in.
+    pub who: SignedIn,
+    /// When the session began.
+    pub began: WallTime,
+    /// When it was last used, to a minute.
+    pub last_seen: WallTime,
+}
+
+fn time(row: &SqliteRow, column: &str) -> Result<WallTime, sqlx::Error> {
+    row.try_get(column).map(WallTime::from_millis)
+}
+
+fn read(row: &SqliteRow) -> Result<WebSession, sqlx::Error> {
+    let decode = |error: Box<dyn std::error::Error + Send + Sync>| sqlx::Error::Decode(error);
+    let proof: Proof = serde_json::from_str(row.try_get("proof")?).map_err(|error| decode(error.into()))?;
+    let id: [u8; 16] = row.try_get::<&[u8], _>("id")?.try_into().map_err(|_| decode("a session id".into()))?;
+    Ok(WebSession {
+        who: SignedIn { proof, session: SessionId::from_bytes(id), session_until: time(row, "until_at")? },
+        began: time(row, "began_at")?,
+        last_seen: time(row, "last_seen_at")?,
+    })
+}
+
+impl WebSessions {
+    /// Uses the tables of `0002_identity.sql` in `pool`.
+    pub const fn new(pool: SqlitePool, limits: SessionLimits) -> Self {
+        Self { pool, limits }
+    }
+
+    /// Opens a session for somebody who has just signed in, with a new cookie.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn open(&self, proof: Proof, now: WallTime) -> Result<(Token, SignedIn), StoreFailed> {
+        let token = Token::draw();
+        let session = SessionId::from_bytes(random::bytes());
+        let session_until = now.saturating_add(self.limits.absolute);
+        let json = serde_json::to_string(&proof).expect("a proof is plain text and numbers");
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query(
+            "INSERT INTO web_sessions (cookie_hash, id, issuer, subject, proof, began_at, last_seen_at, until_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?6, ?7)",
+        )
+        .bind(&token.hash().as_bytes()[..])
+        .bind(&session.as_bytes()[..])
+        .bind(&proof.issuer)
+        .bind(&proof.subject)
+        .bind(json)
+        .bind(now.as_millis())
+        .bind(session_until.as_millis())
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query(
+            "DELETE FROM web_sessions WHERE issuer = ?1 AND subject = ?2 AND id NOT IN
+             (SELECT id FROM web_sessions WHERE issuer = ?1 AND subject = ?2 ORDER BY began_at DESC LIMIT ?3)",
+        )
+        .bind(&proof.issuer)
+        .bind(&proof.subject)
+        .bind(MAX_PER_PERSON)
+        .execute(&mut *transaction)
+        .await?;
+        transaction.commit().await?;
+        Ok((token, SignedIn { proof, session, session_until }))
+    }
+
+    /// Finds the live session of a cookie and notes that it was used.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn find(&self, cookie: &Token, now: WallTime) -> Result<Option<SignedIn>, StoreFailed> {
+        let hash = cookie.hash();
+        let row = sqlx::query("SELECT * FROM web_sessions WHERE cookie_hash = ?1")
+            .bind(&hash.as_bytes()[..])
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(session) = row.as_ref().map(read).transpose()? else { return Ok(None) };
+        let idle_until = session.last_seen.saturating_add(self.limits.idle);
+        // A clock set back far makes a session older than its own beginning: closed, like everything unclear.
+        if now >= session.who.session_until || now >= idle_until || now.saturating_add(LAST_SEEN_STEP) < session.began {
+            self.close(cookie).await?;
+            return Ok(None);
+        }
+        if now.since(session.last_seen) >= LAST_SEEN_STEP {
+            sqlx::query("UPDATE web_sessions SET last_seen_at = ?2 WHERE cookie_hash = ?1")
+                .bind(&hash.as_bytes()[..])
+                .bind(now.as_millis())
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(Some(session.who))
+    }
+
+    /// Ends the session of a cookie.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn close(&self, cookie: &Token) -> Result<(), StoreFailed> {
+        sqlx::query("DELETE FROM web_sessions WHERE cookie_hash = ?1")
+            .bind(&cookie.hash().as_bytes()[..])
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Ends a session by its identifier; tells whether there was one.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn end(&self, session: SessionId) -> Result<bool, StoreFailed> {
+        let done = sqlx::query("DELETE FROM web_sessions WHERE id = ?1")
+            .bind(&session.as_bytes()[..])
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Ends every session of a person; tells how many there were.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn end_of_person(&self, issuer: &str, subject: &str) -> Result<u64, StoreFailed> {
+        let done = sqlx::query("DELETE FROM web_sessions WHERE issuer = ?1 AND subject = ?2")
+            .bind(issuer)
+            .bind(subject)
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Lists the sessions that are live, newest first; at most 1,000.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn list(&self, now: WallTime) -> Result<Vec<WebSession>, StoreFailed> {
+        let oldest_use =
+            now.as_millis().saturating_sub(i64::try_from(self.limits.idle.as_millis()).unwrap_or(i64::MAX));
+        let rows = sqlx::query(
+            "SELECT * FROM web_sessions WHERE until_at > ?1 AND last_seen_at > ?2 ORDER BY began_at DESC LIMIT 1000",
+        )
+        .bind(now.as_millis())
+        .bind(oldest_use)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
+    }
+
+    /// Deletes what has expired; tells how many there were. Call it now and then.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn sweep(&self, now: WallTime) -> Result<u64, StoreFailed> {
+        let oldest_use =
+            now.as_millis().saturating_sub(i64::try_from(self.limits.idle.as_millis()).unwrap_or(i64::MAX));
+        let done = sqlx::query("DELETE FROM web_sessions WHERE until_at <= ?1 OR last_seen_at <= ?2")
+            .bind(now.as_millis())
+            .bind(oldest_use)
+            .execute(&self.pool)
+            .await?;
+        Ok(done.rows_affected())
+    }
+}
+
+/// Opens an empty database in memory with the tables of this module, for tests.
+#[cfg(test)]
+pub(crate) async fn test_pool() -> SqlitePool {
+    let options = sqlx::sqlite::SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
+    let pool = sqlx::sqlite::SqlitePoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await
+        .expect("a database in memory");
+    sqlx::raw_sql(include_str!("../../migrations/0002_identity.sql")).execute(&pool).await.expect("the tables");
+    pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn proof(subject: &str) -> Proof {
+        SignedIn::for_test("https://idp.example", subject, "alice@corp.example", &["staff"]).proof
+    }
+
+    fn at(seconds: i64) -> WallTime {
+        WallTime::from_millis(1_700_000_000_000 + seconds * 1_000)
+    }
+
+    async fn sessions() -> WebSessions {
+        WebSessions::new(
+            test_pool().await,
+            SessionLimits { idle: Duration::from_secs(600), absolute: Duration::from_secs(3_600) },
+        )
+    }
+
+    #[tokio::test]
+    async fn a_session_is_found_by_its_cookie_and_nothing_else() {
+        let sessions = sessions().await;
+        let (cookie, who) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        assert_eq!(sessions.find(&cookie, at(1)).await.expect("works"), Some(who));
+        assert_eq!(sessions.find(&Token::draw(), at(1)).await.expect("works"), None);
+        let stored: Vec<u8> =
+            sqlx::query_scalar("SELECT cookie_hash FROM web_sessions").fetch_one(&sessions.pool).await.expect("a row");
+        assert_ne!(stored, cookie.expose().as_bytes(), "the cookie itself is not stored");
+    }
+
+    #[tokio::test]
+    async fn a_session_ends_when_idle_and_at_its_absolute_end() {
+        let sessions = sessions().await;
+        let (idle, _) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        let (busy, _) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        for seconds in (0..3_600).step_by(300) {
+            assert!(sessions.find(&busy, at(seconds)).await.expect("works").is_some(), "{seconds}");
+        }
+        assert!(sessions.find(&idle, at(600)).await.expect("works").is_none(), "idle");
+        assert!(sessions.find(&busy, at(3_600)).await.expect("works").is_none(), "absolute");
+        assert!(sessions.find(&busy, at(3_599)).await.expect("works").is_none(), "closed for good");
+    }
+
+    #[tokio::test]
+    async fn the_sessions_of_one_person_are_bounded_and_end_together() {
+        let sessions = sessions().await;
+        let (first, _) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        let (other, _) = sessions.open(proof("2"), at(0)).await.expect("opens");
+        for seconds in 0..MAX_PER_PERSON {
+            sessions.open(proof("1"), at(1 + seconds)).await.expect("opens");
+        }
+        assert!(sessions.find(&first, at(20)).await.expect("works").is_none());
+        assert_eq!(sessions.list(at(20)).await.expect("works").len(), 17);
+        assert_eq!(sessions.end_of_person("https://idp.example", "1").await.expect("works"), 16);
+        assert!(sessions.find(&other, at(20)).await.expect("works").is_some());
+        assert_eq!(sessions.sweep(at(700)).await.expect("works"), 1);
+    }
+}
