@@ -1,1 +1,21 @@
-//! Being written.
+//! The thin I/O shell around the data plane.
+//!
+//! ```text
+//! kernel --tun--> worker --pipeline--> UdpBatch --udp--> network
+//! network --udp--> worker --pipeline--> TunBatch --tun--> kernel
+//! agent --WorkerHandle (channel + eventfd)--> worker --events--> agent
+//! ```
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`tun`] | the persistent TUN interface with its offloads |
+//! | [`udp`] | the WireGuard sockets with GSO and GRO |
+//! | [`path`] | the seam for choosing a path; source addresses, MTU |
+//! | [`clock`] | the seam for time |
+//! | `sys` | the few system calls with `unsafe` |
+
+pub mod clock;
+pub mod path;
+mod sys;
+pub mod tun;
+pub mod udp;
