@@ -1,1 +1,4 @@
-//! Being written.
+//! The agent.
+pub mod core;
+pub mod state;
+pub mod target;

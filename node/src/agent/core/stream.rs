@@ -1,0 +1,488 @@
+//! The stream to the controller: its states, and what each message does in each.
+//!
+//! ```text
+//! Resting --due--> Connecting --connected--> Greeting --Challenge--> Joining --Joined--> (identity durable) --.
+//!    ^                                          '------Challenge--> Live                                      |
+//!    '------------- disconnected, refused, timed out: back-off ----'   <------------ Connecting -------------'
+//! ```
+
+use std::time::Duration;
+
+use postern_common::{
+    grant::{Change, GrantError, GrantVerifier, SignedDocument},
+    id::{MachineName, Nonce},
+    key::{SigningPurpose, WireGuardPublicKey},
+    probe::ProbeKey,
+    protocol::{Enrol, FromNode, Hello, Join, PROTOCOL_VERSION, Refusal, ToNode, hello_payload, join_payload},
+    time::{Monotonic, Now},
+};
+use zeroize::Zeroizing;
+
+use super::{
+    AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, ProbeOrder,
+    identity::{Enrolment, Login, Wanted},
+};
+use crate::agent::target::ControllerTarget;
+
+/// How long a connection attempt may take, all addresses together.
+pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+const SIGN_IN_SLACK: Duration = Duration::from_secs(30);
+const SIGN_IN_AT_MOST: Duration = Duration::from_secs(3600);
+/// How long after the end of a session the controller has for the document that closes the doors.
+const SHUT_PATIENCE: Duration = Duration::from_secs(2);
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// A stream that lived this long counts as a success, and the back-off starts over.
+const STABLE: Duration = Duration::from_secs(10);
+/// How often a join tries to reach the controller before it tells the person that it does not work.
+const JOIN_ATTEMPTS: u32 = 3;
+
+/// What a stream is for.
+#[derive(Debug)]
+pub(super) enum Purpose {
+    Join(Box<JoinAttempt>),
+    Serve,
+}
+
+/// A join under way.
+#[derive(Debug)]
+pub(super) struct JoinAttempt {
+    pub(super) target: ControllerTarget,
+    pub(super) token: Option<Zeroizing<String>>,
+    pub(super) name: MachineName,
+    pub(super) key: WireGuardPublicKey,
+    pub(super) failures: u32,
+}
+
+/// The stream's states.
+#[derive(Debug)]
+pub(super) enum Stream {
+    /// None; the next attempt, if one is wanted.
+    Resting { next: Option<(Monotonic, Purpose)> },
+    /// The shell is connecting.
+    Connecting { purpose: Purpose, deadline: Monotonic },
+    /// Connected; the controller speaks first.
+    Greeting { purpose: Purpose, deadline: Monotonic },
+    /// The join is sent.
+    Joining { attempt: Box<JoinAttempt>, deadline: Monotonic, shown: Option<(String, String)> },
+    /// The node is known and receives documents.
+    Live(Live),
+}
+
+/// A live stream.
+#[derive(Debug)]
+pub(super) struct Live {
+    since: Monotonic,
+    freshen_at: Monotonic,
+    snapshot_by: Option<Monotonic>,
+    /// The session has ended: the doors close here at the latest, whatever the controller sends.
+    shut_by: Option<Monotonic>,
+}
+
+impl Stream {
+    pub(super) fn deadline(&self) -> Option<Monotonic> {
+        match self {
+            Self::Resting { next } => next.as_ref().map(|(at, _)| *at),
+            Self::Connecting { deadline, .. } | Self::Greeting { deadline, .. } | Self::Joining { deadline, .. } => {
+                Some(*deadline)
+            }
+            Self::Live(live) => {
+                let never = Monotonic::NEVER;
+                Some(live.snapshot_by.unwrap_or(never).min(live.shut_by.unwrap_or(never)).min(live.freshen_at))
+            }
+        }
+    }
+
+    pub(super) const fn is_join(&self) -> bool {
+        match self {
+            Self::Joining { .. } => true,
+            Self::Connecting { purpose, .. }
+            | Self::Greeting { purpose, .. }
+            | Self::Resting { next: Some((_, purpose)) } => matches!(purpose, Purpose::Join(_)),
+            Self::Resting { next: None } | Self::Live(_) => false,
+        }
+    }
+
+    /// Returns code and page of a join under way.
+    pub(super) fn join_code(&self) -> Option<(Option<String>, Option<String>)> {
+        match self {
+            Self::Joining { shown: Some((code, url)), .. } => Some((Some(code.clone()), Some(url.clone()))),
+            other if other.is_join() => Some((None, None)),
+            Self::Resting { .. } | Self::Connecting { .. } | Self::Greeting { .. } | Self::Joining { .. } => None,
+            Self::Live(_) => None,
+        }
+    }
+}
+
+impl Core {
+    pub(super) fn connect_if_wanted(&mut self, now: Now) {
+        if self.signed_in() && self.identity.wanted == Wanted::Up {
+            self.connect(Purpose::Serve, now);
+        }
+    }
+
+    pub(super) fn connect(&mut self, purpose: Purpose, now: Now) {
+        let target = match (&purpose, &self.identity.enrolment) {
+            (Purpose::Join(attempt), _) => attempt.target.clone(),
+            (Purpose::Serve, Some(enrolment)) => enrolment.controller.clone(),
+            (Purpose::Serve, None) => return,
+        };
+        self.notify(Notice::Connecting { controller: target.authority() });
+        self.effects.push_back(Effect::Connect(target));
+        let deadline = now.monotonic.saturating_add(CONNECT_PATIENCE + Duration::from_secs(5));
+        self.stream = Stream::Connecting { purpose, deadline };
+    }
+
+    /// Closes the stream and rests without an end.
+    pub(super) fn close_stream(&mut self) {
+        match std::mem::replace(&mut self.stream, Stream::Resting { next: None }) {
+            Stream::Resting { .. } => {}
+            Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } | Stream::Live(_) => {
+                self.effects.push_back(Effect::StopProbes);
+                self.effects.push_back(Effect::Close);
+            }
+        }
+        self.fail_questions("the stream to the controller closed");
+    }
+
+    fn fail_questions(&mut self, why: &str) {
+        for question in std::mem::take(&mut self.questions).into_keys() {
+            self.effects.push_back(Effect::Explained { question, answer: Err(why.to_owned()) });
+        }
+    }
+
+    /// Takes note that the stream is open.
+    pub fn handle_connected(&mut self, now: Now) {
+        self.stream = match std::mem::replace(&mut self.stream, Stream::Resting { next: None }) {
+            Stream::Connecting { purpose, .. } => {
+                Stream::Greeting { purpose, deadline: now.monotonic.saturating_add(ANSWER_PATIENCE) }
+            }
+            other => other,
+        };
+    }
+
+    /// Takes note that the stream could not be opened, or ended. `retry` tells whether it may mend by itself.
+    pub fn handle_disconnected(&mut self, error: String, retry: Retry, now: Now) {
+        self.fail_questions("the stream to the controller closed");
+        self.effects.push_back(Effect::StopProbes);
+        let before = std::mem::replace(&mut self.stream, Stream::Resting { next: None });
+        self.last_error = Some(error.clone());
+        match before {
+            Stream::Resting { next } => self.stream = Stream::Resting { next },
+            Stream::Connecting { purpose: Purpose::Join(attempt), .. }
+            | Stream::Greeting { purpose: Purpose::Join(attempt), .. }
+            | Stream::Joining { attempt, .. } => self.join_failed(attempt, error, retry, now),
+            Stream::Connecting { purpose: Purpose::Serve, .. } | Stream::Greeting { purpose: Purpose::Serve, .. } => {
+                self.rest(error, retry, now);
+            }
+            Stream::Live(live) => {
+                self.offline_since = Some(now.wall);
+                if now.monotonic.since(live.since) >= STABLE {
+                    self.backoff.reset();
+                }
+                if self.signed_in() {
+                    self.rest(error, retry, now);
+                } else {
+                    self.shut();
+                }
+            }
+        }
+    }
+
+    pub(super) fn signed_in(&self) -> bool {
+        self.identity.enrolment.as_ref().is_some_and(|enrolment| enrolment.login.is_open())
+    }
+
+    fn rest(&mut self, error: String, retry: Retry, now: Now) {
+        let wait = match retry {
+            Retry::Soon => self.backoff.next(&mut *self.entropy),
+            Retry::Slowly => self.backoff.slow(&mut *self.entropy),
+        };
+        self.notify(Notice::Retrying { error, after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
+        self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), Purpose::Serve)) };
+    }
+
+    fn join_failed(&mut self, mut attempt: Box<JoinAttempt>, error: String, retry: Retry, now: Now) {
+        attempt.failures += 1;
+        if retry == Retry::Slowly || attempt.failures >= JOIN_ATTEMPTS {
+            return self.notify(Notice::Failed { message: error });
+        }
+        let wait = self.backoff.next(&mut *self.entropy);
+        self.notify(Notice::Retrying { error, after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
+        self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), Purpose::Join(attempt))) };
+    }
+
+    pub(super) fn stream_timeout(&mut self, now: Now) {
+        if self.stream.deadline().is_none_or(|deadline| deadline > now.monotonic) {
+            return;
+        }
+        match std::mem::replace(&mut self.stream, Stream::Resting { next: None }) {
+            Stream::Resting { next: None } => {}
+            Stream::Resting { next: Some((_, Purpose::Serve)) } => self.connect_if_wanted(now),
+            Stream::Resting { next: Some((_, join @ Purpose::Join(_))) } => self.connect(join, now),
+            Stream::Joining { shown: Some(_), .. } => {
+                self.effects.push_back(Effect::Close);
+                let message = "nobody signed in before the code expired: run `postern up` again for a new one".into();
+                self.notify(Notice::Failed { message });
+            }
+            Stream::Live(mut live) => {
+                if live.freshen_at <= now.monotonic {
+                    let nonce = self.draw_nonce(now);
+                    self.effects.push_back(Effect::Send(FromNode::Freshen { nonce }));
+                    live.freshen_at = now.monotonic.saturating_add(FRESHEN_INTERVAL);
+                }
+                if live.snapshot_by.is_some_and(|by| by <= now.monotonic) {
+                    self.effects.push_back(Effect::Send(FromNode::SnapshotWanted));
+                    live.snapshot_by = Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE));
+                }
+                if live.shut_by.is_some_and(|by| by <= now.monotonic) {
+                    live.shut_by = None;
+                    self.shut();
+                }
+                self.stream = Stream::Live(live);
+            }
+            silent @ (Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. }) => {
+                self.effects.push_back(Effect::Close);
+                self.stream = silent;
+                self.handle_disconnected("the controller did not answer in time".into(), Retry::Soon, now);
+            }
+        }
+    }
+
+    /// Takes a message of the controller.
+    pub fn handle_message(&mut self, message: ToNode, now: Now) {
+        match message {
+            ToNode::Challenge { nonce, protocol } => self.challenged(nonce, protocol, now),
+            ToNode::JoinPending { code, url, url_with_code, expires } => {
+                if let Stream::Joining { deadline, shown, .. } = &mut self.stream {
+                    let patience = expires.since(now.wall).min(SIGN_IN_AT_MOST) + SIGN_IN_SLACK;
+                    *deadline = now.monotonic.saturating_add(patience);
+                    *shown = Some((code.clone(), url.clone()));
+                    self.notify(Notice::SignIn { code, url, url_with_code, expires });
+                }
+            }
+            ToNode::Joined { device, name, session, subject_name, controller, session_until } => {
+                let Stream::Joining { attempt, .. } =
+                    std::mem::replace(&mut self.stream, Stream::Resting { next: None })
+                else {
+                    return self.nonsense(now);
+                };
+                self.effects.push_back(Effect::Close);
+                let login = match session {
+                    Some(session) => Login::Session { session, until: session_until },
+                    None => Login::Service,
+                };
+                let (subject, machine, person) = (subject_name.clone(), name.to_string(), session.is_some());
+                let same = self
+                    .identity
+                    .enrolment
+                    .as_ref()
+                    .is_some_and(|enrolment| enrolment.device == device && enrolment.controller_key == controller);
+                let target = attempt.target;
+                let enrolment =
+                    Enrolment { controller: target, device, name, subject_name, controller_key: controller, login };
+                self.identity.enrolment = Some(enrolment);
+                self.identity.keyring.keep_newest();
+                if !same {
+                    self.verifier = Some(GrantVerifier::new(device, controller));
+                    self.shut();
+                }
+                self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
+                self.notify(Notice::Joined { subject, machine, person });
+                self.after_identity.push(AfterIdentity::Connect(Purpose::Serve));
+                self.write_identity();
+            }
+            ToNode::Grants { signed } => self.document(&signed, now),
+            ToNode::Probe { port, id, key } => {
+                if let (Stream::Live(_), Ok(key)) = (&self.stream, ProbeKey::from_base64(&key)) {
+                    self.effects.push_back(Effect::Probe(ProbeOrder { port, stream: id, key }));
+                }
+            }
+            ToNode::Explained { id, explanation } => {
+                if self.questions.remove(&id).is_some() {
+                    self.effects.push_back(Effect::Explained { question: id, answer: Ok(explanation) });
+                }
+            }
+            ToNode::SessionEnded { reason } => self.session_ended(reason, now),
+            ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
+        }
+    }
+
+    fn challenged(&mut self, challenge: Nonce, protocol: u16, now: Now) {
+        let Stream::Greeting { purpose, .. } = std::mem::replace(&mut self.stream, Stream::Resting { next: None })
+        else {
+            return self.nonsense(now);
+        };
+        if protocol != PROTOCOL_VERSION {
+            self.effects.push_back(Effect::Close);
+            self.stream = Stream::Greeting { purpose, deadline: now.monotonic };
+            let error = format!(
+                "the controller speaks version {protocol} of the protocol and this machine {PROTOCOL_VERSION}: update the older one"
+            );
+            return self.handle_disconnected(error, Retry::Slowly, now);
+        }
+        match purpose {
+            Purpose::Join(attempt) => {
+                let key = self.identity.device_seed.key();
+                let payload = join_payload(challenge, &key.public(), &attempt.key, &attempt.name);
+                let join = Join {
+                    protocol: PROTOCOL_VERSION,
+                    device_key: key.public(),
+                    wireguard_key: attempt.key,
+                    name: attempt.name.clone(),
+                    signature: key.sign(SigningPurpose::Join, &payload),
+                };
+                self.effects.push_back(Effect::Send(match &attempt.token {
+                    Some(token) => FromNode::Enrol(Enrol { join, token: token.to_string() }),
+                    None => FromNode::Join(join),
+                }));
+                let deadline = now.monotonic.saturating_add(ANSWER_PATIENCE);
+                self.stream = Stream::Joining { attempt, deadline, shown: None };
+            }
+            Purpose::Serve => self.hello(challenge, now),
+        }
+    }
+
+    fn hello(&mut self, challenge: Nonce, now: Now) {
+        let Some(device) = self.identity.enrolment.as_ref().map(|enrolment| enrolment.device) else {
+            return self.close_stream();
+        };
+        let nonce = self.draw_nonce(now);
+        let payload = hello_payload(challenge, device, self.settings.boot, nonce);
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            device,
+            signature: self.identity.device_seed.key().sign(SigningPurpose::StreamHello, &payload),
+            nonce,
+            boot: self.settings.boot,
+            enforced: self.enforced(),
+            keys: self.identity.keyring.public_keys(),
+            listen_port: self.settings.listen_port,
+            endpoints: self.endpoints.clone(),
+            version: self.settings.version.clone(),
+        };
+        self.acknowledged = hello.enforced;
+        self.endpoints_due = None;
+        self.endpoints_sent = Some(now.monotonic);
+        self.effects.push_back(Effect::Send(FromNode::Hello(hello)));
+        self.stream = Stream::Live(Live {
+            since: now.monotonic,
+            freshen_at: now.monotonic.saturating_add(FRESHEN_INTERVAL),
+            snapshot_by: Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE)),
+            shut_by: None,
+        });
+    }
+
+    fn document(&mut self, signed: &SignedDocument, now: Now) {
+        let (Stream::Live(live), Some(verifier)) = (&mut self.stream, &mut self.verifier) else {
+            return self.nonsense(now);
+        };
+        match verifier.verify(signed) {
+            // After the doors were shut there is nothing that a delta could continue.
+            Ok(grants) if self.book.stand().is_none() && matches!(grants.change(), Change::Delta { .. }) => {
+                self.want_snapshot(now);
+            }
+            Ok(grants) => {
+                live.snapshot_by = None;
+                self.offline_since = None;
+                self.last_error = None;
+                self.book.apply(&grants);
+                self.effects.push_back(Effect::Apply(grants));
+                let listed = self.book.stand().map(|stand| stand.own.keys.clone()).unwrap_or_default();
+                if self.identity.keyring.settle(&listed) {
+                    self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
+                    self.write_identity();
+                }
+                self.write_grants();
+            }
+            Err(GrantError::Gap { .. } | GrantError::Stale { .. }) => {
+                self.refused_documents += 1;
+                self.want_snapshot(now);
+            }
+            Err(GrantError::Nonce) => {
+                self.refused_documents += 1;
+                let nonce = self.draw_nonce(now);
+                self.effects.push_back(Effect::Send(FromNode::Freshen { nonce }));
+                self.want_snapshot(now);
+            }
+            Err(
+                error @ (GrantError::Signature
+                | GrantError::Malformed(_)
+                | GrantError::Audience(_)
+                | GrantError::NotResumable),
+            ) => {
+                self.refused_documents += 1;
+                self.effects.push_back(Effect::Close);
+                let error = format!("a document of the controller was refused and is not enforced: {error}");
+                self.handle_disconnected(error, Retry::Slowly, now);
+            }
+        }
+    }
+
+    /// Asks for a snapshot, once per [`SNAPSHOT_PATIENCE`]: a controller that answers nothing but gaps gets no storm.
+    fn want_snapshot(&mut self, now: Now) {
+        if let Stream::Live(live) = &mut self.stream
+            && live.snapshot_by.is_none()
+        {
+            live.snapshot_by = Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE));
+            self.effects.push_back(Effect::Send(FromNode::SnapshotWanted));
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self) {
+        let Some(position) = self.enforced() else { return };
+        if self.acknowledged.is_some_and(|acknowledged| acknowledged >= position) {
+            return;
+        }
+        if let Stream::Live(_) = self.stream {
+            self.acknowledged = Some(position);
+            self.effects.push_back(Effect::Send(FromNode::Enforced { position }));
+            self.notify(Notice::Enforcing { generation: position.generation });
+        }
+    }
+
+    fn session_ended(&mut self, reason: String, now: Now) {
+        if let Stream::Live(live) = &mut self.stream {
+            live.shut_by = Some(now.monotonic.saturating_add(SHUT_PATIENCE));
+        }
+        if let Some(enrolment) = &mut self.identity.enrolment {
+            enrolment.login = Login::Ended { reason: reason.clone() };
+            self.write_identity();
+        }
+        self.notify(Notice::SessionEnded { reason });
+    }
+
+    fn refused(&mut self, refusal: Refusal, message: String, now: Now) {
+        self.effects.push_back(Effect::Close);
+        match refusal {
+            Refusal::UnknownDevice => {
+                self.shut();
+                if let Some(enrolment) = &mut self.identity.enrolment {
+                    enrolment.login = Login::Ended { reason: message.clone() };
+                    self.write_identity();
+                }
+                self.close_stream();
+                self.last_error = Some(message.clone());
+                self.notify(Notice::Failed { message });
+            }
+            Refusal::BadToken | Refusal::JoinRefused | Refusal::BadSignature | Refusal::Version | Refusal::Protocol => {
+                self.handle_disconnected(message, Retry::Slowly, now);
+            }
+            Refusal::Busy | Refusal::Closing => self.handle_disconnected(message, Retry::Soon, now),
+        }
+    }
+
+    fn nonsense(&mut self, now: Now) {
+        self.effects.push_back(Effect::Close);
+        self.handle_disconnected("the controller sent a message that makes no sense here".into(), Retry::Slowly, now);
+    }
+}
+
+/// Whether a failure may mend by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// With growing waits.
+    Soon,
+    /// Only somebody's action mends it: a wrong certificate, a refusal.
+    Slowly,
+}

@@ -1,0 +1,136 @@
+//! Files that are whole or not there: written beside, synced, renamed, and the directory synced (a crash at any point
+//! leaves the old file or the new one). Mode 0600.
+
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+/// The most bytes of a file that is read.
+pub const MAX_FILE_BYTES: u64 = 128 << 20;
+const MAX_KEPT_ASIDE: u32 = 100;
+
+/// A file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {}: {}", path.display(), describe(source))]
+pub struct FileError {
+    action: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl FileError {
+    /// Makes the error of doing `action` to `path`.
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.to_owned(), source }
+    }
+}
+
+/// Says what to do about the errors that a person can do something about.
+fn describe(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "the disk is full; nothing was lost, free some space and postern goes on".into()
+        }
+        io::ErrorKind::PermissionDenied => "permission denied; run it as root (sudo postern ...)".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another --state-dir".into(),
+        _ => error.to_string(),
+    }
+}
+
+/// Makes a directory and its parents; an existing one is left as it is.
+///
+/// # Errors
+/// [`FileError`].
+pub fn make_directory(path: &Path, mode: u32) -> Result<(), FileError> {
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|e| FileError::new("make the directory", path, e))
+}
+
+/// Opens a private file for reading and writing, made if need be.
+///
+/// # Errors
+/// [`FileError`].
+pub fn open_private(path: &Path) -> Result<File, FileError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| FileError::new("open", path, error))
+}
+
+/// Reads a whole file; `None` if it is not there.
+///
+/// # Errors
+/// [`FileError`], also for a file beyond [`MAX_FILE_BYTES`].
+pub fn read(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    let failed = |error| FileError::new("read", path, error);
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(failed(io::Error::other("it is far too long to be one of postern's files")));
+    }
+    Ok(Some(bytes))
+}
+
+/// Replaces `directory/name` by a file with these contents, durably.
+///
+/// # Errors
+/// [`FileError`]; the former file is untouched then.
+pub fn replace(directory: &Path, name: &str, contents: &[u8]) -> Result<(), FileError> {
+    let beside = directory.join(format!(".{name}.new"));
+    let path = directory.join(name);
+    let written = (|| {
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&beside, &path)?;
+        sync_directory(directory)
+    })();
+    written.map_err(|error| {
+        let _ = fs::remove_file(&beside); // it may not even be there
+        FileError::new("write", &path, error)
+    })
+}
+
+/// Removes `directory/name` durably; one that is not there is fine.
+///
+/// # Errors
+/// [`FileError`].
+pub fn remove(directory: &Path, name: &str) -> Result<(), FileError> {
+    let path = directory.join(name);
+    match fs::remove_file(&path).and_then(|()| sync_directory(directory)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::new("remove", &path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Renames a file to `NAME.corrupt-N` beside itself and returns the new path.
+///
+/// # Errors
+/// The rename's, or that there are too many of them already.
+pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    for number in 1..=MAX_KEPT_ASIDE {
+        let kept = path.with_file_name(format!("{name}.corrupt-{number}"));
+        if !kept.exists() {
+            fs::rename(path, &kept)?;
+            return Ok(kept);
+        }
+    }
+    Err(io::Error::other(format!("{MAX_KEPT_ASIDE} damaged copies are kept already: look at them and remove them")))
+}
+
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
