@@ -1,1 +1,179 @@
-//! Being written.
+//! The policy enforcement point: who may open what, which flows live, and until when.
+//!
+//! ```text
+//! VerifiedGrants --upsert--> Peer { generation, inbound Rules, outbound Rules }
+//! packet -> Facts --judge--> FlowTable (known flow: generation and deadline) | Rules (new flow) --> Verdict
+//! deadline passed, change, removal, silence --> flow ended: FlowRecord, and a Cut for the local socket
+//! ```
+//!
+//! Nothing here seals, opens or sends: verdicts are kept apart from the tunnels, so that both can be spread over cores
+//! in their own ways.
+//!
+//! Invariants:
+//! - Only this module makes a [`Permit`], and only from a live permission that names protocol and port in the direction of the
+//!   flow's originator. Empty, unknown, expired: deny, with one closed reason.
+//! - An entry of the flow table is valid as of a generation of its peer's rules. A change makes a new generation, and a packet of
+//!   an older one is judged again as its originator's flow; only then is the deadline tested. One mechanism serves revocation,
+//!   expiry, posture and policy changes.
+//! - A renewal moves deadlines where the entry looks them up; it touches neither entry nor generation.
+//! - Whatever answers (replies, ICMP errors) passes only through an entry; a new opening never does, even if it looks like an answer.
+//!
+//! Threats: a peer that spoofs, scans, reuses the ports of a live flow for an opening in the other direction, floods the
+//! table, or goes on after its lease; a wall clock that somebody sets.
+//!
+//! Rejected: connection tracking that accepts what is established before it asks the rules, as packet filters do: revocation then
+//! never reaches a live flow.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`facts`] | what a packet is, seen from this node |
+//! | [`rules`] | one peer's permissions in one direction, compiled |
+//! | [`flow`], [`table`] | one flow; all flows |
+//! | [`peers`] | who the peers are, cryptokey routing, changes |
+//! | [`judge`] | the verdict |
+//! | [`ending`] | how flows end: deadlines, silence, cuts |
+//! | [`records`] | flow records, refusals gathered |
+//! | [`answers`] | status, whois, explain |
+
+mod answers;
+mod ending;
+pub(crate) mod facts;
+mod flow;
+mod judge;
+mod peers;
+mod records;
+mod rules;
+mod table;
+
+#[cfg(test)]
+mod reference_tests;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
+
+use postern_common::{
+    flow_record::FlowRecord,
+    grant::OwnGrant,
+    id::DeviceId,
+    time::{Deadline, Monotonic, Now},
+};
+
+pub(crate) use self::{
+    facts::PeerSlot,
+    judge::{Permit, Verdict},
+    peers::Upserted,
+};
+use self::{peers::Peer, records::Records, table::FlowTable};
+use crate::{
+    counters::Counters,
+    settings::{Ceiling, Settings},
+};
+
+/// A live flow that was ended, for which the local socket has to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) local: IpAddr,
+    pub(crate) local_port: u16,
+    pub(crate) remote: IpAddr,
+    pub(crate) remote_port: u16,
+    /// What the local socket expects next from the peer.
+    pub(crate) sequence: u32,
+    /// What the local socket has sent, if it was seen.
+    pub(crate) acknowledgement: Option<u32>,
+}
+
+/// Everything that is enforced.
+#[derive(Debug)]
+pub(crate) struct Enforcer {
+    own: Option<OwnGrant<Deadline>>,
+    peers: Vec<Option<Peer>>,
+    devices: HashMap<DeviceId, PeerSlot>,
+    /// Cryptokey routing (WireGuard whitepaper §2): who owns an inner address.
+    owners: HashMap<IpAddr, PeerSlot>,
+    /// When a permission of a peer expires next.
+    expiries: BTreeSet<(Monotonic, PeerSlot)>,
+    table: FlowTable,
+    ceiling: Ceiling,
+    records: Records,
+    cuts: Vec<Cut>,
+    settle_until: Monotonic,
+    next_generation: u64,
+    /// The clocks as they were read last, to notice that somebody set one.
+    clock: Now,
+    pub(crate) counters: Counters,
+}
+
+/// How far wall time may run away from monotonic time between two looks before every deadline is tested again.
+const CLOCK_SLACK_MS: i64 = 250;
+
+impl Enforcer {
+    /// Makes an enforcer that denies everything.
+    pub(crate) fn new(settings: &Settings, now: Now) -> Self {
+        Self {
+            own: None,
+            peers: Vec::new(),
+            devices: HashMap::new(),
+            owners: HashMap::new(),
+            expiries: BTreeSet::new(),
+            table: FlowTable::new(settings.flow_capacity, settings.flows_per_peer, now.monotonic),
+            ceiling: Ceiling::default(),
+            records: Records::new(settings),
+            cuts: Vec::with_capacity(64),
+            settle_until: now.monotonic.saturating_add(settings.settle),
+            next_generation: 1,
+            clock: now,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes the clocks' reading. If the wall clock was set, every deadline is tested anew; a clock that was set back gives
+    /// nothing back that was cut.
+    pub(crate) fn watch_clock(&mut self, now: Now) {
+        let expected = self.clock.wall.as_millis().saturating_add(elapsed_ms(self.clock.monotonic, now.monotonic));
+        let drift = now.wall.as_millis().saturating_sub(expected);
+        self.clock = now;
+        if drift.abs() <= CLOCK_SLACK_MS {
+            return;
+        }
+        tracing::info!(drift_ms = drift, "the wall clock was set: every deadline is tested again");
+        for slot in self.slots() {
+            let peer = self.peer_mut(slot);
+            peer.inbound.distrust_clock();
+            peer.outbound.distrust_clock();
+            self.end_expired(slot, now);
+        }
+    }
+
+    /// Hands over a record.
+    pub(crate) fn poll_record(&mut self) -> Option<FlowRecord> {
+        self.records.pop()
+    }
+
+    /// Hands over the flows that were cut since the last call.
+    pub(crate) fn pop_cut(&mut self) -> Option<Cut> {
+        self.cuts.pop()
+    }
+
+    /// Returns the counters that stand here, with those of the records.
+    pub(crate) fn sum_counters(&mut self) {
+        self.counters.records_dropped = self.records.dropped;
+        self.counters.denies_unrecorded = self.records.unrecorded;
+    }
+
+    fn is_settling(&self, now: Now) -> bool {
+        now.monotonic < self.settle_until
+    }
+
+    fn slots(&self) -> Vec<PeerSlot> {
+        let held = |(slot, peer): (usize, &Option<Peer>)| peer.is_some().then_some(PeerSlot(slot as u32));
+        self.peers.iter().enumerate().filter_map(held).collect()
+    }
+}
+
+fn elapsed_ms(from: Monotonic, to: Monotonic) -> i64 {
+    i64::try_from(to.since(from).as_millis()).unwrap_or(i64::MAX)
+}
