@@ -26,9 +26,13 @@
 //! host stack or a sniffer may; an enforcement point that guesses differently from the host behind it is bypassed.
 
 pub mod batch;
+#[cfg(test)]
+pub(crate) mod build;
 pub mod checksum;
 pub mod extension;
 pub mod fragments;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod join;
 pub mod offload;
 pub mod replies;
