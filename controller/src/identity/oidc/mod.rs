@@ -1,18 +1,114 @@
-//! Sign-in at an OpenID provider, with the controller as the relying party.
+//! Sign-in at an OpenID provider, with the controller as the relying party: authorization code with PKCE.
+//!
+//! ```text
+//! Provider::begin(next, browser) --> URL at the provider; state, nonce and verifier wait in `Pending`
+//! callback(state, code, iss, browser) --Provider::finish--> token request --> ID token, verified --> Proof
+//! ```
+//!
+//! Checked: `state` (drawn here, taken once, and only by the browser that began: its cookie's hash is kept with it);
+//! `iss` in the callback (RFC 9207); PKCE S256 (RFC 7636); of the ID token (OIDC Core §3.1.3.7) `iss`, `aud` with no
+//! other audience, `azp`, an asymmetric signature by a key of the provider's, `exp`, `iat`, `nonce`, `at_hash`.
+//!
+//! Symmetric algorithms are not accepted even where they would be sound (a confidential client), because the same
+//! secret would then both ask for tokens and make them. Only the ID token is read, never the user-info endpoint: one
+//! signed statement is easier to reason about than two answers.
 
+mod claims;
+mod http;
 mod settings;
+#[cfg(test)]
+mod tests;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use openidconnect::{
+    AccessTokenHash, AuthType, AuthenticationContextClass, AuthorizationCode, Client, ClientId, ClientSecret,
+    CsrfToken, EndpointMaybeSet, EndpointNotSet, EndpointSet, IssuerUrl, JsonWebKeySet, Nonce, OAuth2TokenResponse,
+    PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError,
+    TokenResponse,
+    core::{
+        CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClientAuthMethod, CoreGenderClaim, CoreJsonWebKey,
+        CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreRevocableToken, CoreRevocationErrorResponse,
+        CoreTokenIntrospectionResponse,
+    },
+};
+use postern_common::time::WallTime;
 pub use settings::ProviderSettings;
+use tokio::sync::Mutex;
 use url::Url;
+
+use self::claims::{Metadata, OtherClaims, TokenAnswer, TokenErrorAnswer};
+use super::{
+    Proof,
+    pending::Pending,
+    random::{Token, TokenHash},
+    rate::{Allowance, Buckets},
+};
+
+type RelyingParty = Client<
+    OtherClaims,
+    CoreAuthDisplay,
+    CoreGenderClaim,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJsonWebKey,
+    CoreAuthPrompt,
+    TokenErrorAnswer,
+    TokenAnswer,
+    CoreTokenIntrospectionResponse,
+    CoreRevocableToken,
+    CoreRevocationErrorResponse,
+    EndpointSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointNotSet,
+    EndpointMaybeSet,
+    EndpointMaybeSet,
+>;
+
+/// Signature algorithms of ID tokens that are accepted, where the provider says that it uses them.
+const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
+    CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha256,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha384,
+    CoreJwsSigningAlgorithm::RsaSsaPssSha512,
+    CoreJwsSigningAlgorithm::EcdsaP256Sha256,
+    CoreJwsSigningAlgorithm::EcdsaP384Sha384,
+    CoreJwsSigningAlgorithm::EdDsa,
+];
+
+/// The most sign-ins that may be under way at the provider; what expires first makes room.
+const MAX_PENDING: usize = 4_096;
+/// How long a person may take at the provider.
+const PENDING_LIFETIME: Duration = Duration::from_secs(15 * 60);
+/// How old the provider's metadata may be before they are read again.
+const METADATA_AGE: Duration = Duration::from_secs(3_600);
+/// How far a provider's clock may go ahead of ours, and how old a fresh token may be, seconds.
+const CLOCK_SKEW: i64 = 60;
+const TOKEN_AGE: i64 = 600;
+/// How often the provider's metadata and keys are read at most: unknown key identifiers must not become a flood.
+const FETCHES: Allowance = Allowance { burst: 6, interval: Duration::from_secs(10) };
 
 /// A provider, ready to be asked. It is discovered at the first sign-in, not at start, so that a provider that is away
 /// does not keep the controller down.
 #[derive(Debug)]
 pub struct Provider {
     settings: ProviderSettings,
-    callback: Url,
+    issuer: IssuerUrl,
+    callback: RedirectUrl,
+    http: reqwest::Client,
+    known: Mutex<Option<(Arc<Metadata>, WallTime)>>,
+    fetches: Buckets<()>,
+    pending: Pending<PendingSignIn>,
+}
+
+#[derive(Debug)]
+struct PendingSignIn {
+    browser: TokenHash,
+    nonce: Nonce,
+    verifier: PkceCodeVerifier,
+    next: String,
 }
 
 /// Tells why a provider's settings cannot be used.
@@ -29,6 +125,73 @@ pub enum SettingsError {
         /// What is wrong.
         why: String,
     },
+    /// The HTTP client cannot be made.
+    #[error("the HTTP client for the provider cannot be made: {0}")]
+    Client(String),
+}
+
+/// What came back with the person from the provider (RFC 6749 §4.1.2, RFC 9207).
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+pub struct Callback {
+    state: Option<String>,
+    code: Option<String>,
+    iss: Option<String>,
+    error: Option<String>,
+}
+
+/// Tells why a sign-in at the provider came to nothing. [`OidcError::word`] is for the audit log, the source for the
+/// operator's log; the person sees neither.
+#[derive(Debug, thiserror::Error)]
+pub enum OidcError {
+    /// The provider does not answer, or answers with something else than OpenID Connect.
+    #[error("the provider cannot be asked: {0}")]
+    Unavailable(String),
+    /// No sign-in of this browser waits under this state: forged, too late, used, or another browser's.
+    #[error("no sign-in waits for this answer")]
+    State,
+    /// The answer names another issuer, or none where the provider promises one (RFC 9207 §2.4).
+    #[error("the answer is not this provider's")]
+    Issuer,
+    /// The provider said no; the person may have.
+    #[error("the provider refused: {0}")]
+    Refused(String),
+    /// The code was not exchanged for a token.
+    #[error("the code was not accepted: {0}")]
+    Code(String),
+    /// The ID token does not hold.
+    #[error("the ID token was refused: {0}")]
+    Token(String),
+}
+
+impl OidcError {
+    /// Returns a constant word for the audit log.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "provider_unavailable",
+            Self::State => "oidc_state",
+            Self::Issuer => "oidc_issuer",
+            Self::Refused(_) => "provider_refused",
+            Self::Code(_) => "oidc_code",
+            Self::Token(_) => "oidc_token",
+        }
+    }
+}
+
+/// Cuts and cleans a provider's word for a log.
+fn short(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
+}
+
+/// Writes an error with its sources, for the operator's log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    short(&text)
 }
 
 impl Provider {
@@ -37,8 +200,233 @@ impl Provider {
     /// # Errors
     /// If the settings cannot be used.
     pub fn new(settings: ProviderSettings, public_url: &Url) -> Result<Arc<Self>, SettingsError> {
+        let loopback = match settings.issuer.host() {
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            Some(url::Host::Domain(_)) | None => false,
+        };
+        if settings.issuer.scheme() != "https" && !loopback {
+            return Err(SettingsError::Insecure(settings.issuer));
+        }
         let mut callback = public_url.clone();
         callback.set_path("/oidc/callback");
-        Ok(Arc::new(Self { settings, callback }))
+        // An issuer is compared as text (OIDC Discovery §4.3); `Url` writes a slash after a bare host, issuers do not.
+        let issuer = match settings.issuer.path() {
+            "/" => settings.issuer.as_str().trim_end_matches('/'),
+            _ => settings.issuer.as_str(),
+        };
+        Ok(Arc::new(Self {
+            issuer: IssuerUrl::new(issuer.to_owned()).map_err(|error| SettingsError::Client(error.to_string()))?,
+            callback: RedirectUrl::from_url(callback),
+            http: http::client(&settings)?,
+            known: Mutex::new(None),
+            fetches: Buckets::new(FETCHES, 1),
+            pending: Pending::new(MAX_PENDING, PENDING_LIFETIME),
+            settings,
+        }))
     }
+
+    /// Returns what the button says after `Sign in with`.
+    pub fn label(&self) -> &str {
+        &self.settings.label
+    }
+
+    /// Returns the scheme, host and port to which the sign-in form redirects, for the page's form-action.
+    pub fn origin(&self) -> String {
+        self.settings.issuer.origin().ascii_serialization()
+    }
+
+    /// Begins a sign-in of one browser and returns the provider's URL for it. `next` comes back from [`Self::finish`].
+    ///
+    /// # Errors
+    /// [`OidcError::Unavailable`] if the provider cannot be discovered.
+    pub async fn begin(&self, browser: &Token, next: &str, now: WallTime) -> Result<Url, OidcError> {
+        let metadata = self.metadata(now).await?;
+        let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
+        let state = Token::draw();
+        let csrf = CsrfToken::new(state.expose().to_owned());
+        let client = self.relying_party(&metadata);
+        let mut request = client
+            .authorize_url(CoreAuthenticationFlow::AuthorizationCode, move || csrf, Nonce::new_random)
+            .set_pkce_challenge(challenge)
+            .add_scopes(self.settings.scopes.iter().cloned().map(Scope::new));
+        for acr in &self.settings.acr_values {
+            request = request.add_auth_context_value(AuthenticationContextClass::new(acr.clone()));
+        }
+        let (url, _, nonce) = request.url();
+        let waiting = PendingSignIn { browser: browser.hash(), nonce, verifier, next: next.to_owned() };
+        self.pending.put(&state, waiting, now);
+        Ok(url)
+    }
+
+    /// Finishes a sign-in: takes what waits under the answer's state, exchanges the code and verifies the ID token.
+    /// Returns what it proves, and the `next` of [`Self::begin`].
+    ///
+    /// # Errors
+    /// Each check has its own [`OidcError`].
+    pub(crate) async fn finish(
+        &self,
+        callback: Callback,
+        browser: Option<&Token>,
+        now: WallTime,
+    ) -> Result<(Proof, String), OidcError> {
+        let state = callback.state.as_deref().and_then(Token::presented).ok_or(OidcError::State)?;
+        let waiting = self.pending.take(&state, now).ok_or(OidcError::State)?;
+        if browser.map(Token::hash) != Some(waiting.browser) {
+            return Err(OidcError::State);
+        }
+        let metadata = self.metadata(now).await?;
+        let promised = metadata.additional_metadata().authorization_response_iss_parameter_supported;
+        match &callback.iss {
+            Some(issuer) if issuer != self.issuer.as_str() => return Err(OidcError::Issuer),
+            None if promised => return Err(OidcError::Issuer),
+            Some(_) | None => {}
+        }
+        if let Some(error) = &callback.error {
+            return Err(OidcError::Refused(short(error)));
+        }
+        let code = callback.code.filter(|code| !code.is_empty()).ok_or_else(|| OidcError::Code("no code".into()))?;
+        let answer = self.exchange(&metadata, code, waiting.verifier).await?;
+        let verified = match self.verify(&metadata, &answer, &waiting.nonce, now) {
+            Err(Unverified::UnknownKey) => {
+                let metadata = self.refreshed_keys(&metadata, now).await?;
+                self.verify(&metadata, &answer, &waiting.nonce, now)
+            }
+            other => other,
+        };
+        match verified {
+            Ok(proof) => Ok((proof, waiting.next)),
+            Err(Unverified::UnknownKey) => {
+                Err(OidcError::Token("signed by a key that the provider does not list".into()))
+            }
+            Err(Unverified::Refused(why)) => Err(OidcError::Token(why)),
+        }
+    }
+
+    fn relying_party(&self, metadata: &Metadata) -> RelyingParty {
+        let secret = self.settings.client_secret.as_ref().map(|secret| ClientSecret::new(secret.to_string()));
+        let client_id = ClientId::new(self.settings.client_id.clone());
+        // RFC 6749 §2.3.1 prefers HTTP Basic, which is also the default where the provider lists nothing.
+        let in_body = metadata.token_endpoint_auth_methods_supported().is_some_and(|methods| {
+            methods.contains(&CoreClientAuthMethod::ClientSecretPost)
+                && !methods.contains(&CoreClientAuthMethod::ClientSecretBasic)
+        });
+        Client::from_provider_metadata(metadata.clone(), client_id, secret)
+            .set_redirect_uri(self.callback.clone())
+            .set_auth_type(if in_body { AuthType::RequestBody } else { AuthType::BasicAuth })
+    }
+
+    async fn exchange(
+        &self,
+        metadata: &Metadata,
+        code: String,
+        verifier: PkceCodeVerifier,
+    ) -> Result<TokenAnswer, OidcError> {
+        let client = self.relying_party(metadata);
+        let request = client
+            .exchange_code(AuthorizationCode::new(code))
+            .map_err(|error| OidcError::Unavailable(error.to_string()))?
+            .set_pkce_verifier(verifier);
+        let asked = request.request_async(&|request| http::ask(&self.http, request)).await;
+        asked.map_err(|error| match &error {
+            RequestTokenError::ServerResponse(refusal) => OidcError::Code(short(&refusal.to_string())),
+            RequestTokenError::Request(why) => OidcError::Unavailable(chain(why)),
+            RequestTokenError::Parse(why, _) => OidcError::Unavailable(chain(why)),
+            RequestTokenError::Other(why) => OidcError::Unavailable(short(why)),
+        })
+    }
+
+    fn verify(
+        &self,
+        metadata: &Metadata,
+        answer: &TokenAnswer,
+        nonce: &Nonce,
+        now: WallTime,
+    ) -> Result<Proof, Unverified> {
+        let refused = |why: &str| Unverified::Refused(why.to_owned());
+        let client = self.relying_party(metadata);
+        let offered = metadata.id_token_signing_alg_values_supported();
+        let seconds = now.as_millis().div_euclid(1_000);
+        let verifier = client
+            .id_token_verifier()
+            .set_allowed_algs(ALGORITHMS.into_iter().filter(|algorithm| offered.contains(algorithm)))
+            .set_issue_time_verifier_fn(|issued| match seconds - issued.timestamp() {
+                age if (-CLOCK_SKEW..=TOKEN_AGE).contains(&age) => Ok(()),
+                age => Err(format!("issued {age} s ago")),
+            });
+        let token = answer.id_token().ok_or_else(|| refused("there is none"))?;
+        let claims = token.claims(&verifier, nonce).map_err(|error| match &error {
+            openidconnect::ClaimsVerificationError::SignatureVerification(
+                SignatureVerificationError::NoMatchingKey | SignatureVerificationError::CryptoError(_),
+            ) => Unverified::UnknownKey, // also a key that was replaced under its old identifier, or without one
+            _ => Unverified::Refused(chain(&error)),
+        })?;
+        if claims.expiration().timestamp() <= seconds {
+            return Err(refused("expired"));
+        }
+        // The library leaves `azp` to its callers (OIDC Core §3.1.3.7, 4 and 5).
+        if claims.authorized_party().is_some_and(|party| party.as_str() != self.settings.client_id) {
+            return Err(refused("issued to another client"));
+        }
+        if let Some(expected) = claims.access_token_hash() {
+            let algorithm = token.signing_alg().map_err(|error| Unverified::Refused(chain(&error)))?;
+            let key = token.signing_key(&verifier).map_err(|error| Unverified::Refused(chain(&error)))?;
+            let actual = AccessTokenHash::from_token(answer.access_token(), algorithm, key)
+                .map_err(|error| Unverified::Refused(chain(&error)))?;
+            if actual != *expected {
+                return Err(refused("the access token is another one's"));
+            }
+        }
+        claims::proof(claims, &self.settings.groups_claim).ok_or_else(|| refused("no usable subject"))
+    }
+
+    /// Returns the provider's metadata, read at most an hour ago where it answers, and older ones where it does not.
+    async fn metadata(&self, now: WallTime) -> Result<Arc<Metadata>, OidcError> {
+        let mut known = self.known.lock().await; // held while asking: one fetch serves all who wait
+        if let Some((metadata, read_at)) = known.as_ref()
+            && now.since(*read_at) < METADATA_AGE
+        {
+            return Ok(metadata.clone());
+        }
+        let fetched = match self.fetches.take(&(), now) {
+            Ok(()) => Metadata::discover_async(self.issuer.clone(), &|request| http::ask(&self.http, request))
+                .await
+                .map_err(|error| OidcError::Unavailable(chain(&error))),
+            Err(too_many) => Err(OidcError::Unavailable(too_many.to_string())),
+        };
+        match (fetched, known.as_ref()) {
+            (Ok(metadata), _) => {
+                let metadata = Arc::new(metadata);
+                *known = Some((metadata.clone(), now));
+                Ok(metadata)
+            }
+            (Err(error), Some((metadata, _))) => {
+                tracing::warn!(%error, "the provider's metadata are out of date and cannot be read again");
+                Ok(metadata.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    /// Reads the provider's keys again, because a token names one that is not known.
+    async fn refreshed_keys(&self, old: &Arc<Metadata>, now: WallTime) -> Result<Arc<Metadata>, OidcError> {
+        let mut known = self.known.lock().await;
+        if let Some((metadata, _)) = known.as_ref()
+            && !Arc::ptr_eq(metadata, old)
+        {
+            return Ok(metadata.clone()); // somebody else has just read them
+        }
+        self.fetches.take(&(), now).map_err(|error| OidcError::Unavailable(error.to_string()))?;
+        let keys = JsonWebKeySet::fetch_async(old.jwks_uri(), &|request| http::ask(&self.http, request))
+            .await
+            .map_err(|error| OidcError::Unavailable(chain(&error)))?;
+        let metadata = Arc::new(Metadata::clone(old).set_jwks(keys));
+        *known = Some((metadata.clone(), known.as_ref().map_or(now, |(_, read_at)| *read_at)));
+        Ok(metadata)
+    }
+}
+
+enum Unverified {
+    UnknownKey,
+    Refused(String),
 }

@@ -1,0 +1,144 @@
+//! From a verified ID token to what it proves.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openidconnect::{
+    AdditionalClaims, AdditionalProviderMetadata, IdTokenClaims, IdTokenFields, ProviderMetadata,
+    StandardErrorResponse, StandardTokenResponse,
+    core::{
+        CoreAuthDisplay, CoreClaimName, CoreClaimType, CoreClientAuthMethod, CoreErrorResponseType, CoreGenderClaim,
+        CoreGrantType, CoreJsonWebKey, CoreJweContentEncryptionAlgorithm, CoreJweKeyManagementAlgorithm,
+        CoreJwsSigningAlgorithm, CoreResponseMode, CoreResponseType, CoreSubjectIdentifierType, CoreTokenType,
+    },
+};
+use postern_common::time::WallTime;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::identity::Proof;
+
+/// The most groups that are read from a token, and the longest name of one, bytes.
+const MAX_GROUPS: usize = 2_000;
+const MAX_GROUP_BYTES: usize = 256;
+
+/// Every claim beyond the standard ones: the groups are among them, under a name of the operator's choice.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct OtherClaims {
+    #[serde(flatten)]
+    claims: BTreeMap<String, Value>,
+}
+
+impl AdditionalClaims for OtherClaims {}
+
+/// What we read of a provider's metadata beyond OpenID Connect Discovery.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct OtherMetadata {
+    /// RFC 9207 §3.
+    #[serde(default)]
+    pub(super) authorization_response_iss_parameter_supported: bool,
+}
+
+impl AdditionalProviderMetadata for OtherMetadata {}
+
+pub(super) type Metadata = ProviderMetadata<
+    OtherMetadata,
+    CoreAuthDisplay,
+    CoreClientAuthMethod,
+    CoreClaimName,
+    CoreClaimType,
+    CoreGrantType,
+    CoreJweContentEncryptionAlgorithm,
+    CoreJweKeyManagementAlgorithm,
+    CoreJsonWebKey,
+    CoreResponseMode,
+    CoreResponseType,
+    CoreSubjectIdentifierType,
+>;
+
+pub(super) type Claims = IdTokenClaims<OtherClaims, CoreGenderClaim>;
+
+pub(super) type TokenAnswer = StandardTokenResponse<
+    IdTokenFields<
+        OtherClaims,
+        openidconnect::EmptyExtraTokenFields,
+        CoreGenderClaim,
+        CoreJweContentEncryptionAlgorithm,
+        CoreJwsSigningAlgorithm,
+    >,
+    CoreTokenType,
+>;
+
+pub(super) type TokenErrorAnswer = StandardErrorResponse<CoreErrorResponseType>;
+
+/// Reads what a verified token proves; `None` if its subject is empty.
+pub(super) fn proof(claims: &Claims, groups_claim: &str) -> Option<Proof> {
+    let subject = claims.subject().as_str();
+    if subject.is_empty() || subject.len() > 255 {
+        return None; // OIDC Core §2: at most 255 ASCII characters
+    }
+    // An address that the provider calls unverified may be anybody's, and a name that looks like an address misleads.
+    let email = claims.email().filter(|_| claims.email_verified() != Some(false)).map(|email| email.as_str());
+    let username = claims.preferred_username().map(|name| name.as_str());
+    let username = username.filter(|name| email.is_some() || !name.contains('@') || claims.email().is_none());
+    let name = email.or(username).map(presentable).filter(|name| !name.is_empty());
+    Some(Proof {
+        issuer: claims.issuer().as_str().to_owned(),
+        subject: subject.to_owned(),
+        name: name.unwrap_or_else(|| presentable(subject)),
+        groups: groups(claims.additional_claims().claims.get(groups_claim)),
+        acr: claims.auth_context_ref().map(|acr| acr.as_str().to_owned()),
+        amr: claims
+            .auth_method_refs()
+            .into_iter()
+            .flatten()
+            .map(|method| method.as_str().to_owned())
+            .take(16)
+            .collect(),
+        auth_time: claims.auth_time().map(|time| WallTime::from_millis(time.timestamp_millis())),
+    })
+}
+
+/// Reads groups: a list of texts, or one text. `None`, unknown, for anything else and for what is missing.
+fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
+    let text = |value: &Value| value.as_str().filter(|text| text.len() <= MAX_GROUP_BYTES).map(str::to_owned);
+    match claim? {
+        Value::Array(values) if values.len() <= MAX_GROUPS => values.iter().map(text).collect(),
+        Value::String(_) => claim.and_then(text).map(|group| BTreeSet::from([group])),
+        Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
+    }
+}
+
+/// Leaves out what could reorder or break a line in a page, a terminal or a log, and cuts at 120 characters.
+fn presentable(name: &str) -> String {
+    let misleading = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    };
+    name.chars().filter(|c| !misleading(*c)).take(120).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn groups_that_are_missing_or_malformed_are_unknown_and_an_empty_list_is_not() {
+        let set = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>());
+        assert_eq!(groups(Some(&json!(["a", "b", "a"]))), set(&["a", "b"]));
+        assert_eq!(groups(Some(&json!("a"))), set(&["a"]));
+        assert_eq!(groups(Some(&json!([]))), set(&[]));
+        for unknown in [json!(null), json!({"a": true}), json!(["a", 7]), json!(true), json!(["x".repeat(257)])] {
+            assert_eq!(groups(Some(&unknown)), None, "{unknown}");
+        }
+        assert_eq!(groups(Some(&json!(vec!["a"; MAX_GROUPS + 1]))), None);
+        assert_eq!(groups(None), None);
+    }
+
+    #[test]
+    fn names_cannot_turn_a_line_around() {
+        assert_eq!(presentable("ali\u{202e}ce\n\x1b[2J\u{200b}"), "alice[2J");
+        assert_eq!(presentable(&"x".repeat(500)).len(), 120);
+    }
+}

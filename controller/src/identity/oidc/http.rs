@@ -1,0 +1,66 @@
+//! The HTTP client for asking a provider: no redirects (they could be pointed inwards), limits on time and size.
+
+use std::time::Duration;
+
+use openidconnect::{HttpRequest, HttpResponse};
+
+use super::{ProviderSettings, SettingsError};
+
+/// The longest answer of a provider, bytes.
+const MAX_ANSWER: usize = 1 << 20;
+/// How long a provider may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection to a provider may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Tells why a provider could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The request could not be made or answered.
+    #[error("the provider does not answer")]
+    Request(#[from] reqwest::Error),
+    /// The answer is too long.
+    #[error("the provider's answer is longer than {MAX_ANSWER} bytes")]
+    TooLong,
+    /// The answer has a header that cannot be.
+    #[error("the provider's answer is malformed")]
+    Malformed(#[from] axum::http::Error),
+}
+
+/// Makes the client.
+pub(super) fn client(settings: &ProviderSettings) -> Result<reqwest::Client, SettingsError> {
+    // Of several callers the first installs it; both install the same one.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER_TIMEOUT)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_max_idle_per_host(2)
+        .no_proxy()
+        .user_agent(concat!("postern-controller/", env!("CARGO_PKG_VERSION")));
+    if let Some(path) = &settings.ca_file {
+        let fault = |why: String| SettingsError::Authorities { path: path.clone(), why };
+        let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
+        for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| fault(error.to_string()))? {
+            builder = builder.add_root_certificate(certificate);
+        }
+    }
+    builder.build().map_err(|error| SettingsError::Client(error.to_string()))
+}
+
+/// Asks, and reads the answer within the limits.
+pub(super) async fn ask(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+    let mut answer = client.execute(request.try_into()?).await?;
+    let mut response = axum::http::Response::builder().status(answer.status());
+    for (name, value) in answer.headers() {
+        response = response.header(name, value);
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(HttpError::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(response.body(body)?)
+}
