@@ -72,6 +72,7 @@ impl Recording {
     /// # Errors
     /// Fails when the filter is none.
     pub fn packets(&self, filter: &str) -> Result<Vec<String>> {
+        let filter = format!("not host 127.0.0.1 and ({filter})"); // the last datagram of the recording itself
         let output =
             self.host.command("tcpdump").args(["-n", "-tt", "-Z", "root", "-r"]).arg(&self.file).arg(filter).run()?;
         Ok(output.ok()?.lines().map(str::to_owned).collect())
