@@ -231,3 +231,145 @@ fn reply(
         Err(_) => Action::Ignore,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::Query;
+    use postern_common::time::{Monotonic, WallTime};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Now {
+        Now { monotonic: Monotonic::from_millis(seconds * 1000), wall: WallTime::from_millis(seconds as i64 * 1000) }
+    }
+
+    fn names() -> Names {
+        let until = |seconds| Deadline { monotonic: at(seconds).monotonic, wall: WallTime::NEVER };
+        let entry = |name: &str, addresses: &[&str], seconds| NameEntry {
+            name: name.into(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+            until: until(seconds),
+        };
+        let overlay = vec!["fd5a::/48".parse().unwrap(), "100.64.0.0/16".parse().unwrap()];
+        Names::new(
+            "internal",
+            overlay,
+            [
+                entry("payroll-app", &["100.64.0.9", "fd5a::9"], 100),
+                entry("wiki.eu", &["100.64.0.8"], 100),
+                entry(
+                    "wide",
+                    &(0..100)
+                        .map(|n| format!("fd5a::{n}"))
+                        .collect::<Vec<_>>()
+                        .iter()
+                        .map(String::as_str)
+                        .collect::<Vec<_>>(),
+                    100,
+                ),
+            ],
+        )
+    }
+
+    fn ask(name: &str, kind: RecordType, now: Now) -> Option<Message> {
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        match answer(&names(), &message.to_vec().unwrap(), Transport::Udp, now) {
+            Action::Reply(bytes) => {
+                let reply = Message::from_vec(&bytes).unwrap();
+                assert_eq!(reply.metadata.id, message.metadata.id);
+                assert_eq!(reply.queries, message.queries);
+                Some(reply)
+            }
+            Action::Forward => None,
+            Action::Ignore => panic!("a query was ignored"),
+        }
+    }
+
+    #[test]
+    fn only_entitled_names_of_the_domain_exist_and_nobody_else_is_asked_for_the_others() {
+        use ResponseCode::{NXDomain, NoError};
+        for (name, kind, code, answers) in [
+            ("payroll-app.internal.", RecordType::A, NoError, 1),
+            ("PayRoll-App.Internal.", RecordType::AAAA, NoError, 1),
+            ("payroll-app.internal.", RecordType::ANY, NoError, 2),
+            ("payroll-app.internal.", RecordType::MX, NoError, 0),
+            ("wiki.eu.internal.", RecordType::AAAA, NoError, 0),
+            ("eu.internal.", RecordType::A, NoError, 0),
+            ("internal.", RecordType::A, NoError, 0),
+            ("git.internal.", RecordType::A, NXDomain, 0),
+            ("x.payroll-app.internal.", RecordType::A, NXDomain, 0),
+            ("9.0.64.100.in-addr.arpa.", RecordType::PTR, NoError, 1),
+            ("7.0.64.100.in-addr.arpa.", RecordType::PTR, NXDomain, 0),
+            ("0.64.100.in-addr.arpa.", RecordType::PTR, NoError, 0),
+        ] {
+            let reply = ask(name, kind, at(0)).unwrap_or_else(|| panic!("{name} was forwarded"));
+            assert_eq!((reply.metadata.response_code, reply.answers.len()), (code, answers), "{name} {kind}");
+            assert_eq!(reply.authorities.len(), usize::from(answers == 0), "a negative answer carries its SOA: {name}");
+        }
+        for name in ["example.com.", "internal.example.", "xinternal.", "9.0.65.100.in-addr.arpa.", "."] {
+            assert!(ask(name, RecordType::A, at(0)).is_none(), "{name} is not ours");
+        }
+    }
+
+    #[test]
+    fn a_name_is_gone_the_moment_its_entitlement_is() {
+        let code = |now| ask("payroll-app.internal.", RecordType::A, now).unwrap().metadata.response_code;
+        assert_eq!(code(at(99)), ResponseCode::NoError);
+        assert_eq!(code(at(100)), ResponseCode::NXDomain);
+        let ttl = |now| ask("payroll-app.internal.", RecordType::A, now).unwrap().answers[0].ttl;
+        assert_eq!((ttl(at(0)), ttl(at(98))), (5, 2), "nobody keeps an answer longer than it holds");
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_says_so() {
+        let reply = ask("wide.internal.", RecordType::AAAA, at(0)).unwrap();
+        assert!(reply.metadata.truncation && reply.answers.is_empty());
+        let mut message = Message::query();
+        message.add_query(Query::query(Name::from_ascii("wide.internal.").unwrap(), RecordType::AAAA));
+        let Action::Reply(bytes) = answer(&names(), &message.to_vec().unwrap(), Transport::Tcp, at(0)) else {
+            panic!()
+        };
+        assert_eq!(Message::from_vec(&bytes).unwrap().answers.len(), 100);
+    }
+
+    #[test]
+    fn what_is_no_query_is_refused_or_ignored() {
+        let mut message = Message::query();
+        let bytes = |message: &Message| message.to_vec().unwrap();
+        let code = |bytes: &[u8]| match answer(&names(), bytes, Transport::Udp, at(0)) {
+            Action::Reply(bytes) => Message::from_vec(&bytes).unwrap().metadata.response_code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code(&bytes(&message)), ResponseCode::FormErr, "no question");
+        message.add_query(Query::query(Name::from_ascii("a.internal.").unwrap(), RecordType::A));
+        assert_eq!(answer(&names(), &bytes(&message.clone().into_response()), Transport::Udp, at(0)), Action::Ignore);
+        let mut update = message.clone();
+        update.metadata.op_code = OpCode::Update;
+        assert!(matches!(code(&bytes(&update)), ResponseCode::NotImp | ResponseCode::FormErr));
+        message.add_query(Query::query(Name::from_ascii("b.internal.").unwrap(), RecordType::A));
+        assert_eq!(code(&bytes(&message)), ResponseCode::FormErr, "two questions");
+        assert_eq!(answer(&names(), b"short", Transport::Udp, at(0)), Action::Ignore);
+        assert_eq!(code(&[0, 1, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0]), ResponseCode::FormErr, "questions that are not there");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic_and_no_answer_is_longer_than_a_datagram(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Action::Reply(reply) = answer(&names(), &bytes, Transport::Udp, at(0)) {
+                prop_assert!(reply.len() <= MAX_UDP_BYTES);
+            }
+        }
+
+        #[test]
+        fn a_broken_query_does_not_panic(at_byte in 0_usize..40, value: u8) {
+            let mut message = Message::query();
+            message.add_query(Query::query(Name::from_ascii("payroll-app.internal.").unwrap(), RecordType::A));
+            let mut bytes = message.to_vec().unwrap();
+            let position = at_byte % bytes.len();
+            bytes[position] = value;
+            let _ = answer(&names(), &bytes, Transport::Udp, at(0));
+        }
+    }
+}

@@ -397,3 +397,73 @@ fn resolvectl(arguments: &[&str]) -> Result<(), DnsError> {
         Err(DnsError::Resolved(String::from_utf8_lossy(&output.stderr).trim().chars().take(300).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn places(folder: &Path) -> Places {
+        Places { resolv_conf: folder.join("resolv.conf"), state: folder.to_owned(), resolved: folder.join("resolved") }
+    }
+
+    fn install(places: &Places) -> DnsSetup {
+        let (mode, _) = DnsSetup::prepare(places).unwrap();
+        DnsSetup::install(places.clone(), mode, [127, 83, 0, 1].into(), "internal", "postern0", &[]).unwrap()
+    }
+
+    #[test]
+    fn ours_comes_first_and_the_former_servers_stay_behind_it() {
+        let former = "# old\nsearch corp.example\nnameserver 192.0.2.1\nnameserver 192.0.2.2\nnameserver 192.0.2.3\n";
+        let text = ours([127, 83, 0, 1].into(), "internal", former);
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let expected = ["nameserver 127.83.0.1", "nameserver 192.0.2.1", "nameserver 192.0.2.2", "search corp.example"];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn a_crash_between_any_two_steps_is_repaired() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        fs::write(&places.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
+        // After the original was kept and before ours was in place.
+        let kept = serde_json::to_string(&Original::Text("nameserver 192.0.2.1\n".into())).unwrap();
+        fs::write(places.kept(), kept).unwrap();
+        assert_eq!(restore(&places).unwrap(), Restored::Foreign);
+        assert_eq!(read(&places.resolv_conf).unwrap().unwrap(), "nameserver 192.0.2.1\n");
+        // After ours was in place; the next node starts over and keeps the true original.
+        drop(install(&places));
+        let setup = install(&places);
+        setup.restore().unwrap();
+        assert_eq!(read(&places.resolv_conf).unwrap().unwrap(), "nameserver 192.0.2.1\n");
+        assert_eq!(restore(&places).unwrap(), Restored::Nothing);
+    }
+
+    #[test]
+    fn a_file_that_was_missing_is_missing_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        install(&places).restore().unwrap();
+        assert!(!places.resolv_conf.exists());
+    }
+
+    #[test]
+    fn what_a_dhcp_client_writes_becomes_the_new_original() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        fs::write(&places.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
+        let mut setup = install(&places);
+        assert_eq!(setup.ensure().unwrap(), DnsEnsured::InPlace);
+        fs::write(&places.resolv_conf, "nameserver 192.0.2.7\n").unwrap();
+        assert_eq!(setup.ensure().unwrap(), DnsEnsured::Renewed(vec!["192.0.2.7:53".parse().unwrap()]));
+        setup.restore().unwrap();
+        assert_eq!(read(&places.resolv_conf).unwrap().unwrap(), "nameserver 192.0.2.7\n");
+    }
+
+    #[test]
+    fn reverse_domains_cover_the_prefix() {
+        let domains = |text: &str| reverse_domains(&text.parse().unwrap());
+        assert_eq!(domains("100.64.0.0/16"), ["64.100.in-addr.arpa"]);
+        assert_eq!(domains("10.8.0.0/14").len(), 4);
+        assert_eq!(domains("fd5a:1::/48"), ["0.0.0.0.1.0.0.0.a.5.d.f.ip6.arpa"]);
+    }
+}
