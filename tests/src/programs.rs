@@ -54,7 +54,7 @@ pub fn http_get(host: &Host, url: &str, limit: Duration) -> Result<String> {
 
 /// Tells whether a TCP connection can be opened within two seconds.
 pub fn can_connect(host: &Host, address: IpAddr, port: u16) -> bool {
-    host.command("nc")
+    host.command("ncat")
         .args(["-z", "-w", "2", &address.to_string(), &port.to_string()])
         .run()
         .is_ok_and(|output| output.success())
