@@ -12,6 +12,7 @@
 //! | [`udp`] | the WireGuard sockets with GSO and GRO |
 //! | [`path`] | the seam for choosing a path; source addresses, MTU |
 //! | [`clock`] | the seam for time |
+//! | [`worker`] | the thread that owns the data plane, and the agent's handle on it |
 //! | `sys` | the few system calls with `unsafe` |
 
 pub mod clock;
@@ -19,3 +20,4 @@ pub mod path;
 mod sys;
 pub mod tun;
 pub mod udp;
+pub mod worker;

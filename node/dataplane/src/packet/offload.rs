@@ -100,6 +100,15 @@ impl VirtioHeader {
         Ok((Self { gso, header_length: word(2), checksum }, packet))
     }
 
+    /// As [`VirtioHeader::parse`], for a frame that may be changed.
+    ///
+    /// # Errors
+    /// [`OffloadError::Truncated`], [`OffloadError::Kind`].
+    pub fn split_frame(frame: &mut [u8]) -> Result<(Self, &mut [u8]), OffloadError> {
+        let (header, _) = Self::parse(frame)?;
+        Ok((header, &mut frame[VIRTIO_HEADER_LENGTH..]))
+    }
+
     /// Writes the header as the kernel reads it. The checksum of a plain packet travels with it, and the kernel verifies it.
     pub fn to_bytes(self) -> [u8; VIRTIO_HEADER_LENGTH] {
         let mut out = [0; VIRTIO_HEADER_LENGTH];

@@ -1,0 +1,231 @@
+//! The agent's side of the worker: questions and orders that run on the worker's thread between two batches.
+
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+};
+
+use postern_common::{grant::VerifiedGrants, key::WireGuardPrivateKey, net::FiveTuple, time::Now};
+use postern_dataplane::{
+    Applied, Ceiling, Counters, DataPlane, FlowStatus, LocalExplanation, PeerStatus, WhoIs, packet::batch::Full,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{Batches, IoCounters, Link, sys};
+
+/// Commands that may wait for the worker. Beyond it the asker waits.
+pub(super) const COMMANDS: usize = 64;
+
+/// What runs on the worker's thread.
+pub(super) enum Command {
+    /// A question or an order.
+    Run(Box<dyn FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) + Send>),
+    /// The end.
+    ShutDown,
+}
+
+/// Tells that the worker has ended: nothing passes any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the packet worker has ended")]
+pub struct WorkerGone;
+
+/// What the worker and its plane count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerStatus {
+    /// The plane's counters.
+    pub plane: Counters,
+    /// The shell's counters.
+    pub io: IoCounters,
+    /// How many peers there are.
+    pub peers: usize,
+    /// How many flows live.
+    pub flows: usize,
+}
+
+/// Asks and orders the worker. Clones speak to the same one.
+#[derive(Debug, Clone)]
+pub struct WorkerHandle {
+    commands: mpsc::Sender<Command>,
+    wake: Arc<Waker>,
+    port: u16,
+    interface: Arc<str>,
+}
+
+/// Wakes the worker; once more when the last handle goes, so that it notices.
+#[derive(Debug)]
+struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    fn wake(&self) {
+        sys::event_signal(self.0.as_fd());
+    }
+}
+
+impl Drop for Waker {
+    fn drop(&mut self) {
+        self.wake();
+    }
+}
+
+impl WorkerHandle {
+    pub(super) fn new(commands: mpsc::Sender<Command>, wake: Arc<OwnedFd>, port: u16, interface: String) -> Self {
+        Self { commands, wake: Arc::new(Waker(wake)), port, interface: interface.into() }
+    }
+
+    /// Returns the UDP port of the WireGuard sockets.
+    pub const fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Returns the TUN interface's name.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Enforces a verified document; when this returns, it is enforced.
+    ///
+    /// # Errors
+    /// [`WorkerGone`], as for every question here.
+    pub async fn apply(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
+        self.ask(|plane, batches, _link, now| plane.apply(grants, now, &mut batches.out())).await
+    }
+
+    /// Gives the plane this node's private keys, newest first; those not named are wiped with their sessions.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn set_local_keys(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
+        self.ask(move |plane, _batches, _link, now| plane.set_local_keys(&keys, now)).await
+    }
+
+    /// Sets the owner's upper bound on what is let in.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn set_ceiling(&self, ceiling: Ceiling) -> Result<(), WorkerGone> {
+        self.ask(move |plane, batches, _link, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
+    }
+
+    /// Returns every counter.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn status(&self) -> Result<WorkerStatus, WorkerGone> {
+        self.ask(|plane, _batches, link, _now| status(plane, link)).await
+    }
+
+    /// Lists the live flows.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn flows(&self) -> Result<Vec<FlowStatus>, WorkerGone> {
+        self.ask(|plane, _batches, _link, _now| plane.flows()).await
+    }
+
+    /// Lists the peers.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn peers(&self) -> Result<Vec<PeerStatus>, WorkerGone> {
+        self.ask(|plane, _batches, _link, _now| plane.peers()).await
+    }
+
+    /// Tells who is behind an inner address and port.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn whois(&self, remote: SocketAddr) -> Result<Option<WhoIs>, WorkerGone> {
+        self.ask(move |plane, _batches, _link, _now| plane.whois(remote)).await
+    }
+
+    /// Tells whether a flow may be opened now, and under what.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn explain(&self, flow: FiveTuple) -> Result<LocalExplanation, WorkerGone> {
+        self.ask(move |plane, _batches, _link, now| plane.explain(flow, now)).await
+    }
+
+    /// Sends bytes from the WireGuard socket of the address's family: the controller learns the node's outer address by it. As
+    /// with any datagram, nobody promises that it arrives.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn send_probe(&self, to: SocketAddr, bytes: Vec<u8>) -> Result<(), WorkerGone> {
+        self.ask(move |_plane, batches, _link, _now| match batches.udp.push(to, &bytes) {
+            Ok(()) | Err(Full) => {} // a full batch has counted it
+        })
+        .await
+    }
+
+    /// Ends every flow with a record, and the worker. The channel of events closes after the last record.
+    ///
+    /// # Errors
+    /// [`WorkerGone`] if it has ended already.
+    pub async fn shut_down(&self) -> Result<(), WorkerGone> {
+        self.commands.send(Command::ShutDown).await.map_err(|_| WorkerGone)?;
+        self.wake.wake();
+        self.commands.closed().await;
+        Ok(())
+    }
+
+    /// As [`WorkerHandle::apply`], for a thread outside any runtime.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn apply_blocking(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
+        self.ask_blocking(|plane, batches, _link, now| plane.apply(grants, now, &mut batches.out()))
+    }
+
+    /// As [`WorkerHandle::set_local_keys`], for a thread outside any runtime.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn set_local_keys_blocking(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
+        self.ask_blocking(move |plane, _batches, _link, now| plane.set_local_keys(&keys, now))
+    }
+
+    /// As [`WorkerHandle::status`], for a thread outside any runtime.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub fn status_blocking(&self) -> Result<WorkerStatus, WorkerGone> {
+        self.ask_blocking(|plane, _batches, link, _now| status(plane, link))
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+    ) -> Result<T, WorkerGone> {
+        let (command, answer) = prepare(question);
+        self.commands.send(command).await.map_err(|_| WorkerGone)?;
+        self.wake.wake();
+        answer.await.map_err(|_| WorkerGone)
+    }
+
+    fn ask_blocking<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+    ) -> Result<T, WorkerGone> {
+        let (command, answer) = prepare(question);
+        self.commands.blocking_send(command).map_err(|_| WorkerGone)?;
+        self.wake.wake();
+        answer.blocking_recv().map_err(|_| WorkerGone)
+    }
+}
+
+fn prepare<T: Send + 'static>(
+    question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+) -> (Command, oneshot::Receiver<T>) {
+    let (answer, receiver) = oneshot::channel();
+    let run = Box::new(move |plane: &mut DataPlane, batches: &mut Batches, link: &mut Link, now: Now| {
+        let _nobody_waits_any_more = answer.send(question(plane, batches, link, now));
+    });
+    (Command::Run(run), receiver)
+}
+
+fn status(plane: &DataPlane, link: &Link) -> WorkerStatus {
+    let io = IoCounters { sent: *link.sockets.counters(), ..link.io };
+    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peers().len(), flows: plane.flows().len() }
+}
