@@ -19,6 +19,7 @@
 //! Everything that is shown passes through [`printable`]: a file (or a name in it) must not be able to write escape
 //! sequences to the terminal of the person who checks it.
 
+pub(crate) mod table;
 mod units;
 
 use std::{fmt, ops::Range};

@@ -106,6 +106,21 @@ pub struct Facts {
     pub kernel: Option<Version>,
 }
 
+impl Facts {
+    /// Joins two sets of facts; where both speak, `other` counts.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            disk_encrypted: other.disk_encrypted.or(self.disk_encrypted),
+            firewall: other.firewall.or(self.firewall),
+            screen_lock: other.screen_lock.or(self.screen_lock),
+            secure_boot: other.secure_boot.or(self.secure_boot),
+            os: other.os.or(self.os),
+            kernel: self.kernel.max(other.kernel),
+        }
+    }
+}
+
 /// Facts and when they reached the controller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {

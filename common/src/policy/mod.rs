@@ -17,24 +17,47 @@
 //! Rejected: a general expression language for conditions. The person who owns a resource could not read it, and
 //! neither `valid_until` nor a plan could be computed from it.
 
+mod check;
+mod condition;
+mod evaluate;
+mod explain;
+mod hours;
+mod model;
+mod plan;
+mod read;
+mod selector;
+mod services;
 mod subject;
+#[cfg(test)]
+mod tests;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+pub use check::{TestFailure, TestOutcome};
+pub use hours::HoursError;
+pub use model::{NodeSelector, Resource, Sensitivity};
+pub use plan::{ChangeKind, PlanChange};
+pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
+pub use selector::{Selector, SelectorError};
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};
 
+use condition::Lens;
+use evaluate::Evaluation;
+use model::Model;
+
 use crate::{
-    diagnostics::Diagnostics,
+    diagnostics::{Diagnostic, Diagnostics},
     grant::{Mode, OnDeny},
-    id::{DeviceId, MachineName, ResourceName, RuleName, Tag},
+    id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
     net::Service,
-    protocol::Explanation,
     time::WallTime,
 };
 
-/// A checked policy document.
+/// A checked policy document. Cloning it is cheap.
 #[derive(Debug, Clone)]
-pub struct Policy {}
+pub struct Policy {
+    model: Arc<Model>,
+}
 
 /// What one rule gives one subject on some nodes, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,58 +105,89 @@ pub enum Audience {
 }
 
 impl Policy {
-    /// Reads and checks a document, and runs its `[[test]]` entries.
+    /// The policy of a controller that was never given one: nobody may reach anything.
+    pub fn empty() -> Self {
+        Self { model: Arc::default() }
+    }
+
+    /// Reads and checks a document, and runs its `[[test]]` entries. `file_name` is what places are shown with.
     ///
     /// # Errors
-    /// Every mistake of the document, each with its place and its likely meaning.
-    pub fn parse(_file_name: &str, _text: &str) -> Result<Self, Diagnostics> {
-        Ok(Self {})
-    }
-
-    /// Returns everything that the subject is entitled to now.
-    pub fn entitlements(&self, _context: &RequestContext, _targets: &Targets) -> Vec<Entitlement> {
-        vec![]
-    }
-
-    /// Tells why the subject may or may not reach something; every service of it if `service` is absent.
-    pub fn explain(
-        &self,
-        context: &RequestContext,
-        _targets: &Targets,
-        _to: &Destination,
-        _service: Option<Service>,
-        _audience: Audience,
-    ) -> Explanation {
-        Explanation {
-            allowed: false,
-            who: context.who(),
-            what: String::new(),
-            reason: String::new(),
-            rule: None,
-            location: None,
-            because: vec![],
-            fix: None,
-            valid_until: None,
+    /// Every mistake of the document, each with its place and its likely meaning; if there is none, every test that fails.
+    pub fn parse(file_name: &str, text: &str) -> Result<Self, Diagnostics> {
+        let policy = Self { model: Arc::new(read::read(file_name, text)?) };
+        let mut diagnostics = Diagnostics::new(file_name, text);
+        for outcome in policy.run_tests() {
+            if let Some(TestFailure { message, why, span }) = outcome.failure {
+                diagnostics.push(Diagnostic::at(span, message).help(why));
+            }
         }
+        diagnostics.into_result(policy)
     }
 
-    /// Finds what a person means by `git`, `git.internal` or `payroll-1`: a resource first, then a machine.
-    pub fn find_destination(&self, text: &str, targets: &Targets) -> Option<Destination> {
-        targets.named(text).next().map(|node| Destination::Node(node.device))
+    /// Returns everything that the subject is entitled to now, in the order of the document.
+    pub fn entitlements(&self, context: &RequestContext, targets: &Targets) -> Vec<Entitlement> {
+        let granted = Evaluation::new(&self.model, context, targets, Lens::Actual).granted();
+        let entitlement = |granted: evaluate::Granted| {
+            let access = &self.model.access[granted.access];
+            let resource = &self.model.resources[granted.resource];
+            Entitlement {
+                rule: access.name.clone(),
+                location: self.model.location(access.line),
+                resource: resource.name.clone(),
+                nodes: granted.nodes.iter().map(|node| targets.nodes()[*node].device).collect(),
+                services: granted.services,
+                valid_until: granted.until,
+                lease: access.lease,
+                on_deny: resource.on_deny,
+                mode: granted.mode,
+                stock_clients: access.stock_clients,
+                via: granted.via.to_string(),
+            }
+        };
+        granted.into_iter().map(entitlement).collect()
+    }
+
+    /// Returns the resources, in the order of the document.
+    pub fn resources(&self) -> &[Resource] {
+        &self.model.resources
+    }
+
+    /// Finds a resource by its name.
+    pub fn resource(&self, name: &ResourceName) -> Option<&Resource> {
+        self.model.resource_by_name.get(name).map(|index| &self.model.resources[*index])
+    }
+
+    /// Returns the names of all rules, accesses first: for revoking by rule and for completion.
+    pub fn rule_names(&self) -> impl Iterator<Item = &RuleName> {
+        let access = self.model.access.iter().map(|rule| &rule.name);
+        access.chain(self.model.deny.iter().map(|rule| &rule.name))
     }
 
     /// Tells whether a resource names the tag as a place of its own: an unapproved claim to it must not count.
-    pub fn is_destination_tag(&self, _tag: &Tag) -> bool {
-        true
+    pub fn is_destination_tag(&self, tag: &Tag) -> bool {
+        self.model.destination_tags.contains(tag)
     }
 
     /// Tells whether a resource names the machine: a new machine must not take the name without approval.
-    pub fn is_destination_name(&self, _name: &MachineName) -> bool {
-        true
+    pub fn is_destination_name(&self, name: &MachineName) -> bool {
+        self.model.destination_names.contains(name)
     }
 
-    /// Tells whether a rule's `from` names the tag: carrying it gives rights.
-    pub fn is_source_tag(&self, _tag: &Tag) -> bool {
-        true
+    /// Tells whether a rule's `from` names the tag: carrying it changes what a machine may do.
+    pub fn is_source_tag(&self, tag: &Tag) -> bool {
+        self.model.source_tags.contains(tag)
+    }
+
+    /// Returns every service identity that rules name.
+    pub fn service_names(&self) -> &BTreeSet<ServiceName> {
+        &self.model.service_names
+    }
+
+    /// Returns the rules that are only watched, with the moment at which that ends: what must be said loudly.
+    pub fn watched_rules(&self) -> impl Iterator<Item = (&RuleName, WallTime)> {
+        let access = self.model.access.iter().map(|rule| (&rule.name, rule.monitor_until));
+        let deny = self.model.deny.iter().map(|rule| (&rule.name, rule.monitor_until));
+        access.chain(deny).filter_map(|(name, until)| until.map(|until| (name, until)))
     }
 }

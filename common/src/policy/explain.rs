@@ -1,0 +1,337 @@
+//! The decision, told in words: allowed or denied, by which rule, why, and what would change it.
+//!
+//! It asks the same [`Evaluation`] as the decision itself, and only then looks for the rule that came nearest: one
+//! that names the subject and whose conditions are not met says more than one that names somebody else.
+//!
+//! Threat: an explanation to the subject itself must not be a map of what is there. To [`Audience::Subject`] a
+//! resource that no rule opens to it under any condition is answered in the words for one that does not exist.
+
+use super::{
+    Audience, Destination, Policy,
+    condition::Lens,
+    evaluate::{Evaluation, Granted},
+    model::{Access, Life, Model},
+    services::{overlap, split},
+    subject::{RequestContext, Subject, Targets, Truth},
+};
+use crate::{grant::Mode, id::ResourceName, net::Service, protocol::Explanation, time::WallTime};
+
+/// The most `because` lines of an explanation.
+const MAX_BECAUSE: usize = 8;
+
+impl Policy {
+    /// Tells why the subject may or may not reach something; every service of it if `service` is absent.
+    pub fn explain(
+        &self,
+        context: &RequestContext,
+        targets: &Targets,
+        to: &Destination,
+        service: Option<Service>,
+        audience: Audience,
+    ) -> Explanation {
+        self.explain_through(Lens::Actual, context, targets, to, service, audience)
+    }
+
+    /// Finds what a person means by `git`, `git.internal` or `payroll-1`: a resource first, then a machine.
+    /// `domain` is the overlay's domain without dots at its ends.
+    pub fn find_destination(&self, text: &str, domain: &str, targets: &Targets) -> Option<Destination> {
+        let text = text.trim_end_matches('.');
+        let bare = text.strip_suffix(domain).and_then(|text| text.strip_suffix('.')).unwrap_or(text);
+        [bare, text].into_iter().find_map(|name| {
+            let resource =
+                name.parse::<ResourceName>().ok().filter(|name| self.model.resource_by_name.contains_key(name));
+            let node = || targets.named(name).next().map(|node| Destination::Node(node.device));
+            resource.map(Destination::Resource).or_else(node)
+        })
+    }
+
+    pub(super) fn explain_through(
+        &self,
+        lens: Lens,
+        context: &RequestContext,
+        targets: &Targets,
+        to: &Destination,
+        service: Option<Service>,
+        audience: Audience,
+    ) -> Explanation {
+        let question = Question { model: &self.model, lens, context, targets, to, service };
+        let explanation = question.answer();
+        if audience == Audience::Subject && !explanation.allowed && !question.ever_opened() {
+            return question.nothing_there();
+        }
+        explanation
+    }
+}
+
+struct Question<'a> {
+    model: &'a Model,
+    lens: Lens,
+    context: &'a RequestContext,
+    targets: &'a Targets,
+    to: &'a Destination,
+    service: Option<Service>,
+}
+
+impl Question<'_> {
+    /// Returns the resources that are asked about.
+    fn resources(&self) -> Vec<usize> {
+        match self.to {
+            Destination::Resource(name) => self.model.resource_by_name.get(name).copied().into_iter().collect(),
+            Destination::Node(device) => {
+                let Some(node) = self.targets.index_of(*device) else { return Vec::new() };
+                let resources = self.model.resources.iter().enumerate();
+                let on_node = resources.filter(|(_, resource)| resource.indexes(self.targets).contains(&node));
+                on_node.map(|(index, _)| index).collect()
+            }
+        }
+    }
+
+    /// Returns the nodes that are asked about.
+    fn nodes(&self, resource: usize) -> Vec<usize> {
+        match self.to {
+            Destination::Resource(_) => self.model.resources[resource].indexes(self.targets),
+            Destination::Node(device) => self.targets.index_of(*device).into_iter().collect(),
+        }
+    }
+
+    fn destination(&self) -> String {
+        match self.to {
+            Destination::Resource(name) => name.to_string(),
+            Destination::Node(device) => match self.targets.node(*device) {
+                Some(node) => node.name.to_string(),
+                None => "this address".into(),
+            },
+        }
+    }
+
+    fn what(&self, services: &[Service]) -> String {
+        let services = match self.service {
+            Some(service) => service.to_string(),
+            None => services.iter().map(Service::to_string).collect::<Vec<_>>().join(", "),
+        };
+        format!("{} {services}", self.destination()).trim_end().to_owned()
+    }
+
+    fn denied(&self, reason: impl Into<String>) -> Explanation {
+        Explanation {
+            allowed: false,
+            who: self.context.who(),
+            what: self.what(&[]),
+            reason: reason.into(),
+            rule: None,
+            location: None,
+            because: Vec::new(),
+            fix: None,
+            valid_until: None,
+        }
+    }
+
+    fn nothing_there(&self) -> Explanation {
+        self.denied(format!("no rule opens {} to {}", self.destination(), self.context.subject))
+    }
+
+    /// Tells whether some rule would open some of it to the subject if its conditions held.
+    fn ever_opened(&self) -> bool {
+        let resources = self.resources();
+        let evaluation = Evaluation::new(self.model, self.context, self.targets, Lens::Anyhow);
+        let granted = evaluation.granted_where(|_, resource| resources.contains(&resource));
+        granted.iter().any(|granted| self.touches(granted))
+    }
+
+    fn touches(&self, granted: &Granted) -> bool {
+        let on_node = match self.to {
+            Destination::Resource(_) => true,
+            Destination::Node(device) => {
+                self.targets.index_of(*device).is_some_and(|node| granted.nodes.contains(&node))
+            }
+        };
+        on_node && self.service.is_none_or(|service| overlap(&granted.services, &[service]))
+    }
+
+    fn answer(&self) -> Explanation {
+        let resources = self.resources();
+        let evaluation = Evaluation::new(self.model, self.context, self.targets, self.lens);
+        let mut granted = evaluation.granted_where(|_, resource| resources.contains(&resource));
+        granted.retain(|granted| self.touches(granted));
+        let whole =
+            |granted: &Granted| self.service.is_none_or(|service| split(&[service], &granted.services).1.is_empty());
+        let best = granted.iter().max_by_key(|granted| (whole(granted), granted.mode == Mode::Enforce, granted.until));
+        match best {
+            Some(best) => self.allowed(best, &granted),
+            None => self.refused(&resources, &evaluation),
+        }
+    }
+
+    fn allowed(&self, best: &Granted, all: &[Granted]) -> Explanation {
+        let access = &self.model.access[best.access];
+        let mut services: Vec<Service> = all.iter().flat_map(|granted| granted.services.iter().copied()).collect();
+        services.sort_unstable();
+        services.dedup();
+        let reason = match &best.mode {
+            Mode::Enforce => format!("rule \"{}\" allows it", access.name),
+            Mode::Monitor { would_deny } => {
+                format!("it would be denied and passes only while it is watched: {would_deny}")
+            }
+        };
+        let mut because = vec![format!("{} is named by {}", self.context.subject, best.via)];
+        because.extend(access.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
+        Explanation {
+            allowed: true,
+            what: self.what(&services),
+            rule: Some(access.name.to_string()),
+            location: Some(self.model.location(access.line)),
+            because,
+            valid_until: (best.until != WallTime::NEVER).then_some(best.until),
+            ..self.denied(reason)
+        }
+    }
+
+    /// Says why nothing is granted, by the rule that came nearest.
+    fn refused(&self, resources: &[usize], evaluation: &Evaluation<'_>) -> Explanation {
+        let own = |device| self.context.device == Some(device);
+        if matches!(self.to, Destination::Node(device) if own(*device)) {
+            return self.denied("a machine does not ask for itself");
+        }
+        if resources.is_empty() {
+            return match self.to {
+                Destination::Resource(name) => self.denied(format!("there is no resource \"{name}\"")),
+                Destination::Node(_) => self.denied(format!("no resource names {}", self.destination())),
+            };
+        }
+        let offering: Vec<usize> = resources
+            .iter()
+            .copied()
+            .filter(|index| self.service.is_none_or(|s| overlap(&self.model.resources[*index].services, &[s])))
+            .collect();
+        if offering.is_empty() {
+            let open: Vec<String> = resources
+                .iter()
+                .flat_map(|index| &self.model.resources[*index].services)
+                .map(Service::to_string)
+                .collect();
+            return self.denied(format!("no resource there names this port; named are {}", open.join(", ")));
+        }
+        if offering.iter().all(|resource| self.nodes(*resource).is_empty()) {
+            let places: Vec<String> = offering
+                .iter()
+                .flat_map(|index| &self.model.resources[*index].nodes)
+                .map(ToString::to_string)
+                .collect();
+            return self.denied(format!("no approved machine is {} yet", places.join(" or ")));
+        }
+        let refusal = self.refusing_deny(&offering, evaluation).or_else(|| self.nearest_access(&offering));
+        refusal.unwrap_or_else(|| {
+            let mut explanation = self.nothing_there();
+            if let Subject::User { groups: None, .. } = self.context.subject {
+                explanation
+                    .because
+                    .push("the groups of this person are unknown: the sign-in did not carry them".into());
+            }
+            let owners = offering.iter().filter_map(|index| {
+                let resource = &self.model.resources[*index];
+                resource.owner.as_ref().map(|owner| format!("ask {owner}, the owner of {}", resource.name))
+            });
+            explanation.fix = owners.into_iter().next();
+            explanation
+        })
+    }
+
+    /// Explains by a deny, if some access would hold without it.
+    fn refusing_deny(&self, resources: &[usize], evaluation: &Evaluation<'_>) -> Option<Explanation> {
+        let would_hold = self.model.access_index.naming(self.context).into_iter().any(|(index, _)| {
+            let access = &self.model.access[index];
+            access.to.iter().any(|resource| resources.contains(resource)) && evaluation.access_state(access).is_some()
+        });
+        if !would_hold {
+            return None;
+        }
+        let deny = resources.iter().find_map(|resource| {
+            let wanted = self.service.map_or_else(|| self.model.resources[*resource].services.clone(), |s| vec![s]);
+            evaluation.refusing(&self.nodes(*resource), &wanted)
+        })?;
+        let rule = &self.model.deny[deny];
+        let named = rule.from.iter().map(|selector| selector.matches(self.context)).fold(Truth::False, Truth::or);
+        let mut because = Vec::new();
+        if named == Truth::Unknown {
+            because.push("the groups of this person are unknown, and what is unknown satisfies a deny".into());
+        }
+        if let Some(unless) = rule.unless {
+            let unmet = self.model.whens[unless].unmet(self.model, self.context, self.lens);
+            because.extend(unmet.into_iter().map(|unmet| format!("{}; it {}", unmet.fact, unmet.demand)));
+        }
+        because.extend(rule.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
+        Some(Explanation {
+            rule: Some(rule.name.to_string()),
+            location: Some(self.model.location(rule.line)),
+            because,
+            ..self.denied(format!("rule \"{}\" refuses it", rule.name))
+        })
+    }
+
+    /// Explains by the access that names the subject and has the fewest unmet conditions.
+    fn nearest_access(&self, resources: &[usize]) -> Option<Explanation> {
+        let named =
+            self.model.access_index.naming(self.context).into_iter().map(|(index, _)| &self.model.access[index]);
+        let mut misses: Vec<(usize, Explanation)> = named
+            .filter(|access| access.to.iter().any(|resource| resources.contains(resource)))
+            .map(|access| self.miss(access))
+            .collect();
+        if misses.is_empty() {
+            return self.unknown_membership(resources);
+        }
+        misses.sort_by_key(|(count, _)| *count);
+        let others = misses.split_off(1);
+        let (_, mut nearest) = misses.pop()?;
+        nearest.because.extend(others.into_iter().map(|(_, other)| other.reason).take(MAX_BECAUSE));
+        Some(nearest)
+    }
+
+    fn miss(&self, access: &Access) -> (usize, Explanation) {
+        let now = self.context.now;
+        let mut explanation = Explanation {
+            rule: Some(access.name.to_string()),
+            location: Some(self.model.location(access.line)),
+            ..self.denied("")
+        };
+        match access.life {
+            Life { expires: Some(expires), .. } if expires <= now => {
+                explanation.reason = format!("rule \"{}\" ended at {expires}", access.name);
+                return (100, explanation);
+            }
+            Life { starts: Some(starts), .. } if starts > now => {
+                explanation.reason = format!("rule \"{}\" begins at {starts}", access.name);
+                explanation.fix = Some(format!("try again from {starts}"));
+                return (50, explanation);
+            }
+            Life { .. } => {}
+        }
+        let when = access.when.map(|when| &self.model.whens[when]);
+        let unmet = when.map(|when| when.unmet(self.model, self.context, self.lens)).unwrap_or_default();
+        let count = unmet.len();
+        let mut told = unmet.into_iter();
+        if let Some(first) = told.next() {
+            explanation.reason = format!("{}; rule \"{}\" {}", first.fact, access.name, first.demand);
+            explanation.fix = first.fix;
+        } else {
+            // Its conditions hold, so the port that is asked for is not among those it gives.
+            explanation.reason = format!("rule \"{}\" does not give this", access.name);
+        }
+        explanation.because = told.map(|unmet| format!("{}; it also {}", unmet.fact, unmet.demand)).collect();
+        (count, explanation)
+    }
+
+    /// Explains by an access that might name the subject if its groups were known.
+    fn unknown_membership(&self, resources: &[usize]) -> Option<Explanation> {
+        let access = self.model.access.iter().find(|access| {
+            let named = access.from.iter().map(|selector| selector.matches(self.context)).fold(Truth::False, Truth::or);
+            named == Truth::Unknown && access.to.iter().any(|resource| resources.contains(resource))
+        })?;
+        Some(Explanation {
+            rule: Some(access.name.to_string()),
+            location: Some(self.model.location(access.line)),
+            because: vec!["the sign-in did not carry the person's groups".into()],
+            fix: Some("sign in again; if that does not help, ask an administrator to release the groups claim".into()),
+            ..self.denied(format!("rule \"{}\" names groups, and the groups of this person are unknown", access.name))
+        })
+    }
+}
