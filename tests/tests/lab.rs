@@ -47,13 +47,13 @@ fn a_program_ends_with_its_handle_and_its_children_with_the_machine() -> Result<
     let outer: Vec<u32> = std::fs::read_dir("/proc")?
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\01000\0"))
+        .filter(|pid: &u32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x001000\0"))
         .collect();
     assert!(is_there("sleep 1000"), "a daemon goes on until its machine ends");
     drop((host, lab));
     for pid in outer {
         eventually(SOON, "the daemon ends with its machine", || {
-            (!std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\01000\0")).then_some(())
+            (!std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line == b"sleep\x001000\0")).then_some(())
         })?;
     }
     Ok(())
@@ -100,7 +100,7 @@ fn nothing_is_left_after_kill_9_of_a_test() -> Result<()> {
     let sleepers = || {
         let found = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         found
-            .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\031416\0"))
+            .filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| line == b"sleep\x0031416\0"))
             .count()
     };
     eventually(SOON, "the victim's program runs", || (sleepers() == 1).then_some(()))?;

@@ -19,6 +19,7 @@
 //! machine's stub resolver and its servers already do so in theirs.
 
 mod answer;
+pub mod fuzzing;
 mod server;
 pub mod setup;
 

@@ -284,7 +284,7 @@ async fn ask_udp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let mut response = vec![0; 65_535];
     loop {
         let length = socket.recv(&mut response).await?;
-        if answers(&query, &response[..length]) {
+        if is_answer_to(&query, &response[..length]) {
             response.truncate(length);
             return Ok(response);
         }
@@ -296,11 +296,11 @@ async fn ask_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let query = with_random_identifier(query)?;
     write_message(&mut stream, &query).await?;
     let response = read_message(&mut stream).await?;
-    if answers(&query, &response) { Ok(response) } else { Err(io::ErrorKind::InvalidData.into()) }
+    if is_answer_to(&query, &response) { Ok(response) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// Tells whether `response` is a response, with the identifier and the question of `query`.
-fn answers(query: &[u8], response: &[u8]) -> bool {
+pub(super) fn is_answer_to(query: &[u8], response: &[u8]) -> bool {
     let Some(end) = question_end(query) else { return false };
     response.len() >= HEADER_BYTES
         && response[..2] == query[..2]
