@@ -59,7 +59,7 @@ mod tests {
     fn what_waits_is_taken_once_and_only_in_time() {
         let pending = Pending::new(2, Duration::from_secs(60));
         let [a, b, c] = [(); 3].map(|()| Token::draw());
-        let at = |seconds| WallTime::from_millis(seconds * 1_000);
+        let at = |seconds: i64| WallTime::from_millis(seconds * 1_000);
         pending.put(&a, 1, at(0));
         assert_eq!(pending.take(&a, at(59)), Some(1));
         assert_eq!(pending.take(&a, at(59)), None, "once");

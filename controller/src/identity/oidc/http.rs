@@ -1,8 +1,8 @@
 //! The HTTP client for asking a provider: no redirects (they could be pointed inwards), limits on time and size.
 
-use std::time::Duration;
+use std::{future::Future, pin::Pin, time::Duration};
 
-use openidconnect::{HttpRequest, HttpResponse};
+use openidconnect::{AsyncHttpClient, HttpRequest, HttpResponse};
 
 use super::{ProviderSettings, SettingsError};
 
@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Tells why a provider could not be asked.
 #[derive(Debug, thiserror::Error)]
-pub enum HttpError {
+pub(super) enum HttpError {
     /// The request could not be made or answered.
     #[error("the provider does not answer")]
     Request(#[from] reqwest::Error),
@@ -27,8 +27,21 @@ pub enum HttpError {
     Malformed(#[from] axum::http::Error),
 }
 
+/// The client.
+#[derive(Debug)]
+pub(super) struct Http(reqwest::Client);
+
+impl<'c> AsyncHttpClient<'c> for Http {
+    type Error = HttpError;
+    type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'c>>;
+
+    fn call(&'c self, request: HttpRequest) -> Self::Future {
+        Box::pin(ask(&self.0, request))
+    }
+}
+
 /// Makes the client.
-pub(super) fn client(settings: &ProviderSettings) -> Result<reqwest::Client, SettingsError> {
+pub(super) fn client(settings: &ProviderSettings) -> Result<Http, SettingsError> {
     // Of several callers the first installs it; both install the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
@@ -45,11 +58,11 @@ pub(super) fn client(settings: &ProviderSettings) -> Result<reqwest::Client, Set
             builder = builder.add_root_certificate(certificate);
         }
     }
-    builder.build().map_err(|error| SettingsError::Client(error.to_string()))
+    builder.build().map(Http).map_err(|error| SettingsError::Client(error.to_string()))
 }
 
 /// Asks, and reads the answer within the limits.
-pub(super) async fn ask(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+async fn ask(client: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, HttpError> {
     let mut answer = client.execute(request.try_into()?).await?;
     let mut response = axum::http::Response::builder().status(answer.status());
     for (name, value) in answer.headers() {

@@ -97,7 +97,7 @@ pub struct Provider {
     settings: ProviderSettings,
     issuer: IssuerUrl,
     callback: RedirectUrl,
-    http: reqwest::Client,
+    http: http::Http,
     known: Mutex<Option<(Arc<Metadata>, WallTime)>>,
     fetches: Buckets<()>,
     pending: Pending<PendingSignIn>,
@@ -327,7 +327,7 @@ impl Provider {
             .exchange_code(AuthorizationCode::new(code))
             .map_err(|error| OidcError::Unavailable(error.to_string()))?
             .set_pkce_verifier(verifier);
-        let asked = request.request_async(&|request| http::ask(&self.http, request)).await;
+        let asked = request.request_async(&self.http).await;
         asked.map_err(|error| match &error {
             RequestTokenError::ServerResponse(refusal) => OidcError::Code(short(&refusal.to_string())),
             RequestTokenError::Request(why) => OidcError::Unavailable(chain(why)),
@@ -389,7 +389,7 @@ impl Provider {
             return Ok(metadata.clone());
         }
         let fetched = match self.fetches.take(&(), now) {
-            Ok(()) => Metadata::discover_async(self.issuer.clone(), &|request| http::ask(&self.http, request))
+            Ok(()) => Metadata::discover_async(self.issuer.clone(), &self.http)
                 .await
                 .map_err(|error| OidcError::Unavailable(chain(&error))),
             Err(too_many) => Err(OidcError::Unavailable(too_many.to_string())),
@@ -417,7 +417,7 @@ impl Provider {
             return Ok(metadata.clone()); // somebody else has just read them
         }
         self.fetches.take(&(), now).map_err(|error| OidcError::Unavailable(error.to_string()))?;
-        let keys = JsonWebKeySet::fetch_async(old.jwks_uri(), &|request| http::ask(&self.http, request))
+        let keys = JsonWebKeySet::fetch_async(old.jwks_uri(), &self.http)
             .await
             .map_err(|error| OidcError::Unavailable(chain(&error)))?;
         let metadata = Arc::new(Metadata::clone(old).set_jwks(keys));

@@ -1,0 +1,60 @@
+//! To the provider and back.
+
+use axum::{
+    extract::Query,
+    response::{IntoResponse, Redirect, Response},
+};
+use serde::Deserialize;
+
+use super::{
+    event::IdentityAction,
+    fault::{Fault, ProviderFault},
+    sign_in,
+    visit::{Next, Visit, WithCookies},
+};
+use crate::identity::{
+    oidc::{Callback, OidcError},
+    random::Token,
+    rate::AddressPrefix,
+};
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    next: String,
+}
+
+pub(super) async fn start(visit: Visit, Query(asked): Query<Asked>) -> Result<Response, Fault> {
+    let next = Next::parse(&asked.next);
+    let provider = visit.pages.web.ways.provider.as_ref().ok_or(Fault::NotFound)?;
+    visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
+    // The visit's cookie stays the same over several tabs, so that each of their sign-ins can come back.
+    let browser = visit.visit.clone().unwrap_or_else(Token::draw);
+    match provider.begin(&browser, &next.path(), visit.now).await {
+        Ok(url) => Ok(Redirect::to(url.as_str()).with_visit(&browser)),
+        Err(error) => Err(refused(&visit, error).await?),
+    }
+}
+
+pub(super) async fn callback(visit: Visit, Query(callback): Query<Callback>) -> Result<Response, Fault> {
+    let provider = visit.pages.web.ways.provider.as_ref().ok_or(Fault::NotFound)?;
+    visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
+    match provider.finish(callback, visit.visit.as_ref(), visit.now).await {
+        Ok((proof, next)) => {
+            let answer = sign_in::finish(&visit, proof, Next::parse(&next)).await?;
+            Ok(answer.into_response())
+        }
+        Err(error) => Err(refused(&visit, error).await?),
+    }
+}
+
+/// Records a refusal, and tells the person only what they can do about it.
+async fn refused(visit: &Visit, error: OidcError) -> Result<Fault, Fault> {
+    tracing::warn!(%error, "a sign-in at the provider was refused");
+    visit.audit(None, IdentityAction::SignInRefused { reason: error.word() }).await?;
+    Ok(Fault::Provider(match error {
+        OidcError::Unavailable(_) => ProviderFault::Away,
+        OidcError::State => ProviderFault::Restart,
+        OidcError::Issuer | OidcError::Refused(_) | OidcError::Code(_) | OidcError::Token(_) => ProviderFault::Refused,
+    }))
+}

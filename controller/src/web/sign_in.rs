@@ -1,0 +1,195 @@
+//! Sign in and out.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Query, State},
+    http::StatusCode,
+    response::{IntoResponse, Redirect, Response},
+};
+use maud::{Markup, html};
+use serde::Deserialize;
+
+use super::{
+    HalfSignIn, LocalAccounts, Pages,
+    event::{IdentityAction, Who},
+    fault::Fault,
+    layout,
+    visit::{Next, Posted, Visit, WithCookies},
+    words,
+};
+use crate::identity::{
+    Proof,
+    local::{Credential, PasswordStep, SignInError},
+    random::Token,
+};
+
+#[derive(Deserialize)]
+pub(super) struct Asked {
+    #[serde(default)]
+    next: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Credentials {
+    login: String,
+    password: String,
+    #[serde(default)]
+    next: String,
+}
+
+pub(super) async fn show(visit: Visit, Query(asked): Query<Asked>) -> Response {
+    let next = Next::parse(&asked.next);
+    if visit.session.is_some() {
+        return next.redirect().into_response();
+    }
+    let (token, new) = visit.form_token();
+    let page = form(&visit.pages, &token, next, "", None);
+    match new {
+        Some(cookie) => page.with_visit(&cookie),
+        None => page.into_response(),
+    }
+}
+
+fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>) -> Markup {
+    let why = match next {
+        Next::Join(_) => "to let a machine in",
+        Next::Home | Next::WireGuard | Next::SecondFactor => "to see what you may reach",
+    };
+    layout::door(
+        if alert.is_some() { "Not signed in" } else { "Sign in" },
+        html! {
+            h1 { "Sign in" }
+            p.lead { (why) }
+            @if let Some(provider) = &pages.web.ways.provider {
+                p { a.button.wide href={ "/oidc/start?next=" (next.encoded()) } { "Sign in with " (provider.label()) } }
+            }
+            @if pages.web.ways.local != LocalAccounts::Off {
+                @if pages.web.ways.provider.is_some() { p.or { span { "or with a local account" } } }
+                @if let Some(text) = alert { (layout::alert(text)) }
+                form method="post" action="/sign-in" {
+                    (layout::token(token))
+                    input type="hidden" name="next" value=(next.path());
+                    label for="login" { "Login" }
+                    input #login name="login" value=(login) required maxlength="120" autocomplete="username"
+                        autocapitalize="none" spellcheck="false" autofocus[login.is_empty()];
+                    label for="password" { "Password" }
+                    input #password name="password" type="password" required maxlength="256"
+                        autocomplete="current-password" autofocus[!login.is_empty()];
+                    button.wide { "Sign in" }
+                }
+            } @else if pages.web.ways.provider.is_none() {
+                p { "No way to sign in is set up. Tell your administrator." }
+            }
+        },
+    )
+}
+
+pub(super) async fn submit(posted: Posted<Credentials>) -> Result<Response, Fault> {
+    let Posted { visit, fields } = posted;
+    let pages = visit.pages.clone();
+    let next = Next::parse(&fields.next);
+    if pages.web.ways.local == LocalAccounts::Off {
+        return Err(Fault::NotFound);
+    }
+    let step = pages.web.accounts.check_password(&fields.login, &fields.password, visit.address, visit.now).await;
+    let account = match step {
+        Ok(PasswordStep::Done(account)) if pages.web.ways.local == LocalAccounts::SecondFactorRequired => {
+            let enrolment = Some(pages.web.accounts.begin_enrolment(account.clone()));
+            return Ok(half_way(&visit, HalfSignIn { account, enrolment, next }));
+        }
+        Ok(PasswordStep::SecondFactor(account)) => {
+            return Ok(half_way(&visit, HalfSignIn { account, enrolment: None, next }));
+        }
+        Ok(PasswordStep::Done(account)) => account,
+        Err(error) => return refused(&visit, next, &fields.login, error).await,
+    };
+    match pages.web.accounts.prove(&account, Credential::Missing, visit.address, visit.now).await {
+        Ok(proof) => finish(&visit, proof, next).await,
+        Err(error) => refused(&visit, next, &fields.login, error).await,
+    }
+}
+
+/// Keeps a sign-in whose password was right under a new visit cookie, and asks for the second factor.
+fn half_way(visit: &Visit, half: HalfSignIn) -> Response {
+    let cookie = Token::draw();
+    visit.pages.half.put(&cookie, half, visit.now);
+    Redirect::to("/sign-in/code").with_visit(&cookie)
+}
+
+/// Opens a session with a new cookie; it is in the audit log before the cookie is handed out.
+pub(super) async fn finish(visit: &Visit, proof: Proof, next: Next) -> Result<Response, Fault> {
+    let sessions = &visit.pages.web.sessions;
+    if let Some((old, who)) = &visit.session {
+        sessions.close(old).await?;
+        visit.pages.web.doors.signed_out(who).await?;
+    }
+    let (token, who) = sessions.open(proof, visit.now).await?;
+    let event = IdentityAction::SignedIn { session: who.session(), amr: who.amr().to_vec() };
+    if let Err(fault) = visit.audit(Some(Who::of(&who)), event).await {
+        sessions.close(&token).await?;
+        return Err(fault);
+    }
+    Ok(next.redirect().with_session(&token, &who, visit.now))
+}
+
+/// Shows the form again with the refusal, and records it.
+async fn refused(visit: &Visit, next: Next, login: &str, error: SignInError) -> Result<Response, Fault> {
+    let (reason, status, text) = explain(error)?;
+    let name: String = login.chars().filter(|c| !c.is_control()).take(120).collect();
+    let who = Who { issuer: visit.pages.web.accounts.issuer().to_owned(), subject: String::new(), name };
+    visit.audit(Some(who), IdentityAction::SignInRefused { reason }).await?;
+    let login: String = login.chars().take(120).collect();
+    let (token, _) = visit.form_token();
+    Ok((status, form(&visit.pages, &token, next, &login, Some(&text))).into_response())
+}
+
+/// Tells a refusal as a constant word for the log, a status, and a text for the person.
+pub(super) fn explain(error: SignInError) -> Result<(&'static str, StatusCode, String), Fault> {
+    Ok(match error {
+        SignInError::Wrong => (
+            "password",
+            StatusCode::FORBIDDEN,
+            "Login or password are wrong. After some tries there is a pause; your administrator can send you a link to \
+             set a new password."
+                .into(),
+        ),
+        SignInError::Code => (
+            "code",
+            StatusCode::FORBIDDEN,
+            "This code is wrong, expired, or was used already. Wait for the next one and type it.".into(),
+        ),
+        SignInError::Disabled => {
+            ("disabled", StatusCode::FORBIDDEN, "This account is disabled. Ask your administrator.".into())
+        }
+        SignInError::TooMany(wait) => (
+            "too_many",
+            StatusCode::TOO_MANY_REQUESTS,
+            format!("Too many attempts. Wait {} and try again.", words::span(wait.retry_after)),
+        ),
+        SignInError::Store(error) => return Err(error.into()),
+    })
+}
+
+pub(super) async fn sign_out(State(_): State<Arc<Pages>>, posted: Posted<NoFields>) -> Result<Response, Fault> {
+    let visit = posted.visit;
+    if let Some((cookie, who)) = &visit.session {
+        visit.pages.web.sessions.close(cookie).await?;
+        visit.pages.web.doors.signed_out(who).await?;
+        visit.audit(Some(Who::of(who)), IdentityAction::SignedOut { session: who.session() }).await?;
+    }
+    let page = layout::door(
+        "Signed out",
+        html! {
+            h1 { "Signed out" }
+            p { "This browser is signed out, and stock WireGuard clients that you let in from it are closed." }
+            p { "Machines that you confirmed stay signed in until their session ends; run " code { "postern logout" } " there." }
+            p { a.button href="/sign-in" { "Sign in again" } }
+        },
+    );
+    Ok(page.without_session())
+}
+
+/// A form with nothing but its token.
+#[derive(Deserialize)]
+pub(super) struct NoFields {}
