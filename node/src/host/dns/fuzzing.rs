@@ -29,9 +29,9 @@ pub fn fuzz_query(bytes: &[u8]) {
             }
             Action::Forward => {
                 let query = Message::from_vec(bytes).expect("only what parses is forwarded");
-                let name = query.queries[0].name().to_ascii().to_lowercase();
-                let name = name.trim_end_matches('.');
-                assert!(name != "internal" && !name.ends_with(".internal"), "{name} was asked of somebody else");
+                let name = query.queries[0].name();
+                let last = name.iter().next_back().unwrap_or_default();
+                assert!(!last.eq_ignore_ascii_case(b"internal"), "{name} was asked of somebody else");
             }
             Action::Ignore => {}
         }
