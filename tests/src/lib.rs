@@ -11,6 +11,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`lab`] | machines, networks, programs, captures, links that delay and lose |
+//! | [`browser`] | a person's browser: links, cookies, forms |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
 //!
 //! **Always clean.** A host is one process that waits on a pipe from the test. However the test ends, `kill -9`
@@ -23,6 +24,7 @@
 //!
 //! Needs root, for the namespaces.
 
+pub mod browser;
 pub mod lab;
 pub mod programs;
 
