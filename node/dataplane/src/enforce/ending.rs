@@ -42,6 +42,9 @@ impl Enforcer {
     /// Judges again those flows of a peer whose permission has passed; another permission may take over.
     pub(crate) fn end_expired(&mut self, slot: PeerSlot, now: Now) {
         self.rejudge_flows(slot, now);
+        if !self.peer(slot).is_entitled(now) {
+            self.lapsed.push(slot);
+        }
     }
 
     /// Judges every flow of a peer again that is of an old generation or past its deadline, and cuts what may not go on. Returns
@@ -157,16 +160,19 @@ fn cut_of(flow: &Flow) -> Option<Cut> {
     }
     let tcp = flow.tcp.as_ref().filter(|tcp| tcp.state != TcpState::Reset)?;
     // A socket that only asked expects nothing yet; it believes an RST that acknowledges its SYN (RFC 9293 §3.10.7.3).
-    let sequence = tcp.local_expects.or(tcp.remote_next);
-    if sequence.is_none() && tcp.local_next.is_none() {
-        return None;
-    }
+    // What it has acknowledged and what it was sent differ while data is on its way: one of them is right.
+    let sequences = match (tcp.local_expects, tcp.remote_next) {
+        (Some(expects), Some(next)) => [expects, next],
+        (Some(one), None) | (None, Some(one)) => [one, one],
+        (None, None) if tcp.local_next.is_some() => [0, 0],
+        (None, None) => return None,
+    };
     Some(Cut {
         local: flow.key.local,
         local_port: flow.key.local_port,
         remote: flow.key.remote,
         remote_port: flow.key.remote_port,
-        sequence: sequence.unwrap_or(0),
+        sequences,
         acknowledgement: tcp.local_next,
     })
 }

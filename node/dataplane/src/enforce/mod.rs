@@ -53,6 +53,7 @@ mod tests;
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
+    time::Duration,
 };
 
 use postern_common::{
@@ -63,7 +64,7 @@ use postern_common::{
 };
 
 pub(crate) use self::{
-    facts::PeerSlot,
+    facts::{Facts, PeerSlot},
     judge::{Permit, Verdict},
     peers::Upserted,
 };
@@ -80,8 +81,8 @@ pub(crate) struct Cut {
     pub(crate) local_port: u16,
     pub(crate) remote: IpAddr,
     pub(crate) remote_port: u16,
-    /// What the local socket expects next from the peer.
-    pub(crate) sequence: u32,
+    /// What the local socket expects next from the peer, as far as that is known: an RST with any of these is believed.
+    pub(crate) sequences: [u32; 2],
     /// What the local socket has sent, if it was seen.
     pub(crate) acknowledgement: Option<u32>,
 }
@@ -100,6 +101,8 @@ pub(crate) struct Enforcer {
     ceiling: Ceiling,
     records: Records,
     cuts: Vec<Cut>,
+    /// Peers that lost their last live permission, for the tunnels.
+    lapsed: Vec<PeerSlot>,
     settle_until: Monotonic,
     next_generation: u64,
     /// The clocks as they were read last, to notice that somebody set one.
@@ -123,6 +126,7 @@ impl Enforcer {
             ceiling: Ceiling::default(),
             records: Records::new(settings),
             cuts: Vec::with_capacity(64),
+            lapsed: Vec::new(),
             settle_until: now.monotonic.saturating_add(settings.settle),
             next_generation: 1,
             clock: now,
@@ -145,6 +149,14 @@ impl Enforcer {
             peer.inbound.distrust_clock();
             peer.outbound.distrust_clock();
             self.end_expired(slot, now);
+            self.schedule_expiry(slot, now);
+        }
+    }
+
+    /// Watches the clock if there is a reason to: a second has gone by, or wall time runs backwards.
+    pub(crate) fn glance_at_clock(&mut self, now: Now) {
+        if now.wall < self.clock.wall || now.monotonic.since(self.clock.monotonic) >= Duration::from_secs(1) {
+            self.watch_clock(now);
         }
     }
 
@@ -156,6 +168,11 @@ impl Enforcer {
     /// Hands over the flows that were cut since the last call.
     pub(crate) fn pop_cut(&mut self) -> Option<Cut> {
         self.cuts.pop()
+    }
+
+    /// Hands over a peer that has lost its last live permission.
+    pub(crate) fn pop_lapsed(&mut self) -> Option<PeerSlot> {
+        self.lapsed.pop()
     }
 
     /// Returns the counters that stand here, with those of the records.

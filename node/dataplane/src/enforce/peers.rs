@@ -72,11 +72,6 @@ impl Enforcer {
         }
     }
 
-    /// Returns what this node was told of itself.
-    pub(crate) fn own(&self) -> Option<&OwnGrant<Deadline>> {
-        self.own.as_ref()
-    }
-
     /// Tells whether `address` is this node's.
     pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         self.own.as_ref().is_some_and(|own| own.addresses.contains(&address))

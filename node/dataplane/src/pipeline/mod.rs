@@ -1,25 +1,49 @@
-//! The way of a packet.
-use std::net::SocketAddr;
+//! The way of a packet through packet views, enforcement and tunnels.
+//!
+//! ```text
+//! handle_tun: view ─ own source? ─ whose destination? ─ verdict ─┬ Allow ─ session? ─┬ yes ─ cut, pad, seal ─> out.udp
+//!                                                                │                   └ no ── wait, handshake
+//!                                                                └ Deny ── record, RST or ICMP to the local program
+//! handle_udp: open ─ Authenticated ─ verdict ─┬ Allow ─> out.tun
+//!                                             └ Deny ── record, silence (or an answer, where the rule wants one)
+//! apply:      verified document ─> own addresses, removals, peers; what may not go on is cut ─> RSTs in out.tun
+//! ```
+//!
+//! Packets that waited for a handshake go the whole way again: what was revoked meanwhile is not sent.
+//!
+//! A super-packet of up to 64 KiB is viewed and judged once; its segments share the verdict because they share the 5-tuple.
+
+mod authenticated;
+mod control;
+mod inbound;
+mod outbound;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, net::SocketAddr};
 
 use postern_common::{
     flow_record::FlowRecord,
-    grant::VerifiedGrants,
-    key::WireGuardPrivateKey,
     net::FiveTuple,
     time::{Monotonic, Now},
 };
 
 use crate::{
-    Applied, Ceiling, Counters, FlowStatus, LocalExplanation, PeerStatus, PlaneEvent, Settings, WhoIs,
-    enforce::Enforcer,
+    counters::Counters,
+    enforce::{Enforcer, Facts},
     packet::{
         batch::{TunBatch, UdpBatch},
-        offload::VirtioHeader,
+        fragments::FragmentTable,
+        offload::MAX_PACKET,
+        replies::reset_flow,
     },
-    wireguard::{Tunnels, WireGuard},
+    settings::Settings,
+    status::{FlowStatus, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
+    wireguard::{PADDING, Tunnels, WireGuard, links::Links},
 };
 
-/// Where the data plane puts what it gives.
+/// Where the data plane puts what it gives. The caller drains both before the next burst.
 #[derive(Debug)]
 pub struct Out<'a> {
     /// Datagrams for the network.
@@ -28,46 +52,50 @@ pub struct Out<'a> {
     pub tun: &'a mut TunBatch,
 }
 
-/// The data plane of one node.
+/// The data plane of one node: give it frames, datagrams, documents and time.
 #[derive(Debug)]
 pub struct DataPlane<W: Tunnels = WireGuard> {
     enforcer: Enforcer,
-    tunnels: W,
+    links: Links<W>,
+    outbound_fragments: FragmentTable<Facts>,
+    inbound_fragments: FragmentTable<Facts>,
+    settings: Settings,
+    events: VecDeque<PlaneEvent>,
+    /// One packet in the clear, with room for its padding.
+    scratch: Box<[u8]>,
 }
 
 impl DataPlane<WireGuard> {
     /// Makes a data plane that lets nothing pass and answers nobody.
     pub fn new(settings: Settings, now: Now) -> Self {
-        Self { enforcer: Enforcer::new(&settings, now), tunnels: WireGuard::default() }
+        Self::with_tunnels(settings, WireGuard::default(), now)
     }
 }
 
 impl<W: Tunnels> DataPlane<W> {
-    /// Takes this node's private keys, newest first. Keys that are not named any more are wiped, with their sessions.
-    pub fn set_local_keys(&mut self, _keys: &[WireGuardPrivateKey], _now: Now) {}
-
-    /// Sets the owner's upper bound on what is let in; flows beyond it are cut.
-    pub fn set_ceiling(&mut self, ceiling: Ceiling, now: Now, _out: &mut Out<'_>) {
-        self.enforcer.set_ceiling(ceiling, now);
+    /// Makes a data plane over other tunnels; see [`DataPlane::new`].
+    pub fn with_tunnels(settings: Settings, tunnels: W, now: Now) -> Self {
+        Self {
+            enforcer: Enforcer::new(&settings, now),
+            links: Links::new(tunnels, &settings, now.monotonic),
+            outbound_fragments: FragmentTable::new(),
+            inbound_fragments: FragmentTable::new(),
+            events: VecDeque::new(),
+            scratch: vec![0; MAX_PACKET + PADDING].into_boxed_slice(),
+            settings,
+        }
     }
 
-    /// Enforces a verified document.
-    pub fn apply(&mut self, grants: VerifiedGrants, _now: Now, _out: &mut Out<'_>) -> Applied {
-        Applied { position: grants.position(), compiled: vec![], removed: vec![], renewed: 0, unchanged: 0, cut: 0 }
+    /// Does what is due: ends what has expired, within a second and without any packet; retries and renews handshakes.
+    pub fn handle_timeout(&mut self, now: Now, out: &mut Out<'_>) {
+        self.enforcer.handle_timeout(now);
+        self.links.handle_timeout(now.monotonic, out.udp);
+        self.finish(now, out);
     }
 
-    /// Takes one frame of the TUN: a packet of up to 64 KiB behind its virtio header.
-    pub fn handle_tun(&mut self, _header: VirtioHeader, _packet: &mut [u8], _now: Now, _out: &mut Out<'_>) {}
-
-    /// Takes one datagram of the network.
-    pub fn handle_udp(&mut self, _datagram: &mut [u8], _from: SocketAddr, _now: Now, _out: &mut Out<'_>) {}
-
-    /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Now, _out: &mut Out<'_>) {}
-
-    /// Returns when [`DataPlane::handle_timeout`] has work.
+    /// Returns when [`DataPlane::handle_timeout`] has work. Ask again after every call.
     pub fn poll_timeout(&self) -> Monotonic {
-        Monotonic::NEVER
+        self.enforcer.poll_timeout().min(self.links.poll_timeout())
     }
 
     /// Hands over a flow record.
@@ -77,7 +105,7 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// Hands over an event.
     pub fn poll_event(&mut self) -> Option<PlaneEvent> {
-        None
+        self.events.pop_front()
     }
 
     /// Returns the counters.
@@ -90,9 +118,34 @@ impl<W: Tunnels> DataPlane<W> {
         self.enforcer.flows()
     }
 
+    /// Returns how many flows are live.
+    pub fn flow_count(&self) -> usize {
+        self.enforcer.flow_count()
+    }
+
     /// Lists the peers.
-    pub fn peers(&self) -> Vec<PeerStatus> {
-        vec![]
+    pub fn peers(&self, now: Now) -> Vec<PeerStatus> {
+        let mut slots: Vec<_> = self.enforcer.devices().filter_map(|device| self.enforcer.slot_of(device)).collect();
+        slots.sort_unstable();
+        let status = |slot| {
+            let peer = self.enforcer.peer_if_any(slot)?;
+            let link = self.links.status(slot, now.monotonic)?;
+            Some(PeerStatus {
+                peer: peer.identity.clone(),
+                tags: peer.tags.clone(),
+                addresses: peer.addresses.clone(),
+                endpoint: link.endpoint,
+                session_since: link.session_since,
+                last_received: link.last_received,
+                generation: peer.generation,
+                flows: self.enforcer.flows_of(slot),
+                inbound: peer.inbound.status(),
+                outbound: peer.outbound.status(),
+                bytes_out: link.bytes_out,
+                bytes_in: link.bytes_in,
+            })
+        };
+        slots.into_iter().filter_map(status).collect()
     }
 
     /// Tells who is behind an inner address, and which live flow stands at that port.
@@ -100,13 +153,55 @@ impl<W: Tunnels> DataPlane<W> {
         self.enforcer.whois(remote)
     }
 
-    /// Tells whether `flow` may be opened now, and under what.
+    /// Tells whether `flow` may be opened now, and under what: the same evaluator that judges packets. The originator is this
+    /// node if the source is its own address, else the peer that owns the source.
     pub fn explain(&mut self, flow: FiveTuple, now: Now) -> LocalExplanation {
         self.enforcer.explain(flow, now)
     }
 
-    /// Ends every flow with a record, because the node stops.
+    /// Ends every flow with a record, because the node stops. Connections are not reset: they may come back.
     pub fn shut_down(&mut self, now: Now) {
         self.enforcer.shut_down(now);
+    }
+
+    /// Hands out what the others left behind: cuts, lapsed peers, events, counters.
+    fn finish(&mut self, now: Now, out: &mut Out<'_>) {
+        while let Some(slot) = self.enforcer.pop_lapsed() {
+            if self.enforcer.peer_if_any(slot).is_some_and(|peer| !peer.is_entitled(now)) {
+                self.links.set_entitled(slot, false);
+            }
+        }
+        while let Some(cut) = self.enforcer.pop_cut() {
+            let from_peer = FiveTuple {
+                protocol: postern_common::net::Protocol::Tcp,
+                source: cut.remote,
+                source_port: cut.remote_port,
+                destination: cut.local,
+                destination_port: cut.local_port,
+            };
+            let [first, second] = cut.sequences;
+            for sequence in [Some(first), (second != first).then_some(second)].into_iter().flatten() {
+                let reset = reset_flow(&from_peer, sequence, cut.acknowledgement.unwrap_or(0));
+                if out.tun.push_own(reset.as_bytes()).is_err() {
+                    self.enforcer.counters.drop(crate::DropReason::TunBatchFull);
+                }
+            }
+        }
+        while self.links.has_events()
+            && let Some(event) = self.links.pop_event()
+        {
+            if let PlaneEvent::EndpointMoved { device, endpoint } = event
+                && let Some(slot) = self.enforcer.slot_of(device)
+            {
+                self.enforcer.peer_mut(slot).outer = Some(endpoint);
+            }
+            if self.events.len() >= self.settings.event_capacity {
+                self.events.pop_front();
+                self.enforcer.counters.events_dropped += 1;
+            }
+            self.events.push_back(event);
+        }
+        self.enforcer.sum_counters();
+        self.links.drain_counters(&mut self.enforcer.counters);
     }
 }

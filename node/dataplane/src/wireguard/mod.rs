@@ -1,10 +1,166 @@
-//! Tunnels: WireGuard sessions with peers.
+//! WireGuard: peers, pairs of keys, sessions, endpoints, and packets that wait for a handshake.
 //!
-//! Being written.
+//! ```text
+//! datagram ─> links: which message, which tunnel ─> Tunnel::receive ─> opened packet ─> Authenticated
+//!                     └─ initiation: mac1, load, whose key? ─ unknown: silence
+//! Permit + packet ─> links: first pair with a session ─> Tunnel::seal ─> UdpBatch
+//!                     └─ none: the packet waits, the newest pair begins a handshake
+//! ```
+//!
+//! A peer is a device. A tunnel is a pair of keys, one of this node's and one of the peer's, with the pair's pre-shared key. While either
+//! end rotates its key a peer has several pairs; sending prefers the newest with a confirmed session, and what arrives
+//! is accepted on each. A pair or peer that is taken away loses its sessions in the same call.
+//!
+//! The protocol itself stands behind [`Tunnels`] and [`Tunnel`]: [`WireGuard`] is boringtun's, [`simulated`] has no cryptography and runs in
+//! virtual time. Our own code does what boringtun leaves out: padding to 16 bytes and the limit of messages (whitepaper
+//! §5.4.6, §6.1), finding the tunnel of a message, cookies for both handshake messages, the least time between initiations of one
+//! key, queues, endpoints.
+//!
+//! Threats: scans and floods of handshakes (mac1, cookies, least time between initiations, all before a session exists); replayed
+//! initiations, also after a restart (they may be answered, but neither move the endpoint nor replace a session: only what
+//! proves a live session does); a key without a grant (silence).
+//!
+//! Rejected: one boringtun tunnel per peer with `set_static_private` on rotation. It drops every session at that moment.
 
-/// The seam.
-pub trait Tunnels {}
-/// WireGuard.
-#[derive(Debug, Default)]
-pub struct WireGuard {}
-impl Tunnels for WireGuard {}
+mod endpoint;
+pub(crate) mod links;
+mod noise;
+#[cfg(any(test, feature = "simulation"))]
+pub mod simulated;
+
+use std::net::IpAddr;
+
+use postern_common::{
+    grant::KeyPair,
+    key::{WireGuardPrivateKey, WireGuardPublicKey},
+    time::Monotonic,
+};
+
+pub use self::noise::WireGuard;
+use crate::counters::DropReason;
+
+/// Message types (whitepaper §5.4).
+pub(crate) const INITIATION: u8 = 1;
+pub(crate) const RESPONSE: u8 = 2;
+pub(crate) const COOKIE_REPLY: u8 = 3;
+pub(crate) const TRANSPORT: u8 = 4;
+/// Lengths of the messages in bytes; of transport data, the least (whitepaper §5.4.2 to §5.4.7).
+pub(crate) const INITIATION_LENGTH: usize = 148;
+pub(crate) const RESPONSE_LENGTH: usize = 92;
+pub(crate) const COOKIE_REPLY_LENGTH: usize = 64;
+pub(crate) const TRANSPORT_OVERHEAD: usize = 32;
+/// Plaintext is padded to a multiple of this (whitepaper §5.4.6).
+pub(crate) const PADDING: usize = 16;
+/// After so many messages a session is replaced, and after so many it is used no more (whitepaper §6.1).
+pub(crate) const REKEY_AFTER_MESSAGES: u64 = 1 << 60;
+pub(crate) const REJECT_AFTER_MESSAGES: u64 = u64::MAX - (1 << 13);
+
+/// What a handshake message turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// It is meant for `local` and comes from `remote`, as far as that can be known before the handshake.
+    Admitted {
+        /// This node's key.
+        local: WireGuardPublicKey,
+        /// The peer's key.
+        remote: WireGuardPublicKey,
+    },
+    /// There are too many: the first so many bytes of the buffer are a cookie reply.
+    Cookie(usize),
+    /// It is dropped without an answer.
+    Refused(DropReason),
+}
+
+/// What a message for a tunnel brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Received {
+    /// An inner packet: the first so many bytes of the buffer, without padding.
+    Packet(usize),
+    /// A keepalive.
+    Keepalive,
+    /// The answer to an initiation, so many bytes in the buffer. The session is not confirmed yet.
+    Response(usize),
+    /// The session that we asked for exists: send so many bytes of the buffer, which confirm it.
+    Established(usize),
+    /// A cookie for the next handshake message.
+    Cookie,
+    /// It fits nothing, does not open, or was replayed.
+    Refused,
+}
+
+/// What time brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing.
+    Nothing,
+    /// A keepalive of so many bytes in the buffer.
+    Keepalive(usize),
+    /// An initiation of so many bytes in the buffer.
+    Initiation(usize),
+    /// The handshake got no answer for the whole attempt time.
+    GaveUp,
+}
+
+/// The protocol: makes tunnels and looks at handshake messages before a tunnel is known. Randomness comes from here.
+pub trait Tunnels: std::fmt::Debug {
+    /// One pair of keys.
+    type Tunnel: Tunnel;
+
+    /// Takes this node's private keys, newest first, and wipes those that are not named any more. Beyond
+    /// `handshakes_per_second` initiations and responses for a key, cookies are asked for.
+    fn set_local_keys(&mut self, keys: &[WireGuardPrivateKey], handshakes_per_second: u64);
+
+    /// Tells whether this node has the private key of `local`.
+    fn has_local_key(&self, local: &WireGuardPublicKey) -> bool;
+
+    /// Makes a tunnel without a session; `index` has 24 bits and stands in the upper bits of its session indices. `None` without
+    /// the private key.
+    fn open(&mut self, pair: &KeyPair, index: u32, now: Monotonic) -> Option<Self::Tunnel>;
+
+    /// Looks at an initiation: mac1 against each local key, the load, and whose key it shows. `buffer` takes a cookie reply.
+    fn admit_initiation(&mut self, message: &[u8], from: IpAddr, buffer: &mut [u8], now: Monotonic) -> Admission;
+
+    /// Looks at a response for a tunnel of these keys: mac1 and the load.
+    fn admit_response(
+        &mut self,
+        message: &[u8],
+        pair: (WireGuardPublicKey, WireGuardPublicKey),
+        from: IpAddr,
+        buffer: &mut [u8],
+    ) -> Admission;
+
+    /// Draws a number that nobody can foresee.
+    fn draw(&mut self) -> u64;
+}
+
+/// One pair of keys with its sessions.
+pub trait Tunnel: std::fmt::Debug {
+    /// Tells whether there is a session to send with.
+    fn is_ready(&self, now: Monotonic) -> bool;
+
+    /// Seals `plaintext`, padded by the caller, into `datagram`, which has room for 32 bytes more and for 148 at least. Returns
+    /// the length; `None` if there is no session or it has used up its messages.
+    fn seal(&mut self, plaintext: &[u8], datagram: &mut [u8], now: Monotonic) -> Option<usize>;
+
+    /// Tells whether the session should be replaced because of the number of its messages.
+    fn wants_rekey(&self) -> bool;
+
+    /// Begins a handshake: writes an initiation into `datagram`. `None` if one is under way.
+    fn initiate(&mut self, datagram: &mut [u8], now: Monotonic) -> Option<usize>;
+
+    /// Takes a message for this tunnel; `buffer` takes what it brings and must hold the message's length and 148 bytes.
+    fn receive(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Received;
+
+    /// Does what is due: retries, rekeys, keepalives, the end of sessions. `buffer` must hold 148 bytes.
+    fn handle_timeout(&mut self, buffer: &mut [u8], now: Monotonic) -> Due;
+}
+
+/// Reads a little-endian index at `at`.
+pub(crate) fn read_index(message: &[u8], at: usize) -> Option<u32> {
+    message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
+}
+
+/// Returns the length to which a packet of `length` bytes is padded: a multiple of 16, not beyond the MTU (whitepaper §5.4.6).
+pub(crate) fn padded_length(length: usize, mtu: usize) -> usize {
+    length.next_multiple_of(PADDING).min(mtu.max(length))
+}

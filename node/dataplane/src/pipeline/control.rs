@@ -1,0 +1,79 @@
+//! Documents, keys and the ceiling.
+
+use postern_common::{
+    grant::{Change, PeerGrant, VerifiedGrants},
+    id::DeviceId,
+    key::WireGuardPrivateKey,
+    time::{Deadline, Now},
+};
+
+use super::{DataPlane, Out};
+use crate::{enforce::Upserted, settings::Ceiling, status::Applied, wireguard::Tunnels};
+
+impl<W: Tunnels> DataPlane<W> {
+    /// Takes this node's private keys, newest first. Keys that are not named any more are wiped, and their sessions with them.
+    pub fn set_local_keys(&mut self, keys: &[WireGuardPrivateKey], now: Now) {
+        self.links.set_local_keys(keys, now.monotonic);
+    }
+
+    /// Sets the owner's upper bound on what is let in; live flows beyond it are cut.
+    pub fn set_ceiling(&mut self, ceiling: Ceiling, now: Now, out: &mut Out<'_>) {
+        self.enforcer.set_ceiling(ceiling, now);
+        self.finish(now, out);
+    }
+
+    /// Enforces a verified document. When it returns, what is gone is gone: sessions destroyed, flows cut, and the RSTs for local
+    /// sockets stand in `out.tun`.
+    pub fn apply(&mut self, grants: VerifiedGrants, now: Now, out: &mut Out<'_>) -> Applied {
+        let mut applied = Applied {
+            position: grants.position(),
+            compiled: Vec::new(),
+            removed: Vec::new(),
+            renewed: 0,
+            unchanged: 0,
+            cut: 0,
+        };
+        self.enforcer.watch_clock(now);
+        let cut_before = self.enforcer.counters.flows_cut;
+        let (own, peers, removed) = match grants.into_change() {
+            Change::Snapshot { own, peers } => {
+                let listed: std::collections::HashSet<DeviceId> = peers.iter().map(|peer| peer.device).collect();
+                let gone: Vec<_> = self.enforcer.devices().filter(|device| !listed.contains(device)).collect();
+                (Some(own), peers, gone)
+            }
+            Change::Delta { previous: _, own, upsert, remove } => (own, upsert, remove),
+        };
+        // Closing comes before opening: an address may go from one peer to another in one document.
+        for device in removed {
+            self.remove_peer(device, &mut applied, now);
+        }
+        if let Some(own) = own {
+            self.enforcer.set_own(own, now);
+        }
+        for peer in &peers {
+            self.upsert_peer(peer, &mut applied, now);
+        }
+        applied.cut = (self.enforcer.counters.flows_cut - cut_before) as usize;
+        self.finish(now, out);
+        applied
+    }
+
+    fn remove_peer(&mut self, device: DeviceId, applied: &mut Applied, now: Now) {
+        let Some(slot) = self.enforcer.remove(device, now) else { return };
+        self.links.remove(slot);
+        self.outbound_fragments.retain(|_, facts| facts.key.peer != slot);
+        self.inbound_fragments.retain(|_, facts| facts.key.peer != slot);
+        applied.removed.push(device);
+    }
+
+    fn upsert_peer(&mut self, grant: &PeerGrant<Deadline>, applied: &mut Applied, now: Now) {
+        let (slot, done) = self.enforcer.upsert(grant, now);
+        match done {
+            Upserted::Compiled => applied.compiled.push(grant.device),
+            Upserted::Renewed => applied.renewed += 1,
+            Upserted::Unchanged => applied.unchanged += 1,
+        }
+        self.links.upsert(slot, grant.device, &grant.pairs, &grant.endpoints, now.monotonic);
+        self.links.set_entitled(slot, self.enforcer.peer(slot).is_entitled(now));
+    }
+}

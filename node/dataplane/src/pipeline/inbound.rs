@@ -1,0 +1,118 @@
+//! From the network to the TUN.
+
+use std::net::SocketAddr;
+
+use postern_common::{net::FiveTuple, reason::DenyReason, time::Now};
+
+use super::{
+    DataPlane, Out,
+    authenticated::{Authenticated, Suspect},
+    outbound::datagram_of,
+};
+use crate::{
+    counters::{Direction, DropReason},
+    enforce::{Facts, PeerSlot, Permit, Verdict},
+    packet::{
+        replies::{Reply, reject},
+        view::{Layout, Transport},
+    },
+    wireguard::{
+        Tunnels,
+        links::{Heard, Opened},
+    },
+};
+
+/// What is to be done with an opened packet, once it is not looked at any more.
+enum Outcome {
+    Deliver { permit: Permit, length: usize, layout: Layout },
+    Refuse { peer: PeerSlot, flow: Option<FiveTuple>, reason: DenyReason, answer: Option<Reply> },
+}
+
+impl<W: Tunnels> DataPlane<W> {
+    /// Takes one datagram of the network, as it came from `from`.
+    pub fn handle_udp(&mut self, datagram: &[u8], from: SocketAddr, now: Now, out: &mut Out<'_>) {
+        self.enforcer.glance_at_clock(now);
+        let enforcer = &self.enforcer;
+        let entitled = |slot| enforcer.peer_if_any(slot).is_some_and(|peer| peer.is_entitled(now));
+        let heard = self.links.receive(datagram, from, now.monotonic, (out.udp, out.tun), entitled);
+        match heard {
+            Heard::Nothing => {}
+            Heard::Dropped(reason) => self.enforcer.counters.drop(reason),
+            Heard::Confirmed(slot) => self.send_waiting(slot, now, out),
+            Heard::Packet(opened) => {
+                self.deliver(opened, now, out);
+                if opened.confirms() {
+                    self.send_waiting(opened.peer(), now, out);
+                }
+            }
+        }
+        self.finish(now, out);
+    }
+
+    fn deliver(&mut self, opened: Opened, now: Now, out: &mut Out<'_>) {
+        // The same room into which the packet was opened: nothing was committed in between.
+        let Ok(plaintext) = out.tun.reserve(opened.length()) else {
+            return self.enforcer.counters.drop(DropReason::TunBatchFull);
+        };
+        let outcome = match Authenticated::check(opened, plaintext, &self.enforcer) {
+            Ok(packet) => self.judge_inbound(&packet, now),
+            Err(Suspect::Unparsable(error)) => {
+                self.enforcer.counters.parse_error(error);
+                Outcome::Refuse { peer: opened.peer(), flow: None, reason: error.deny_reason(), answer: None }
+            }
+            Err(Suspect::Misaddressed(view, reason)) => {
+                Outcome::Refuse { peer: opened.peer(), flow: view.five_tuple(), reason, answer: None }
+            }
+        };
+        match outcome {
+            Outcome::Deliver { permit, length, layout } => {
+                out.tun.commit(length, &layout);
+                self.enforcer.account(&permit, 1, length as u64);
+                self.enforcer.counters.packets_in += 1;
+                self.enforcer.counters.bytes_in += length as u64;
+            }
+            Outcome::Refuse { peer, flow, reason, answer } => {
+                self.enforcer.refuse(Direction::Inbound, Some(peer), flow, reason, now);
+                if let Some(answer) = answer {
+                    self.answer_peer(peer, answer.as_bytes(), now, out);
+                }
+            }
+        }
+    }
+
+    fn judge_inbound(&mut self, packet: &Authenticated<'_>, now: Now) -> Outcome {
+        let view = packet.view();
+        match self.verdict_inbound(packet, now) {
+            Verdict::Allow(permit) => Outcome::Deliver { permit, length: view.bytes().len(), layout: *view.layout() },
+            Verdict::Deny(reason) => {
+                let answers = reason != DenyReason::Settling && self.enforcer.answers_refusals(packet.peer(), now);
+                let answer = if answers { reject(view) } else { None };
+                Outcome::Refuse { peer: packet.peer(), flow: view.five_tuple(), reason, answer }
+            }
+        }
+    }
+
+    fn verdict_inbound(&mut self, packet: &Authenticated<'_>, now: Now) -> Verdict {
+        let view = packet.view();
+        if let Transport::LaterFragment(fragment) = view.transport() {
+            return match self.inbound_fragments.check(datagram_of(view, fragment.id), fragment, now.monotonic) {
+                Ok(first) => self.enforcer.judge_fragment(&first, now),
+                Err(_) => Verdict::Deny(DenyReason::Unclassifiable),
+            };
+        }
+        let facts = match Facts::read(packet.peer(), view, Direction::Inbound) {
+            Ok(facts) => facts,
+            Err(reason) => return Verdict::Deny(reason),
+        };
+        let verdict = self.enforcer.judge(&facts, now);
+        match (verdict, view.first_fragment()) {
+            (Verdict::Allow(_), Some(fragment)) => {
+                match self.inbound_fragments.admit(datagram_of(view, fragment.id), fragment, facts, now.monotonic) {
+                    Ok(()) => verdict,
+                    Err(_) => Verdict::Deny(DenyReason::Unclassifiable),
+                }
+            }
+            (Verdict::Allow(_) | Verdict::Deny(_), _) => verdict,
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! From the TUN to the network.
+
+use std::net::IpAddr;
+
+use postern_common::{reason::DenyReason, time::Now};
+
+use super::{DataPlane, Out};
+use crate::{
+    counters::{Direction, DropReason},
+    enforce::{Facts, PeerSlot, Permit, Verdict},
+    packet::{
+        fragments::DatagramKey,
+        offload::VirtioHeader,
+        replies::reject,
+        split::Segmenter,
+        view::{PacketView, Transport},
+    },
+    settings::LocalRefusal,
+    wireguard::{
+        Tunnels,
+        links::{Route, Sealed},
+    },
+};
+
+impl<W: Tunnels> DataPlane<W> {
+    /// Takes one frame of the TUN: a packet of up to 64 KiB, and the virtio header that stood before it.
+    pub fn handle_tun(&mut self, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
+        self.enforcer.glance_at_clock(now);
+        self.send(header, packet, now, out);
+        self.finish(now, out);
+    }
+
+    pub(super) fn send(&mut self, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
+        let view = match PacketView::parse(packet) {
+            Ok(view) => view,
+            Err(error) => {
+                self.enforcer.counters.parse_error(error);
+                return self.enforcer.refuse(Direction::Outbound, None, None, error.deny_reason(), now);
+            }
+        };
+        if is_noise(view.source()) || is_noise(view.destination()) {
+            return self.enforcer.counters.drop(DropReason::NotUnicast);
+        }
+        let slot = self.enforcer.owner(view.destination());
+        match self.judge_outbound(slot, &view, now) {
+            Verdict::Allow(permit) => self.send_permitted(permit, header, view, now, out),
+            Verdict::Deny(reason) => {
+                self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, now);
+                self.answer_local(&view, reason, out);
+            }
+        }
+    }
+
+    fn judge_outbound(&mut self, slot: Option<PeerSlot>, view: &PacketView<'_>, now: Now) -> Verdict {
+        if !self.enforcer.is_own(view.source()) {
+            return Verdict::Deny(DenyReason::SourceNotOwned);
+        }
+        let Some(slot) = slot else { return Verdict::Deny(DenyReason::UnknownPeer) };
+        if let Transport::LaterFragment(fragment) = view.transport() {
+            return match self.outbound_fragments.check(datagram_of(view, fragment.id), fragment, now.monotonic) {
+                Ok(first) => self.enforcer.judge_fragment(&first, now),
+                Err(_) => Verdict::Deny(DenyReason::Unclassifiable),
+            };
+        }
+        let facts = match Facts::read(slot, view, Direction::Outbound) {
+            Ok(facts) => facts,
+            Err(reason) => return Verdict::Deny(reason),
+        };
+        let verdict = self.enforcer.judge(&facts, now);
+        match (verdict, view.first_fragment()) {
+            (Verdict::Allow(_), Some(fragment)) => {
+                let key = datagram_of(view, fragment.id);
+                match self.outbound_fragments.admit(key, fragment, facts, now.monotonic) {
+                    Ok(()) => verdict,
+                    Err(_) => Verdict::Deny(DenyReason::Unclassifiable),
+                }
+            }
+            (Verdict::Allow(_) | Verdict::Deny(_), _) => verdict,
+        }
+    }
+
+    fn send_permitted(
+        &mut self,
+        permit: Permit,
+        header: VirtioHeader,
+        view: PacketView<'_>,
+        now: Now,
+        out: &mut Out<'_>,
+    ) {
+        let Some(route) = self.links.route(permit.peer(), now.monotonic, out.udp) else {
+            return self.links.wait(permit.peer(), header, view.bytes(), now.monotonic);
+        };
+        let Ok(mut segments) = Segmenter::new(header, view) else {
+            return self.enforcer.counters.drop(DropReason::Offload);
+        };
+        let (mut packets, mut bytes) = (0, 0);
+        while let Some(length) = segments.next_into(&mut self.scratch) {
+            match self.links.seal(route, &mut self.scratch, length, now.monotonic, out.udp) {
+                Sealed::Sent => {}
+                Sealed::Full => {
+                    self.enforcer.counters.drop_many(DropReason::UdpBatchFull, 1 + segments.remaining() as u64);
+                    break;
+                }
+                Sealed::NoSession => {
+                    self.enforcer.counters.drop_many(DropReason::NoSession, 1 + segments.remaining() as u64);
+                    break;
+                }
+            }
+            packets += 1;
+            bytes += length as u64;
+        }
+        self.enforcer.account(&permit, packets, bytes);
+        self.enforcer.counters.packets_out += packets;
+        self.enforcer.counters.bytes_out += bytes;
+    }
+
+    /// Tells a local program that its packet was refused.
+    fn answer_local(&mut self, view: &PacketView<'_>, reason: DenyReason, out: &mut Out<'_>) {
+        let answered = match (self.settings.refuse_local, reason) {
+            (LocalRefusal::Drop, _) | (LocalRefusal::Reject, DenyReason::Settling | DenyReason::SourceNotOwned) => {
+                return;
+            }
+            (
+                LocalRefusal::Reject,
+                DenyReason::UnknownPeer
+                | DenyReason::NoRule
+                | DenyReason::Expired
+                | DenyReason::Revoked
+                | DenyReason::Ceiling
+                | DenyReason::FlowQuota
+                | DenyReason::NoFlow
+                | DenyReason::Unclassifiable
+                | DenyReason::UnsupportedProtocol,
+            ) => reject(view),
+        };
+        let Some(reply) = answered else { return };
+        match out.tun.push_own(reply.as_bytes()) {
+            Ok(()) => self.enforcer.counters.refusals_answered += 1,
+            Err(_) => self.enforcer.counters.drop(DropReason::TunBatchFull),
+        }
+    }
+
+    /// Tells a peer that its packet was refused. This needs no permit: it is our own word, of the size of a header, to a peer that
+    /// a grant names.
+    pub(super) fn answer_peer(&mut self, slot: PeerSlot, reply: &[u8], now: Now, out: &mut Out<'_>) {
+        let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return };
+        self.scratch[..reply.len()].copy_from_slice(reply);
+        if self.links.seal(route, &mut self.scratch, reply.len(), now.monotonic, out.udp) == Sealed::Sent {
+            self.enforcer.counters.refusals_answered += 1;
+        }
+    }
+
+    /// Sends what waited for a session of this peer. Everything is judged again.
+    pub(super) fn send_waiting(&mut self, slot: PeerSlot, now: Now, out: &mut Out<'_>) {
+        for _ in 0..self.links.waiting_for(slot) {
+            let Some(waiting) = self.links.next_waiting(slot) else { return };
+            self.send(waiting.header, &waiting.packet, now, out);
+        }
+    }
+}
+
+/// Names the datagram of a fragment.
+pub(super) fn datagram_of(view: &PacketView<'_>, id: u32) -> DatagramKey {
+    DatagramKey { source: view.source(), destination: view.destination(), id, protocol: view.protocol() }
+}
+
+/// Tells whether an address belongs to traffic that a host's kernel sends into any interface by itself.
+fn is_noise(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_multicast() || address.is_broadcast() || address.is_link_local(),
+        IpAddr::V6(address) => address.is_multicast() || address.is_unicast_link_local(),
+    }
+}
