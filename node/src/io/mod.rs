@@ -8,6 +8,7 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`bench`] | the node that `scripts/bench` measures |
 //! | [`tun`] | the persistent TUN interface with its offloads |
 //! | [`udp`] | the WireGuard sockets with GSO and GRO |
 //! | [`path`] | the seam for choosing a path; source addresses, MTU |
@@ -15,6 +16,7 @@
 //! | [`worker`] | the thread that owns the data plane, and the agent's handle on it |
 //! | `sys` | the few system calls with `unsafe` |
 
+pub mod bench;
 pub mod clock;
 pub mod path;
 mod sys;
