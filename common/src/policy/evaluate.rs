@@ -272,9 +272,9 @@ impl<'a> Evaluation<'a> {
         })
     }
 
-    /// Tells how much of `services` of one resource may be reached on the nodes it is on.
+    /// Tells how much of `services` may be reached on the nodes of one resource, by whatever name.
     pub(super) fn coverage(&self, resource: usize, services: &[Service]) -> Coverage {
-        let granted = self.granted_where(|_, of| of == resource);
+        let granted = self.granted();
         let nodes = self.model.resources[resource].indexes(self.targets);
         let left = |node: usize, counts: &dyn Fn(&Mode) -> bool| {
             let given = granted.iter().filter(|granted| granted.nodes.contains(&node) && counts(&granted.mode));

@@ -87,9 +87,12 @@ impl Question<'_> {
     }
 
     /// Returns the nodes that are asked about.
-    fn nodes(&self, resource: usize) -> Vec<usize> {
+    fn nodes(&self) -> Vec<usize> {
         match self.to {
-            Destination::Resource(_) => self.model.resources[resource].indexes(self.targets),
+            Destination::Resource(_) => {
+                let resources = self.resources().into_iter();
+                resources.flat_map(|resource| self.model.resources[resource].indexes(self.targets)).collect()
+            }
             Destination::Node(device) => self.targets.index_of(*device).into_iter().collect(),
         }
     }
@@ -130,35 +133,53 @@ impl Question<'_> {
         self.denied(format!("no rule opens {} to {}", self.destination(), self.context.subject))
     }
 
-    /// Tells whether some rule would open some of it to the subject if its conditions held.
-    fn ever_opened(&self) -> bool {
-        let resources = self.resources();
-        let evaluation = Evaluation::new(self.model, self.context, self.targets, Lens::Anyhow);
-        let granted = evaluation.granted_where(|_, resource| resources.contains(&resource));
-        granted.iter().any(|granted| self.touches(granted))
+    /// Returns what is asked for as protocols and ports; `None` is every one.
+    fn services(&self) -> Option<Vec<Service>> {
+        match (self.service, self.to) {
+            (Some(service), _) => Some(vec![service]),
+            (None, Destination::Resource(_)) => {
+                let resources = self.resources().into_iter();
+                Some(resources.flat_map(|resource| self.model.resources[resource].services.clone()).collect())
+            }
+            (None, Destination::Node(_)) => None,
+        }
     }
 
-    fn touches(&self, granted: &Granted) -> bool {
-        let on_node = match self.to {
-            Destination::Resource(_) => true,
-            Destination::Node(device) => {
-                self.targets.index_of(*device).is_some_and(|node| granted.nodes.contains(&node))
-            }
-        };
-        on_node && self.service.is_none_or(|service| overlap(&granted.services, &[service]))
+    /// Returns every resource that is, in part, what is asked for: a port may have several names.
+    fn related(&self) -> Vec<usize> {
+        let (nodes, services) = (self.nodes(), self.services());
+        let resources = self.model.resources.iter().enumerate().filter(|(_, resource)| {
+            let there = resource.indexes(self.targets).iter().any(|node| nodes.contains(node));
+            there && services.as_ref().is_none_or(|services| overlap(&resource.services, services))
+        });
+        resources.map(|(index, _)| index).collect()
+    }
+
+    /// Tells whether some rule would open some of it to the subject if its conditions held.
+    fn ever_opened(&self) -> bool {
+        !self.granted(&Evaluation::new(self.model, self.context, self.targets, Lens::Anyhow)).is_empty()
+    }
+
+    /// Returns what is granted of what is asked for, by whatever name.
+    fn granted(&self, evaluation: &Evaluation<'_>) -> Vec<Granted> {
+        let (nodes, services, related) = (self.nodes(), self.services(), self.related());
+        let mut granted = evaluation.granted_where(|_, resource| related.contains(&resource));
+        granted.retain(|granted| {
+            let there = granted.nodes.iter().any(|node| nodes.contains(node));
+            there && services.as_ref().is_none_or(|services| overlap(&granted.services, services))
+        });
+        granted
     }
 
     fn answer(&self) -> Explanation {
-        let resources = self.resources();
         let evaluation = Evaluation::new(self.model, self.context, self.targets, self.lens);
-        let mut granted = evaluation.granted_where(|_, resource| resources.contains(&resource));
-        granted.retain(|granted| self.touches(granted));
+        let granted = self.granted(&evaluation);
         let whole =
             |granted: &Granted| self.service.is_none_or(|service| split(&[service], &granted.services).1.is_empty());
         let best = granted.iter().max_by_key(|granted| (whole(granted), granted.mode == Mode::Enforce, granted.until));
         match best {
             Some(best) => self.allowed(best, &granted),
-            None => self.refused(&resources, &evaluation),
+            None => self.refused(&evaluation),
         }
     }
 
@@ -187,9 +208,9 @@ impl Question<'_> {
     }
 
     /// Says why nothing is granted, by the rule that came nearest.
-    fn refused(&self, resources: &[usize], evaluation: &Evaluation<'_>) -> Explanation {
-        let own = |device| self.context.device == Some(device);
-        if matches!(self.to, Destination::Node(device) if own(*device)) {
+    fn refused(&self, evaluation: &Evaluation<'_>) -> Explanation {
+        let resources = self.resources();
+        if matches!(self.to, Destination::Node(device) if self.context.device == Some(*device)) {
             return self.denied("a machine does not ask for itself");
         }
         if resources.is_empty() {
@@ -211,7 +232,7 @@ impl Question<'_> {
                 .collect();
             return self.denied(format!("no resource there names this port; named are {}", open.join(", ")));
         }
-        if offering.iter().all(|resource| self.nodes(*resource).is_empty()) {
+        if self.nodes().is_empty() {
             let places: Vec<String> = offering
                 .iter()
                 .flat_map(|index| &self.model.resources[*index].nodes)
@@ -219,7 +240,8 @@ impl Question<'_> {
                 .collect();
             return self.denied(format!("no approved machine is {} yet", places.join(" or ")));
         }
-        let refusal = self.refusing_deny(&offering, evaluation).or_else(|| self.nearest_access(&offering));
+        let related = self.related();
+        let refusal = self.refusing_deny(&related, evaluation).or_else(|| self.nearest_access(&related));
         refusal.unwrap_or_else(|| {
             let mut explanation = self.nothing_there();
             if let Subject::User { groups: None, .. } = self.context.subject {
@@ -245,10 +267,10 @@ impl Question<'_> {
         if !would_hold {
             return None;
         }
-        let deny = resources.iter().find_map(|resource| {
-            let wanted = self.service.map_or_else(|| self.model.resources[*resource].services.clone(), |s| vec![s]);
-            evaluation.refusing(&self.nodes(*resource), &wanted)
-        })?;
+        let services = self.services().unwrap_or_else(|| {
+            resources.iter().flat_map(|resource| self.model.resources[*resource].services.clone()).collect()
+        });
+        let deny = evaluation.refusing(&self.nodes(), &services)?;
         let rule = &self.model.deny[deny];
         let named = rule.from.iter().map(|selector| selector.matches(self.context)).fold(Truth::False, Truth::or);
         let mut because = Vec::new();
