@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Measures packet paths side by side: one tunnel process in each of two network namespaces, a veth pair between them.
+
+Every peer runs in every round, one after the other (A B, A B, ...), so that what the machine does meanwhile touches all
+alike; medians over the rounds are printed with their spread, and the ratio to `boringtun-cli -t 1`. Only ratios within one run
+mean anything. Sender, receiver and both ends of the tunnel share the machine's cores.
+
+  tcp1, tcp4, tcp1R   iperf3 with one stream, four streams, one in reverse: Gbit/s received
+  cpu                 CPU seconds of both tunnel processes for a gigabyte, during tcp1
+  kpps                highest delivered rate of 64-byte UDP packets with less than 1 % lost, thousands a second
+  rtt, rtt busy       ping, idle and beside four TCP streams: median and 99th percentile, milliseconds
+  rss                 the most resident memory of one tunnel process, MB
+
+Postern runs with its whole policy path: signed grants, rules, flow table, deadlines. It signs with a key made for the run.
+iperf3 asks for cubic, because a machine's default of bbr changes the ranking.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+A, B = "postern-bench-a", "postern-bench-b"
+OUTER = {A: "10.98.0.1", B: "10.98.0.2"}
+INNER = {A: "100.80.0.1", B: "100.80.0.2"}
+MTU = 1420
+
+
+def run(*command, check=True, timeout=120, **more):
+    return subprocess.run(command, check=check, timeout=timeout, capture_output=True, text=True, **more)
+
+
+def inside(side, *command):
+    return ["ip", "netns", "exec", side, *command]
+
+
+def until(condition, what, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise RuntimeError(f"waited {seconds} s for {what}")
+        time.sleep(0.02)
+
+
+class Underlay:
+    """Two namespaces and the veth pair between them."""
+
+    def __init__(self, variant):
+        self.variant = variant
+
+    def __enter__(self):
+        self.remove()
+        for side in (A, B):
+            run("ip", "netns", "add", side)
+            run("ip", "-n", side, "link", "set", "lo", "up")
+        run("ip", "-n", A, "link", "add", "outer", "type", "veth", "peer", "name", "outer", "netns", B)
+        for side in (A, B):
+            run("ip", "-n", side, "addr", "add", OUTER[side] + "/24", "dev", "outer")
+            run("ip", "-n", side, "link", "set", "outer", "up")
+            features = {
+                "default": [],
+                "nic": ["tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "on"],
+                "nooff": ["tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "off"],
+            }[self.variant]
+            if features:
+                run(*inside(side, "ethtool", "-K", "outer", *features), check=False)
+        return self
+
+    def __exit__(self, *_):
+        self.remove()
+
+    @staticmethod
+    def remove():
+        for side in (A, B):
+            run("ip", "netns", "del", side, check=False)
+
+
+class Tunnel:
+    """A pair of tunnel processes of one kind."""
+
+    def __init__(self, name, options):
+        self.name, self.options, self.processes, self.logs = name, options, {}, []
+
+    def command(self, side):
+        files = {A: "a.json", B: "b.json"}
+        if self.name.startswith("postern"):
+            plain = ["--plain"] if self.name == "postern-plain" else []
+            return [self.options.postern, "bench-plane", "run", f"{self.work}/{files[side]}", "--interface", "wgb", *plain]
+        if self.name.startswith("boringtun"):
+            threads = ["-t", "1"] if self.name == "boringtun-t1" else []
+            return ["boringtun-cli", "-f", "--disable-drop-privileges", *threads, self.interface(side)]
+        if self.name == "wireguard-go":
+            return ["wireguard-go", "-f", self.interface(side)]
+        sys.exit(f"unknown peer {self.name}: postern, postern-plain, boringtun-t1, boringtun, wireguard-go")
+
+    def interface(self, side):
+        # Sockets for configuration lie in one folder for both namespaces: the names must differ.
+        return "wgb" if self.name.startswith("postern") else {A: "wgba", B: "wgbb"}[side]
+
+    def __enter__(self):
+        self.work = os.path.join(self.options.work, "grants")
+        shutil.rmtree(self.work, ignore_errors=True)
+        ours = self.name.startswith("postern")
+        if ours:
+            ends = ["--a", OUTER[A] + ":51820", "--b", OUTER[B] + ":51820"]
+            size = ["--rules", str(self.options.rules), "--peers", str(self.options.further_peers)]
+            run(self.options.postern, "bench-plane", "prepare", self.work, *ends, *size)
+        for side in (A, B):
+            log = open(os.path.join(self.options.work, f"{self.name}-{side}.log"), "w")
+            self.logs.append(log)
+            environment = {**os.environ, "WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "error"}
+            self.processes[side] = subprocess.Popen(
+                inside(side, *self.command(side)), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment
+            )
+        try:
+            self.configure(ours)
+        except Exception:
+            self.__exit__()
+            raise
+        return self
+
+    def configure(self, ours):
+        for side in (A, B):
+            there = lambda: run("ip", "-n", side, "link", "show", self.interface(side), check=False).returncode == 0
+            until(there, f"the interface of {self.name}; see {self.logs[0].name}")
+        if not ours:
+            keys = {side: run("wg", "genkey").stdout for side in (A, B)}
+            public = {side: run("wg", "pubkey", input=keys[side]).stdout.strip() for side in (A, B)}
+            for side, other in ((A, B), (B, A)):
+                answers = lambda: run(*inside(side, "wg", "show", self.interface(side)), check=False).returncode == 0
+                until(answers, f"the socket of {self.name}")
+                peer = ["peer", public[other], "allowed-ips", "100.80.0.0/16", "endpoint", OUTER[other] + ":51820"]
+                port = ["listen-port", "51820", "private-key", "/dev/stdin"]
+                run(*inside(side, "wg", "set", self.interface(side), *port, *peer), input=keys[side])
+        for side in (A, B):
+            run("ip", "-n", side, "addr", "add", INNER[side] + "/16", "dev", self.interface(side))
+            run("ip", "-n", side, "link", "set", self.interface(side), "mtu", str(MTU), "up")
+        ping = inside(A, "ping", "-c1", "-W1", "-q", INNER[B])
+        until(lambda: run(*ping, check=False).returncode == 0, f"the first ping through {self.name}", 20)
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        for side in (A, B):
+            run("ip", "-n", side, "link", "del", self.interface(side), check=False)
+        for log in self.logs:
+            log.close()
+
+    def cpu(self):
+        """CPU seconds of both processes until now."""
+        ticks = 0
+        for process in self.processes.values():
+            fields = open(f"/proc/{process.pid}/stat").read().rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def rss(self):
+        """The most resident memory of either process, MB."""
+        most = 0
+        for process in self.processes.values():
+            status = open(f"/proc/{process.pid}/status").read()
+            most = max(most, int(re.search(r"VmHWM:\s+(\d+)", status).group(1)))
+        return most / 1024
+
+
+def server(port):
+    process = subprocess.Popen(
+        inside(B, "iperf3", "-s", "-1", "-p", str(port)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    listens = lambda: str(port) in run(*inside(B, "ss", "-Hltn", f"sport = :{port}")).stdout
+    until(listens, "iperf3's server")
+    return process
+
+
+def iperf3(streams, seconds, port, *more):
+    return inside(A, "iperf3", "-c", INNER[B], "-p", str(port), "-P", str(streams), "-t", str(seconds), "-C", "cubic", "-J", *more)
+
+
+def tcp(tunnel, streams, seconds, *more):
+    listener = server(5201)
+    before = tunnel.cpu()
+    result = json.loads(run(*iperf3(streams, seconds, 5201, *more), timeout=seconds + 30).stdout)
+    cpu = tunnel.cpu() - before
+    listener.wait(10)
+    received = result["end"]["sum_received"]
+    return received["bits_per_second"] / 1e9, cpu / (received["bytes"] / 1e9)
+
+
+def offer(pace, rate, seconds):
+    """Offers 64-byte packets and returns what was sent and what arrived, packets a second."""
+    counter = subprocess.Popen(inside(B, pace, "count", "7000", "300"), stdout=subprocess.PIPE, text=True)
+    counter.stdout.readline()
+    sent, took = run(*inside(A, pace, "send", INNER[B], "7000", "64", str(rate), str(seconds), "4")).stdout.split()
+    received = int(counter.communicate(timeout=30)[0])
+    return int(sent) / float(took), received / float(took)
+
+
+def small_packets(pace, tries, seconds):
+    low, high, best = 20_000, 900_000, 0.0
+    for _ in range(tries):
+        rate = int((low * high) ** 0.5)
+        sent, received = offer(pace, rate, seconds)
+        if received >= 0.99 * sent:
+            best = max(best, received)
+            if sent < 0.95 * rate:
+                high = rate  # the sender itself gives no more
+            else:
+                low = rate
+        else:
+            high = rate
+    return best / 1e3
+
+
+def ping(count):
+    text = run(*inside(A, "ping", "-i", "0.005", "-c", str(count), "-W", "1", INNER[B]), check=False).stdout
+    times = sorted(float(value) for value in re.findall(r"time=([0-9.]+)", text))
+    if not times:
+        raise RuntimeError("no ping came back")
+    return statistics.median(times), times[int(len(times) * 0.99)]
+
+
+def busy_ping(count):
+    listener = server(5202)
+    load = subprocess.Popen(iperf3(4, count * 0.0055 + 2, 5202)[:-1], stdout=subprocess.DEVNULL)
+    time.sleep(0.7)  # the streams' slow start; what is measured is the steady state
+    result = ping(count)
+    load.wait(60)
+    listener.wait(10)
+    return result
+
+
+def measure(tunnel, options):
+    seconds = 3 if options.quick else 10
+    figures = {}
+    figures["tcp1"], figures["cpu"] = tcp(tunnel, 1, seconds)
+    figures["tcp4"], _ = tcp(tunnel, 4, seconds)
+    figures["tcp1R"], _ = tcp(tunnel, 1, seconds, "-R")
+    figures["kpps"] = small_packets(options.pace, 5 if options.quick else 8, 0.5 if options.quick else 1.2)
+    figures["rtt"], figures["rtt_p99"] = ping(150 if options.quick else 1000)
+    figures["busy"], figures["busy_p99"] = busy_ping(250 if options.quick else 1000)
+    figures["rss"] = tunnel.rss()
+    return figures
+
+
+COLUMNS = [
+    ("tcp1", "TCP 1 Gbit/s"), ("tcp4", "TCP 4"), ("tcp1R", "TCP 1 reverse"), ("cpu", "CPU s/GB"), ("kpps", "64 B kpps"),
+    ("rtt", "RTT ms"), ("rtt_p99", "p99"), ("busy", "RTT busy ms"), ("busy_p99", "p99"), ("rss", "RSS MB"),
+]
+
+
+def table(results):
+    reference = results.get("boringtun-t1")
+    median = lambda rounds, key: statistics.median(figures[key] for figures in rounds)
+    rows = [["", *(title for _, title in COLUMNS)]]
+    for name, rounds in results.items():
+        cells = [name]
+        for key, _ in COLUMNS:
+            values = [figures[key] for figures in rounds]
+            cells.append(f"{median(rounds, key):.3g} ({min(values):.3g}-{max(values):.3g})")
+        rows.append(cells)
+    if reference:
+        for name, rounds in results.items():
+            if rounds is not reference:
+                ratio = lambda key: median(rounds, key) / max(median(reference, key), 1e-9)
+                rows.append([f"{name} / boringtun-t1", *(f"x {ratio(key):.2f}" for key, _ in COLUMNS)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peers", default="postern,boringtun-t1")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--variant", choices=["default", "nic", "nooff"], default="default")
+    parser.add_argument("--rules", type=int, default=50)
+    parser.add_argument("--further-peers", type=int, default=50)
+    parser.add_argument("--json")
+    parser.add_argument("--postern", required=True)
+    parser.add_argument("--pace", required=True)
+    parser.add_argument("--work", required=True)
+    options = parser.parse_args()
+    results = {name: [] for name in options.peers.split(",")}
+    with Underlay(options.variant):
+        for number in range(options.rounds):
+            for name, rounds in results.items():
+                print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
+                with Tunnel(name, options) as tunnel:
+                    rounds.append(measure(tunnel, options))
+    table(results)
+    document = {"variant": options.variant, "rules": options.rules, "peers": options.further_peers, "mtu": MTU,
+                "kernel": os.uname().release, "cores": os.cpu_count(), "results": results}
+    path = options.json or os.path.join(options.work, "dataplane.json")
+    with open(path, "w") as file:
+        json.dump(document, file, indent=1)
+    print(f"\nEvery round as JSON: {path}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the namespaces are removed
+    main()
