@@ -112,7 +112,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn status(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask(|plane, _batches, link, _now| status(plane, link)).await
+        self.ask(|plane, _batches, link, now| status(plane, link, now)).await
     }
 
     /// Lists the live flows.
@@ -128,7 +128,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn peers(&self) -> Result<Vec<PeerStatus>, WorkerGone> {
-        self.ask(|plane, _batches, _link, _now| plane.peers()).await
+        self.ask(|plane, _batches, _link, now| plane.peers(now)).await
     }
 
     /// Tells who is behind an inner address and port.
@@ -191,7 +191,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn status_blocking(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask_blocking(|plane, _batches, link, _now| status(plane, link))
+        self.ask_blocking(|plane, _batches, link, now| status(plane, link, now))
     }
 
     async fn ask<T: Send + 'static>(
@@ -225,7 +225,7 @@ fn prepare<T: Send + 'static>(
     (Command::Run(run), receiver)
 }
 
-fn status(plane: &DataPlane, link: &Link) -> WorkerStatus {
+fn status(plane: &DataPlane, link: &Link, now: Now) -> WorkerStatus {
     let io = IoCounters { sent: *link.sockets.counters(), ..link.io };
-    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peers().len(), flows: plane.flows().len() }
+    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peers(now).len(), flows: plane.flows().len() }
 }
