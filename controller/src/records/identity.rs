@@ -51,6 +51,11 @@ impl From<&SignedIn> for Person {
 }
 
 impl Person {
+    /// Returns the key of the person's record.
+    pub fn kind(&self) -> SubjectKind {
+        SubjectKind::Person { issuer: self.issuer.clone(), sub: self.sub.clone() }
+    }
+
     /// Returns what a login session keeps of it.
     pub fn assurance(&self) -> Assurance {
         Assurance {

@@ -17,7 +17,7 @@ mod identity;
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
@@ -122,6 +122,8 @@ pub struct DeviceRecord {
     pub last_seen: WallTime,
     /// The outer address from which its stream last came.
     pub last_address: Option<IpAddr>,
+    /// Outer addresses at which it was last known, best first.
+    pub endpoints: Vec<SocketAddr>,
     /// The version of its software, as it told.
     pub version: String,
 }

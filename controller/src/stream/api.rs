@@ -317,32 +317,48 @@ pub enum RevocationProgress {
     Expired,
 }
 
-/// What would change if another policy were applied.
+/// What would change if another policy were applied, for everybody whom the controller knows at this moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct PolicyPlan {
-    /// Who would gain what.
-    pub gains: Vec<PlanLine>,
-    /// Who would lose what.
-    pub loses: Vec<PlanLine>,
-    /// Approvals that the new policy would wait for, for people.
+    /// The changes.
+    pub lines: Vec<PlanLine>,
+    /// Machines that would wait for an approval, rules that are only watched, for people.
     pub warnings: Vec<String>,
 }
 
-/// One access that a policy would give or take.
+/// What a line of a plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanKind {
+    /// They may reach what they could not.
+    Gains,
+    /// They may no longer reach what they could.
+    Loses,
+    /// They may reach it by a rule that is only watched, and did by right.
+    OnlyWatched,
+    /// They may reach it by right, and did by a rule that was only watched.
+    Earned,
+    /// They keep it, but less long.
+    Until,
+}
+
+/// The same change for everybody whom one selector names.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PlanLine {
-    /// Who.
-    pub subject: String,
-    /// On which machine.
-    pub machine: MachineName,
+    /// What changes.
+    pub kind: PlanKind,
+    /// The selector by which the rule names them: `group:contractors`.
+    pub via: String,
     /// The resource.
     pub resource: ResourceName,
-    /// The machine that carries it.
-    pub node: MachineName,
-    /// What may be opened.
+    /// What of it.
     pub services: Vec<Service>,
-    /// Whether the lease that carries it is live, so that flows may be cut.
-    pub live: bool,
+    /// Who, on which machine: `alice@corp.example on alice-laptop`.
+    pub subjects: Vec<String>,
+    /// Whether it takes effect at once for somebody: flows begin or are cut.
+    pub at_once: bool,
+    /// Until when it is kept, with [`PlanKind::Until`].
+    pub until: Option<WallTime>,
 }
 
 /// The controller at a glance.

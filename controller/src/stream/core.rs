@@ -1,369 +1,347 @@
-//! The core's state.
+//! The core's state, its start, and its clock.
 
 use std::{
-    collections::{BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use postern_common::{
-    id::{DeviceId, MachineName, SessionId, SubjectId, Tag},
-    key::{ControllerSigningKey, DevicePublicKey},
-    net::Service,
-    policy::{Policy, RequestContext, Targets},
-    protocol::{Explanation, FromNode},
+    grant::OwnGrant,
+    id::{DeviceId, Nonce, SessionId},
+    key::{ControllerPublicKey, ControllerSigningKey},
+    policy::{Policy, TargetNode, Targets},
+    protocol::Refusal,
     time::{Monotonic, Now},
 };
 
-use super::api::*;
+use super::{
+    api::{CoreConfig, Counters, Effect, Random, StreamId},
+    greeting::Stream,
+    joins::Joins,
+    limits::Limit,
+    node::Connected,
+    outbox::Outbox,
+    peering::{Peering, PeeringName},
+    registry::Registry,
+    revocation::Revocations,
+    timers::{Due, Timers},
+};
 use crate::{
-    identity::user_code::UserCode,
-    records::{Loaded, Person, RevokeTarget, TokenHash},
-    web::doors::{JoinedMachine, PendingJoin, Portal, StockConfiguration, StockRequest},
+    decision::{Extend, Lease, Terms},
+    records::{AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange},
 };
 
-/// Everything that the controller decides, in memory.
+/// How long a lease without any entitlement lasts, and how often its device is looked at.
+pub(crate) const IDLE_LEASE: Duration = Duration::from_secs(600);
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// Everything that the controller decides, in memory. See the module for its shape.
 pub struct Core {
-    config: CoreConfig,
-    signing: ControllerSigningKey,
-    policy: Arc<Policy>,
-    random: Random,
-    effects: VecDeque<Effect>,
-    loaded: Loaded,
+    pub(super) config: CoreConfig,
+    pub(super) signing: ControllerSigningKey,
+    pub(super) policy: Arc<Policy>,
+    /// The nodes that policy can name: rebuilt when one of them changes, not when somebody signs in.
+    pub(super) targets: Arc<Targets>,
+    pub(super) random: Random,
+    pub(super) out: Outbox,
+    pub(super) meta: Meta,
+    pub(super) registry: Registry,
+    pub(super) leases: HashMap<DeviceId, Lease>,
+    pub(super) peerings: HashMap<PeeringName, Peering>,
+    /// The index from a device to the nodes that it is on: what a change touches.
+    pub(super) peers_of: HashMap<DeviceId, BTreeSet<DeviceId>>,
+    pub(super) nodes: HashMap<DeviceId, Connected>,
+    /// The last generation of every node in this life of the core, for when it comes back.
+    pub(super) generations: HashMap<DeviceId, u64>,
+    pub(super) streams: HashMap<StreamId, Stream>,
+    pub(super) next_stream: u64,
+    pub(super) joins: Joins,
+    pub(super) revocations: Revocations,
+    pub(super) timers: Timers,
+    pub(super) flush_first: VecDeque<DeviceId>,
+    pub(super) flush_then: VecDeque<DeviceId>,
+    pub(super) counters: Counters,
+    pub(super) ask_limit: Limit,
+    pub(super) guess_limit: Limit,
+    pub(super) failure_limit: Limit,
+    pub(super) audit_limit: Limit,
+    /// The nodes behind the names of probes.
+    pub(super) probes: HashMap<Nonce, DeviceId>,
 }
 
 impl Core {
-    /// Takes up what the store kept.
+    /// Takes up what the store kept. `now` and every later `now` come from the clocks of one boot.
     pub fn new(
         config: CoreConfig,
         signing: ControllerSigningKey,
         policy: Arc<Policy>,
-        loaded: Loaded,
+        mut loaded: Loaded,
         random: Random,
-        _now: Now,
+        now: Now,
     ) -> Self {
-        Self { config, signing, policy, random, effects: VecDeque::new(), loaded }
+        let registry = Registry::load(&mut loaded);
+        let mut core = Self {
+            config,
+            signing,
+            policy,
+            targets: Arc::default(),
+            random,
+            out: Outbox::default(),
+            meta: loaded.meta,
+            registry,
+            leases: HashMap::new(),
+            peerings: HashMap::new(),
+            peers_of: HashMap::new(),
+            nodes: HashMap::new(),
+            generations: HashMap::new(),
+            streams: HashMap::new(),
+            next_stream: 0,
+            joins: Joins::default(),
+            revocations: Revocations::default(),
+            timers: Timers::default(),
+            flush_first: VecDeque::new(),
+            flush_then: VecDeque::new(),
+            counters: Counters::default(),
+            ask_limit: Limit::new(20, Duration::from_secs(3)),
+            guess_limit: Limit::new(10, Duration::from_secs(6)),
+            failure_limit: Limit::new(30, Duration::from_secs(2)),
+            audit_limit: Limit::new(60, Duration::from_secs(1)),
+            probes: HashMap::new(),
+        };
+        let started = AuditEvent::Started { epoch: core.meta.epoch, policy_revision: core.meta.policy_revision };
+        core.out.audit(started);
+        core.sweep(now);
+        for session in core.registry.sessions().map(|s| (s.id, s.expires)).collect::<Vec<_>>() {
+            core.schedule_session(session.0, session.1, now);
+        }
+        core.rebuild_targets();
+        core.resume(loaded.leases, loaded.pairs, now);
+        core.flush(now);
+        core
     }
 
     /// Takes the next effect. The shell takes all of them after every call.
     pub fn poll_effect(&mut self) -> Option<Effect> {
-        self.effects.pop_front()
+        self.out.pop()
     }
 
     /// Returns when [`Core::handle_timeout`] wants to be called at the latest.
     pub fn poll_timeout(&self) -> Monotonic {
-        Monotonic::NEVER
+        self.timers.next()
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, _now: Now) {}
-
-    /// Begins a stream: a WebSocket that a machine has opened.
-    pub fn connect(&mut self, _remote: SocketAddr, _now: Now) -> StreamId {
-        StreamId(0)
-    }
-
-    /// Takes a message of a stream.
-    pub fn receive(&mut self, _stream: StreamId, _message: FromNode, _now: Now) {}
-
-    /// Forgets a stream that has ended.
-    pub fn disconnect(&mut self, _stream: StreamId, _now: Now) {}
-
-    /// Takes a datagram that came to the receiver of probes.
-    pub fn observe_probe(&mut self, _datagram: &[u8], _from: SocketAddr, _now: Now) {}
-
-    /// Looks up the machine that waits under a code. `from` is the browser's address: guesses are limited by it.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Expired`], [`CoreError::NotPermitted`] after too many guesses.
-    pub fn pending_join(
-        &mut self,
-        _code: UserCode,
-        _who: &Person,
-        _from: IpAddr,
-        _now: Now,
-    ) -> Result<PendingJoin, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Lets the machine in as a device of this person and opens a login session on it. The code is spent.
-    ///
-    /// # Errors
-    /// [`CoreError::Changed`] if the machine's key is not the one that was `shown`, and each refusal with its reason.
-    pub fn confirm_join(
-        &mut self,
-        _code: UserCode,
-        _shown: DevicePublicKey,
-        _who: &Person,
-        _from: IpAddr,
-        _now: Now,
-    ) -> Result<JoinedMachine, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Turns the machine away. The code is spent.
-    ///
-    /// # Errors
-    /// As [`Core::pending_join`].
-    pub fn refuse_join(&mut self, _code: UserCode, _who: &Person, _from: IpAddr, _now: Now) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Shows what this person may reach and which machines are theirs.
-    pub fn portal(&mut self, _who: &Person, _now: Now) -> Portal {
-        Portal::default()
-    }
-
-    /// Ends a login session on one of this person's machines.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`] if it is not theirs.
-    pub fn end_own_session(&mut self, _session: SessionId, _who: &Person, _now: Now) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Removes one of this person's machines.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`] if it is not theirs.
-    pub fn remove_own_device(&mut self, _device: DeviceId, _who: &Person, _now: Now) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Lets a stock WireGuard client in.
-    ///
-    /// # Errors
-    /// [`CoreError::NotPermitted`] if no rule permits it, the key is in use, or the person has too many of them.
-    pub fn export(
-        &mut self,
-        _asked: &StockRequest,
-        _who: &Person,
-        _from: IpAddr,
-        _now: Now,
-    ) -> Result<StockConfiguration, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Ends everything that hangs on a browser's login session.
-    pub fn web_session_ended(&mut self, _web_session: SessionId, _now: Now) {}
-
-    /// Makes `policy` the one in force.
-    pub fn apply_policy(&mut self, policy: Arc<Policy>, _text: String, _by: &str, _now: Now) -> u64 {
-        self.policy = policy;
-        self.loaded.meta.policy_revision
-    }
-
-    /// Tells what applying `next` would change for whoever holds a lease now.
-    pub fn plan(&mut self, _next: &Policy, _now: Now) -> PolicyPlan {
-        PolicyPlan::default()
-    }
-
-    /// Returns every context that the controller knows now, for [`Policy`]'s own plan and simulation.
-    pub fn contexts(&self, _now: Now) -> (Vec<RequestContext>, Arc<Targets>) {
-        (vec![], Arc::new(Targets::default()))
-    }
-
-    /// Makes an enrolment token and returns its text, which is kept nowhere.
-    ///
-    /// # Errors
-    /// [`CoreError::NotPermitted`] if it asks for no use or no life.
-    pub fn create_token(&mut self, _new: NewToken, _by: &str, _now: Now) -> Result<(String, TokenView), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Takes a token back.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn delete_token(&mut self, _token: TokenHash, _by: &str, _now: Now) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Lists enrolment tokens that still work.
-    pub fn list_tokens(&self, _now: Now) -> Vec<TokenView> {
-        vec![]
-    }
-
-    /// Lists devices by name.
-    pub fn list_devices(&self) -> Vec<DeviceView> {
-        vec![]
-    }
-
-    /// Lists open login sessions, newest first.
-    pub fn list_sessions(&self) -> Vec<SessionView> {
-        vec![]
-    }
-
-    /// Lists live leases.
-    pub fn list_leases(&self) -> Vec<LeaseView> {
-        vec![]
-    }
-
-    /// Lists subjects by name.
-    pub fn list_subjects(&self) -> Vec<SubjectView> {
-        vec![]
-    }
-
-    /// Finds a device by identifier or machine name.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn find_device(&self, _name: &str) -> Result<DeviceId, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Finds a subject by identifier, by name, or by `service:NAME`.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
-    pub fn find_subject(&self, _name: &str) -> Result<SubjectId, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Finds an open login session by identifier or as `alice@corp.example/alice-laptop`.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
-    pub fn find_session(&self, _name: &str) -> Result<SessionId, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Finds a token by its short name or hash.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
-    pub fn find_token(&self, _name: &str) -> Result<TokenHash, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Approves what a device claims: waiting tags, further tags that the administrator names, and its name.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn approve(
-        &mut self,
-        _device: DeviceId,
-        _tags: &BTreeSet<Tag>,
-        _name: bool,
-        _by: &str,
-        _now: Now,
-    ) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Refuses or takes away tags of a device, and with `name` the standing of its name.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn refuse(
-        &mut self,
-        _device: DeviceId,
-        _tags: &BTreeSet<Tag>,
-        _name: bool,
-        _by: &str,
-        _now: Now,
-    ) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Gives a device another name, which counts as approved.
-    ///
-    /// # Errors
-    /// [`CoreError::NotPermitted`] if the name is taken.
-    pub fn rename_device(
-        &mut self,
-        _device: DeviceId,
-        _name: MachineName,
-        _by: &str,
-        _now: Now,
-    ) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Cuts something everywhere. Its progress is [`Core::revocation`].
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn revoke(
-        &mut self,
-        _target: RevokeTarget,
-        _reason: &str,
-        _by: &str,
-        _now: Now,
-    ) -> Result<RevocationId, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Lifts a revocation of a device, subject, node or rule.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`] if nothing of that name is revoked.
-    pub fn lift(&mut self, _target: RevokeTarget, _by: &str, _now: Now) -> Result<(), CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Tells how far a revocation has come; `None` if it is unknown or long done.
-    pub fn revocation(&self, _id: RevocationId, _now: Now) -> Option<RevocationView> {
-        None
-    }
-
-    /// Removes a device. Its addresses are held back for a while.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn remove_device(&mut self, _device: DeviceId, _by: &str, _now: Now) -> Result<RevocationId, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Takes over what identity has learned of a person: new groups, disabled, enabled.
-    pub fn update_subject(&mut self, _issuer: &str, _sub: &str, _change: SubjectUpdate, _by: &str, _now: Now) {}
-
-    /// Explains to an administrator why a subject, on a device if one is named, may or may not reach something.
-    ///
-    /// `as_` is `alice@corp.example`, `service:billing`, `alice@corp.example/alice-laptop` or a machine name.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`] if there is no such subject.
-    pub fn explain(
-        &mut self,
-        _as: &str,
-        _to: &str,
-        _service: Option<Service>,
-        _now: Now,
-    ) -> Result<Explanation, CoreError> {
-        Err(CoreError::Expired)
-    }
-
-    /// Shows the controller at a glance.
-    pub fn status(&self) -> CoreStatus {
-        CoreStatus {
-            epoch: self.loaded.meta.epoch,
-            policy_revision: self.loaded.meta.policy_revision,
-            connected: 0,
-            current: 0,
-            devices: 0,
-            awaiting_approval: vec![],
-            sessions: 0,
-            leases: 0,
-            pending_joins: 0,
-            revoked_rules: vec![],
-            counters: Counters::default(),
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(due) = self.timers.pop(now.monotonic) {
+            match due {
+                Due::Lease(device) => self.look_at_lease(device, now),
+                Due::Session(session) => self.session_due(session, now),
+                Due::Greeting(stream) => self.greeting_due(stream, now),
+                Due::Acknowledge(node) => self.acknowledgement_due(node, now),
+                Due::Expiry(node) => self.expiry_due(node, now),
+                Due::Retire(one, other) => self.retire_pairs(one, other, now),
+                Due::Revocation(id) => self.revocation_due(id, now),
+                Due::Sweep => self.sweep(now),
+            }
         }
+        self.flush(now);
     }
 
     /// Returns what the core is configured with.
-    pub fn config(&self) -> &CoreConfig {
+    pub const fn config(&self) -> &CoreConfig {
         &self.config
     }
 
     /// Returns the key that nodes pin.
-    pub fn public_key(&self) -> postern_common::key::ControllerPublicKey {
-        let _ = &self.random;
+    pub fn public_key(&self) -> ControllerPublicKey {
         self.signing.public()
+    }
+
+    pub(super) fn draw<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        (self.random)(&mut bytes);
+        bytes
+    }
+
+    pub(super) fn draw_u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.draw())
+    }
+
+    pub(super) const fn terms(&self) -> Terms {
+        Terms { min: self.config.lease_min, max: self.config.lease_max }
+    }
+
+    /// Looks through what hangs on the wall clock, which can be set.
+    fn sweep(&mut self, now: Now) {
+        self.registry.sweep(now.wall, &mut self.out);
+        let over: Vec<SessionId> =
+            self.registry.sessions().filter(|session| session.expires <= now.wall).map(|session| session.id).collect();
+        for session in over {
+            self.end_session(session, "its time is over: sign in again with `postern up`", now);
+        }
+        let leases: Vec<DeviceId> =
+            self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();
+        for device in leases {
+            self.look_at_lease(device, now);
+        }
+        self.timers.set(Due::Sweep, now.monotonic.saturating_add(SWEEP_EVERY));
+    }
+
+    // --- login sessions
+
+    pub(super) fn schedule_session(&mut self, session: SessionId, expires: postern_common::time::WallTime, now: Now) {
+        self.timers.set(Due::Session(session), now.monotonic.saturating_add(expires.since(now.wall)));
+    }
+
+    /// Ends a login session whose time is over by the monotonic clock. If the wall clock was set back meanwhile, the
+    /// session does not get longer by that.
+    fn session_due(&mut self, session: SessionId, now: Now) {
+        self.end_session(session, "its time is over: sign in again with `postern up`", now);
+    }
+
+    /// Ends a login session: its lease, its keys and every door that it opened, on all nodes.
+    pub(super) fn end_session(&mut self, session: SessionId, reason: &str, now: Now) {
+        let Some(record) = self.registry.session(session).cloned() else { return };
+        self.timers.cancel(Due::Session(session));
+        self.end_lease(record.device, LeaseEnd::SessionEnded { reason: reason.to_owned() }, now);
+        let end = SessionEnd { at: now.wall, reason: reason.to_owned() };
+        self.registry.end_session(session, end, &mut self.out);
+        self.out.audit(AuditEvent::SessionEnded {
+            session,
+            subject: record.subject,
+            subject_name: self.registry.subject_name(record.subject),
+            device: record.device,
+            reason: reason.to_owned(),
+        });
+        let kind = self.registry.device(record.device).map(|device| device.kind);
+        self.targets_changed(now);
+        self.forget_keys(record.device, now);
+        if let Some(node) = self.nodes.get_mut(&record.device) {
+            node.own_dirty = true;
+            let message = postern_common::protocol::ToNode::SessionEnded { reason: reason.to_owned() };
+            self.out.send(node.stream, message);
+            self.flush_then.push_back(record.device);
+        }
+        if kind == Some(DeviceKind::StockClient) {
+            self.forget_device(record.device, now);
+        }
+    }
+
+    // --- targets
+
+    /// Tells whether policy may name this device as a place, and under which name.
+    pub(super) fn target_of(&self, device: &DeviceRecord) -> Option<TargetNode> {
+        if device.kind == DeviceKind::StockClient || !self.registry.may_take_part(device) {
+            return None;
+        }
+        let by_name = device.name_claim == NameClaim::Approved && self.policy.is_destination_name(&device.name);
+        let by_tag = device.tags.iter().any(|tag| self.policy.is_destination_tag(tag));
+        if !by_name && !by_tag {
+            return None;
+        }
+        // A name that nobody vouched for must not stand for a resource; an identifier cannot be one by accident.
+        let name = match by_name || !self.policy.is_destination_name(&device.name) {
+            true => device.name.clone(),
+            false => device.id.to_string().parse().expect("an identifier is a name"),
+        };
+        Some(TargetNode { device: device.id, name, tags: device.tags.clone() })
+    }
+
+    /// Rebuilds the index of nodes that policy can name; tells whether it differs.
+    pub(super) fn rebuild_targets(&mut self) -> bool {
+        let nodes: Vec<TargetNode> = self.registry.devices().filter_map(|device| self.target_of(device)).collect();
+        let differs = nodes != self.targets.nodes();
+        if differs {
+            self.targets = Arc::new(Targets::new(nodes));
+        }
+        differs
+    }
+
+    /// Decides every lease again if the nodes that policy can name have changed.
+    pub(super) fn targets_changed(&mut self, now: Now) {
+        if self.rebuild_targets() {
+            self.decide_all(now);
+        }
+    }
+
+    pub(super) fn decide_all(&mut self, now: Now) {
+        let mut devices: Vec<DeviceId> = self.leases.keys().copied().collect();
+        devices.sort_unstable();
+        for device in devices {
+            self.decide(device, Extend::No, now);
+        }
+    }
+
+    // --- what a node is told of itself
+
+    pub(super) fn own_grant(&self, device: &DeviceRecord) -> OwnGrant<postern_common::time::WallTime> {
+        let session = self.registry.session_on(device.id);
+        OwnGrant {
+            name: device.name.clone(),
+            subject: session.map_or(device.owner, |session| session.subject),
+            subject_name: self.registry.subject_name(device.owner),
+            tags: device.tags.iter().cloned().collect(),
+            addresses: device.addresses.to_vec(),
+            overlay: self.config.overlay(),
+            domain: self.config.domain.clone(),
+            keys: device.wireguard_keys.clone(),
+            session_until: session.map(|session| session.expires),
+        }
+    }
+
+    /// Forgets a device, ends its stream, and holds its addresses back.
+    pub(super) fn forget_device(&mut self, device: DeviceId, now: Now) {
+        self.close_node(
+            device,
+            Refusal::UnknownDevice,
+            "this machine was removed: run `postern up` to join again",
+            now,
+        );
+        let hold_until = now.wall.saturating_add(self.config.address_hold);
+        self.registry.delete_device(device, hold_until, &mut self.out);
+        self.generations.remove(&device);
+        self.targets_changed(now);
     }
 }
 
-/// Turns what a backup holds into the start of a new life: a new epoch, and every login session over.
-pub fn restored(loaded: Loaded, _now: Now) -> (Loaded, Vec<Effect>) {
-    (loaded, vec![])
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core")
+            .field("epoch", &self.meta.epoch)
+            .field("nodes", &self.nodes.len())
+            .field("leases", &self.leases.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Turns what a backup holds into the start of a new life: a new epoch, every login session and lease over, every pair
+/// of keys forgotten. The effects make that durable; the shell applies them before it makes a core.
+pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
+    let mut effects = Vec::new();
+    let wall = u64::try_from(now.wall.as_millis()).unwrap_or(0);
+    loaded.meta.epoch = wall.max(loaded.meta.epoch + 1);
+    effects.push(Effect::Store(StoreChange::PutMeta(loaded.meta.clone())));
+    let mut ended = 0;
+    for mut session in loaded.sessions.drain(..).filter(|session| session.ended.is_none()) {
+        session.ended = Some(SessionEnd { at: now.wall, reason: "the controller was restored from a backup".into() });
+        effects.push(Effect::Store(StoreChange::PutSession(session)));
+        ended += 1;
+    }
+    for lease in loaded.leases.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeleteLease(lease.id)));
+    }
+    for pair in loaded.pairs.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeletePair(pair.name())));
+    }
+    let people: BTreeMap<_, _> = loaded.subjects.iter().map(|subject| (subject.id, &subject.kind)).collect();
+    for device in &mut loaded.devices {
+        let person = matches!(people.get(&device.owner), Some(crate::records::SubjectKind::Person { .. }) | None);
+        if person && !device.wireguard_keys.is_empty() {
+            device.wireguard_keys.clear();
+            effects.push(Effect::Store(StoreChange::PutDevice(device.clone())));
+        }
+    }
+    effects.push(Effect::Audit(AuditEvent::Restored { epoch: loaded.meta.epoch, sessions_ended: ended }));
+    (loaded, effects)
 }

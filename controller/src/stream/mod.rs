@@ -1,13 +1,65 @@
 //! The core of the controller: what every node is told, and when. Sans-IO.
 //!
 //! ```text
-//! shell: connect, receive, disconnect, observe_probe ---\
-//! pages: confirm_join, portal, export ------------------ +--> Core --poll_effect--> Effect::{Store, Audit, Send, Close}
-//! administration: apply_policy, revoke, approve -------- +      `--poll_timeout--> when to call handle_timeout
-//! clock: handle_timeout -------------------------------- /
+//! shell: connect, receive, disconnect, observe_probe ----\
+//! pages: confirm_join, portal, export --------------------+--> Core --poll_effect--> Effect::{Store, Audit, Send, Close}
+//! administration: apply_policy, revoke, approve, ... -----+      `--poll_timeout--> when to call handle_timeout
+//! clock: handle_timeout ----------------------------------/
+//!
+//! a lease, from sign-in to a packet's permit:
+//!   joins: confirm -> login session -> leases: decide (policy) -> set_edge -> peering: wanted, pair of keys
+//!   -> flush: the destination's document -> Enforced -> peering: acknowledged -> flush: the source's document
 //! ```
+//!
+//! Invariants:
+//! - **Durable before told.** Whatever a message rests on was queued for the store and the audit log before it.
+//! - **Opening**: a source is told of a destination only what that destination has acknowledged ([`peering`]).
+//!   **Closing**: destinations are queued first, and no window holds a closing document back.
+//! - **A node is told a function of the newest state**, computed when it has room. Nothing queues for a slow node.
+//! - **A change touches those whom it concerns**: one device's decision, and the nodes that the index names for it.
+//! - **Bounded**: streams, pending joins, devices of a person, keys of a device, unacknowledged documents, remembered
+//!   revocations; each constant stands in the module that enforces it.
+//!
+//! Threats: a node that lies about itself (it can harm only its own doors: every claim it makes is about its own keys,
+//! addresses and acknowledgements); a stranger's flood (limits by address, bounded greetings); a replayed or stolen
+//! stream (fresh challenge, device key); an old backup (epoch).
+//!
+//! Rejected: recomputing the whole map for every change and sending what differs. It is simpler, and costs everybody's
+//! work for one sign-in; the tests compare with exactly that recomputation instead.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | `api` | configuration, effects, errors, views |
+//! | `core` | the state, its start and clock, login sessions, the index of places |
+//! | `registry` | durable records and their indexes |
+//! | `greeting` | streams: challenge, hello, messages, outer addresses, ends |
+//! | `joins` | machines that join, by a person or a token |
+//! | `leases` | deciding, renewing, ending; edges between devices; restart |
+//! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
+//! | `node`, `flush` | what one node was told and acknowledged; documents |
+//! | `revocation` | cutting everywhere, with progress |
+//! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
+//! | `limits`, `timers`, `outbox` | small parts |
+
+mod admin;
 mod api;
 mod core;
+mod explain;
+mod flush;
+mod greeting;
+mod joins;
+mod keys;
+mod leases;
+mod limits;
+mod list;
+mod node;
+mod outbox;
+mod peering;
+mod portal;
+mod registry;
+mod revocation;
+mod stock;
+mod timers;
 
 pub use api::*;
 

@@ -1,0 +1,80 @@
+//! From records to the context of a decision.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use postern_common::{
+    id::MachineName,
+    policy::{self, RequestContext, Subject, UserIdentity},
+    time::WallTime,
+};
+
+use crate::records::{Assurance, DeviceRecord, SubjectKind, SubjectRecord};
+
+/// Returns how policy identifies a person. The controller's own URL is the issuer of local accounts, whose login names
+/// are unique and are what `user:NAME` means.
+fn policy_identity(own_url: &str, issuer: &str, sub: &str, name: &str) -> UserIdentity {
+    if issuer == own_url {
+        UserIdentity::Local { name: name.to_owned() }
+    } else {
+        UserIdentity::Oidc { issuer: issuer.to_owned(), sub: sub.to_owned() }
+    }
+}
+
+fn subject(own_url: &str, owner: &SubjectRecord, assurance: Option<&Assurance>) -> Subject {
+    match &owner.kind {
+        SubjectKind::Service { name } => Subject::Service { name: name.clone() },
+        SubjectKind::Person { issuer, sub } => Subject::User {
+            identity: policy_identity(own_url, issuer, sub, &owner.name),
+            display_name: owner.name.clone(),
+            groups: assurance.and_then(|known| known.groups.clone()),
+            assurance: policy::Assurance {
+                auth_time: assurance.and_then(|known| known.auth_time),
+                acr: assurance.and_then(|known| known.acr.clone()),
+                // No method named is not the same as a method denied: the issuer did not say.
+                amr: assurance
+                    .filter(|known| !known.amr.is_empty())
+                    .map(|known| known.amr.iter().cloned().collect::<BTreeSet<_>>()),
+            },
+        },
+    }
+}
+
+/// Makes the context of a decision about a device and, for a person, what was vouched for at their sign-in.
+pub(crate) fn context(
+    own_url: &str,
+    device: &DeviceRecord,
+    owner: &SubjectRecord,
+    assurance: Option<&Assurance>,
+    address: Option<IpAddr>,
+    now: WallTime,
+) -> RequestContext {
+    RequestContext {
+        subject: subject(own_url, owner, assurance),
+        device: Some(device.id),
+        machine: Some(device.name.clone()),
+        tags: device.tags.clone(),
+        posture: None,
+        address,
+        now,
+    }
+}
+
+/// Makes the context of a subject without a device, or on one that does not exist yet.
+pub(crate) fn hypothetical(
+    own_url: &str,
+    owner: &SubjectRecord,
+    assurance: Option<&Assurance>,
+    machine: Option<MachineName>,
+    address: Option<IpAddr>,
+    now: WallTime,
+) -> RequestContext {
+    RequestContext {
+        subject: subject(own_url, owner, assurance),
+        device: None,
+        machine,
+        tags: BTreeSet::new(),
+        posture: None,
+        address,
+        now,
+    }
+}

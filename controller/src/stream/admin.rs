@@ -1,0 +1,377 @@
+//! What administrators do, apart from revoking: policy, tokens, approvals, devices, subjects.
+//!
+//! `by` is the operating system's user, as the shell learned it from the peer credentials of the Unix socket.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use postern_common::{
+    id::{DeviceId, MachineName, SessionId, Tag},
+    policy::{ChangeKind, Policy, RequestContext, Targets},
+    time::Now,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    api::{CoreError, NewToken, PlanKind, PlanLine, PolicyPlan, RevocationId, SubjectUpdate, TokenView},
+    core::Core,
+    leases::{Turn, Urgency},
+};
+use crate::{
+    decision::{Extend, context},
+    records::{
+        AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, NameClaim, Person, RevokeTarget, StoreChange, SubjectKind,
+        TokenHash, TokenRecord,
+    },
+};
+
+/// The alphabet of tokens: Crockford's base 32, in capitals.
+const TOKEN_ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+/// How tokens begin, so that scanners for leaked secrets find them.
+const TOKEN_PREFIX: &str = "pst_join_";
+const MAX_TOKENS: usize = 10_000;
+
+impl Core {
+    // --- policy
+
+    /// Makes `policy` the one in force and returns its number. Every lease is decided again; only differences are sent.
+    pub fn apply_policy(&mut self, policy: Arc<Policy>, text: String, by: &str, now: Now) -> u64 {
+        self.policy = policy;
+        self.meta.policy_revision += 1;
+        self.meta.policy_applied = now.wall;
+        by.clone_into(&mut self.meta.policy_applied_by);
+        let sha256 = hex::encode(Sha256::digest(text.as_bytes()));
+        self.meta.policy_text = text;
+        self.out.store(StoreChange::PutMeta(self.meta.clone()));
+        let revision = self.meta.policy_revision;
+        self.out.audit(AuditEvent::PolicyApplied { revision, sha256, by: by.to_owned() });
+        self.rebuild_targets();
+        self.decide_all(now);
+        self.flush(now);
+        revision
+    }
+
+    /// Tells what applying `next` would change for whoever holds a lease or is signed in now.
+    pub fn plan(&mut self, next: &Policy, now: Now) -> PolicyPlan {
+        let (contexts, targets) = self.contexts(now);
+        let changes = self.policy.plan(next, &contexts, &targets);
+        let mut lines: Vec<PlanLine> = changes
+            .into_iter()
+            .map(|change| PlanLine {
+                kind: match change.kind {
+                    ChangeKind::Gains => PlanKind::Gains,
+                    ChangeKind::Loses => PlanKind::Loses,
+                    ChangeKind::OnlyWatched => PlanKind::OnlyWatched,
+                    ChangeKind::Earned => PlanKind::Earned,
+                    ChangeKind::Until(_) => PlanKind::Until,
+                },
+                via: change.via,
+                resource: change.resource,
+                services: change.services,
+                subjects: change.subjects.iter().filter_map(|i| contexts.get(*i)).map(RequestContext::who).collect(),
+                at_once: change.at_once,
+                until: match change.kind {
+                    ChangeKind::Until(until) => Some(until),
+                    ChangeKind::Gains | ChangeKind::Loses | ChangeKind::OnlyWatched | ChangeKind::Earned => None,
+                },
+            })
+            .collect();
+        lines.sort();
+        let claims = self
+            .registry
+            .devices()
+            .filter(|device| device.name_claim == NameClaim::Claimed && next.is_destination_name(&device.name));
+        let mut warnings: Vec<String> = claims
+            .map(|device| {
+                let name = &device.name;
+                format!("{name} is named as a place and waits for approval: postern-controller approve {name} --name")
+            })
+            .collect();
+        warnings
+            .extend(next.watched_rules().map(|(rule, until)| format!("rule \"{rule}\" is only watched until {until}")));
+        warnings.extend(
+            next.rule_names()
+                .filter(|rule| self.registry.revoked_rules().contains_key(rule))
+                .map(|rule| format!("rule \"{rule}\" is revoked and gives nothing until that is lifted")),
+        );
+        PolicyPlan { lines, warnings }
+    }
+
+    /// Returns every context that the controller knows now, with the nodes that resources may name.
+    pub fn contexts(&self, now: Now) -> (Vec<RequestContext>, Arc<Targets>) {
+        let devices = self.registry.devices().filter(|device| self.registry.may_take_part(device));
+        let contexts = devices.filter_map(|device| self.context_of(device, now)).collect();
+        (contexts, self.targets.clone())
+    }
+
+    pub(super) fn context_of(&self, device: &DeviceRecord, now: Now) -> Option<RequestContext> {
+        let owner = self.registry.subject(device.owner)?;
+        let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
+        let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
+        Some(context(&self.config.url, device, owner, assurance, address, now.wall))
+    }
+
+    // --- tokens
+
+    /// Makes an enrolment token and returns its text, which is kept nowhere.
+    ///
+    /// # Errors
+    /// [`CoreError::NotPermitted`] if it asks for no use or no life.
+    pub fn create_token(&mut self, new: NewToken, by: &str, now: Now) -> Result<(String, TokenView), CoreError> {
+        self.registry.sweep(now.wall, &mut self.out);
+        if new.uses == 0 || new.life.is_zero() {
+            return Err(CoreError::NotPermitted("a token needs at least one use and some time to live".into()));
+        }
+        if self.registry.tokens().count() >= MAX_TOKENS {
+            return Err(CoreError::Exhausted(format!("there are {MAX_TOKENS} tokens: delete some first")));
+        }
+        if new.machine.is_some() && new.uses > 1 {
+            return Err(CoreError::NotPermitted("a token for one machine name has one use".into()));
+        }
+        let random: [u8; 32] = self.draw();
+        let body: String = random.iter().map(|byte| char::from(TOKEN_ALPHABET[usize::from(byte % 32)])).collect();
+        let token = format!("{TOKEN_PREFIX}{body}");
+        let record = TokenRecord {
+            hash: TokenHash::of(&token),
+            service: new.service,
+            tags: new.tags,
+            machine: new.machine,
+            uses_left: new.uses,
+            expires: now.wall.saturating_add(new.life),
+            created_by: by.to_owned(),
+            created: now.wall,
+        };
+        let short = record.hash.short();
+        self.registry.put_token(record.clone(), &mut self.out);
+        self.out.audit(AuditEvent::TokenCreated {
+            token: short.clone(),
+            tags: record.tags.iter().cloned().collect(),
+            uses: record.uses_left,
+            expires: record.expires,
+            by: by.to_owned(),
+        });
+        Ok((token, TokenView { record, short }))
+    }
+
+    /// Takes a token back.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn delete_token(&mut self, token: TokenHash, by: &str, _now: Now) -> Result<(), CoreError> {
+        let deleted = self.registry.delete_token(token, &mut self.out);
+        let record = deleted.ok_or_else(|| CoreError::NotFound { what: "token", name: token.short() })?;
+        self.out.audit(AuditEvent::TokenDeleted { token: record.hash.short(), by: by.to_owned() });
+        Ok(())
+    }
+
+    // --- devices
+
+    /// Approves what a device claims: tags, and with `name` its machine name as a place. Without either, everything
+    /// that waits is approved.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn approve(
+        &mut self,
+        id: DeviceId,
+        tags: &BTreeSet<Tag>,
+        name: bool,
+        by: &str,
+        now: Now,
+    ) -> Result<(), CoreError> {
+        let device = self.known(id)?;
+        let everything = tags.is_empty() && !name;
+        let tags = if everything { device.tags_pending.clone() } else { tags.clone() };
+        let name = name || (everything && self.policy.is_destination_name(&device.name));
+        self.registry.change_device(id, &mut self.out, |device| {
+            device.tags_pending.retain(|tag| !tags.contains(tag));
+            device.tags.extend(tags.iter().cloned());
+            if name {
+                device.name_claim = NameClaim::Approved;
+            }
+        });
+        self.claims_decided(id, tags.into_iter().collect(), vec![], by, now);
+        Ok(())
+    }
+
+    /// Refuses or takes away tags of a device, and with `name` the standing of its name.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn refuse(
+        &mut self,
+        id: DeviceId,
+        tags: &BTreeSet<Tag>,
+        name: bool,
+        by: &str,
+        now: Now,
+    ) -> Result<(), CoreError> {
+        self.known(id)?;
+        self.registry.change_device(id, &mut self.out, |device| {
+            device.tags_pending.retain(|tag| !tags.contains(tag));
+            device.tags.retain(|tag| !tags.contains(tag));
+            if name {
+                device.name_claim = NameClaim::Claimed;
+            }
+        });
+        self.claims_decided(id, vec![], tags.iter().cloned().collect(), by, now);
+        Ok(())
+    }
+
+    fn claims_decided(&mut self, id: DeviceId, approved: Vec<Tag>, refused: Vec<Tag>, by: &str, now: Now) {
+        if let Some(device) = self.registry.device(id) {
+            let name_approved = device.name_claim == NameClaim::Approved;
+            let (machine, by) = (device.name.clone(), by.to_owned());
+            let event = AuditEvent::ClaimsDecided { device: id, machine, approved, refused, name_approved, by };
+            self.out.audit(event);
+        }
+        self.record_changed(id, now);
+    }
+
+    /// Lets everybody concerned know that a device's name or tags are different.
+    fn record_changed(&mut self, id: DeviceId, now: Now) {
+        self.tell_own(id);
+        for peer in self.peers(id) {
+            self.mark(peer, id, Urgency::Opens, Turn::Second);
+        }
+        self.targets_changed(now);
+        if self.leases.contains_key(&id) {
+            self.decide(id, Extend::No, now); // its tags may be selectors of rules
+        }
+        self.flush(now);
+    }
+
+    /// Gives a device another name, which counts as approved.
+    ///
+    /// # Errors
+    /// [`CoreError::NotPermitted`] if the name is taken.
+    pub fn rename_device(&mut self, id: DeviceId, name: MachineName, by: &str, now: Now) -> Result<(), CoreError> {
+        let device = self.known(id)?;
+        let lower: MachineName = name.as_str().to_ascii_lowercase().parse().expect("a name in lower case is a name");
+        if let Some(holder) = self.registry.device_by_name(&lower).filter(|holder| holder.id != device.id) {
+            let message = format!("{lower} is the name of a machine of {}", self.registry.subject_name(holder.owner));
+            return Err(CoreError::NotPermitted(message));
+        }
+        self.registry.change_device(id, &mut self.out, |device| {
+            device.name = lower;
+            device.name_claim = NameClaim::Approved;
+        });
+        self.claims_decided(id, vec![], vec![], by, now);
+        Ok(())
+    }
+
+    fn known(&self, id: DeviceId) -> Result<DeviceRecord, CoreError> {
+        let device = self.registry.device(id).cloned();
+        device.ok_or_else(|| CoreError::NotFound { what: "device", name: id.to_string() })
+    }
+
+    /// Removes a device. Its addresses are held back for a while.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn remove_device(&mut self, id: DeviceId, by: &str, now: Now) -> Result<RevocationId, CoreError> {
+        let device = self.known(id)?;
+        let event = AuditEvent::DeviceRemoved { device: id, machine: device.name, by: by.to_owned() };
+        self.out.audit(event);
+        let revocation = self.while_noting(RevokeTarget::Device(id), "removed", by, now, |core| {
+            match core.registry.session_on(id).map(|session| session.id) {
+                Some(session) => core.end_session(session, "the machine was removed", now),
+                None => core.end_lease(id, LeaseEnd::Device { reason: "removed".into() }, now),
+            }
+            if core.registry.device(id).is_some() {
+                core.forget_device(id, now); // a stock client goes with its login session
+            }
+        });
+        self.flush(now);
+        Ok(revocation)
+    }
+
+    // --- subjects
+
+    /// Takes over what identity has learned of a person: new groups, disabled, enabled. An unknown person is no error:
+    /// they never joined a machine.
+    pub fn update_subject(&mut self, issuer: &str, sub: &str, change: SubjectUpdate, by: &str, now: Now) {
+        let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        let Some(mut subject) = self.registry.subject_of(&kind).cloned() else { return };
+        let mut what = Vec::new();
+        if let Some(groups) = change.groups {
+            let groups_text = groups.iter().cloned().collect::<Vec<_>>().join(", ");
+            what.push(format!("groups are now: {groups_text}"));
+            let sessions: Vec<_> =
+                self.registry.sessions().filter(|session| session.subject == subject.id).cloned().collect();
+            for mut session in sessions {
+                session.assurance.groups = Some(groups.clone());
+                let device = session.device;
+                self.registry.put_session(session, &mut self.out);
+                self.decide(device, Extend::No, now);
+            }
+        }
+        match change.disabled {
+            Some(Some(reason)) => {
+                self.disable_subject(subject.id, &reason, now);
+                what.push(format!("disabled: {reason}"));
+            }
+            Some(None) if subject.disabled.is_some() => {
+                subject.disabled = None;
+                self.registry.put_subject(subject.clone(), &mut self.out);
+                what.push("enabled".into());
+            }
+            Some(None) | None => {}
+        }
+        if !what.is_empty() {
+            let (id, subject_name, by) = (subject.id, subject.name, by.to_owned());
+            self.out.audit(AuditEvent::SubjectChanged { subject: id, subject_name, what: what.join("; "), by });
+        }
+        self.flush(now);
+    }
+
+    // --- what a person does with their own
+
+    fn own_devices<'a>(&'a self, who: &Person) -> impl Iterator<Item = &'a DeviceRecord> + use<'a> {
+        let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);
+        self.registry.devices().filter(move |device| Some(device.owner) == own)
+    }
+
+    /// Ends a login session on one of this person's machines.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`] if it is not theirs.
+    pub fn end_own_session(&mut self, session: SessionId, who: &Person, now: Now) -> Result<(), CoreError> {
+        let on = self.registry.session(session).map(|session| session.device);
+        if on.is_none_or(|on| !self.own_devices(who).any(|device| device.id == on)) {
+            return Err(CoreError::NotFound { what: "login session", name: session.to_string() });
+        }
+        self.end_session(session, "signed out on the web page", now);
+        self.flush(now);
+        Ok(())
+    }
+
+    /// Removes one of this person's machines.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`] if it is not theirs.
+    pub fn remove_own_device(&mut self, device: DeviceId, who: &Person, now: Now) -> Result<(), CoreError> {
+        if !self.own_devices(who).any(|own| own.id == device) {
+            return Err(CoreError::NotFound { what: "device", name: device.to_string() });
+        }
+        self.remove_device(device, &who.name, now).map(|_| ())
+    }
+
+    /// Ends everything that hangs on a browser's login session: the stock clients that it let in.
+    pub fn web_session_ended(&mut self, web_session: SessionId, now: Now) {
+        let hanging = self.registry.sessions().filter(|session| session.web_session == Some(web_session));
+        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
+            self.end_session(session, "signed out on the web page", now);
+        }
+        self.flush(now);
+    }
+
+    // --- names for things
+
+    pub(super) fn stock_devices_of(&self, who: &Person) -> usize {
+        self.own_devices(who).filter(|device| device.kind == DeviceKind::StockClient).count()
+    }
+
+    pub(super) fn devices_of(&self, who: &Person) -> Vec<DeviceRecord> {
+        self.own_devices(who).cloned().collect()
+    }
+}

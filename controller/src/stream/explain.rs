@@ -1,0 +1,286 @@
+//! Explanations: policy's own words, and what the core knows beside them: revoked rules, machines that are away, names
+//! that wait for approval, sessions that ended.
+
+use std::net::IpAddr;
+
+use postern_common::{
+    id::{DeviceId, MachineName},
+    net::Service,
+    policy::{Audience, Destination, RequestContext, TargetNode, Targets},
+    protocol::Explanation,
+    time::Now,
+};
+
+use super::{api::CoreError, core::Core, peering::PeeringName};
+use crate::{
+    decision::hypothetical,
+    records::{DeviceRecord, Standing, SubjectKind},
+};
+
+impl Core {
+    /// Explains to a node why its own subject may or may not reach something.
+    pub(super) fn explain_to_node(
+        &mut self,
+        id: DeviceId,
+        to: &str,
+        service: Option<Service>,
+        now: Now,
+    ) -> Explanation {
+        let Some(device) = self.registry.device(id).cloned() else { return nothing_there("this machine", to, service) };
+        let Some(context) = self.context_of(&device, now) else { return nothing_there("this machine", to, service) };
+        let targets = self.targets.clone();
+        self.explain_context(&context, Some(&device), to, service, Audience::Subject, &targets, now)
+    }
+
+    /// Explains to an administrator why a subject, on a device if one is named, may or may not reach something.
+    ///
+    /// `who` is `alice@corp.example`, `service:billing`, `alice@corp.example/alice-laptop` or a machine name; `to` a
+    /// resource, a machine or an overlay address.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`] if there is no such subject, [`CoreError::Ambiguous`] if there are several.
+    pub fn explain(
+        &mut self,
+        who: &str,
+        to: &str,
+        service: Option<Service>,
+        now: Now,
+    ) -> Result<Explanation, CoreError> {
+        let (context, device) = self.who(who, now)?;
+        // An administrator may ask about any machine, not only about those that policy names.
+        let mut nodes: Vec<TargetNode> = self.targets.nodes().to_vec();
+        for other in self.registry.devices().filter(|other| self.targets.node(other.id).is_none()) {
+            let name = if self.name_waits(other) { self.unclaimed(other) } else { other.name.clone() };
+            nodes.push(TargetNode { device: other.id, name, tags: Default::default() });
+        }
+        let targets = Targets::new(nodes);
+        Ok(self.explain_context(&context, device.as_ref(), to, service, Audience::Operator, &targets, now))
+    }
+
+    fn unclaimed(&self, device: &DeviceRecord) -> MachineName {
+        device.id.to_string().parse().expect("an identifier is a name")
+    }
+
+    fn who(&mut self, who: &str, now: Now) -> Result<(RequestContext, Option<DeviceRecord>), CoreError> {
+        let device = self
+            .find_session(who)
+            .ok()
+            .and_then(|session| self.registry.session(session))
+            .map(|session| session.device)
+            .or_else(|| self.find_device(who).ok());
+        if let Some(device) = device.and_then(|id| self.registry.device(id)).cloned()
+            && let Some(context) = self.context_of(&device, now)
+        {
+            return Ok((context, Some(device)));
+        }
+        let (subject, machine) = match self.find_subject(who) {
+            Ok(subject) => (subject, None),
+            Err(error) => match who.rsplit_once('/') {
+                Some((subject, machine)) => (self.find_subject(subject)?, Some(machine)),
+                None => return Err(error),
+            },
+        };
+        let matches = |device: &&DeviceRecord| {
+            device.owner == subject && machine.is_none_or(|machine| device.name.as_str() == machine)
+        };
+        // Of several machines the one that is connected, or was last, tells most.
+        let latest = self
+            .registry
+            .devices()
+            .filter(matches)
+            .max_by_key(|device| (self.nodes.contains_key(&device.id), device.last_seen, device.id));
+        if let Some(device) = latest.cloned()
+            && let Some(context) = self.context_of(&device, now)
+        {
+            return Ok((context, Some(device)));
+        }
+        if let Some(machine) = machine {
+            return Err(CoreError::NotFound { what: "machine of that subject", name: machine.into() });
+        }
+        let owner = self.registry.subject(subject).cloned();
+        let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
+        Ok((hypothetical(&self.config.url, &owner, None, None, None, now.wall), None))
+    }
+
+    fn destination(
+        &self,
+        to: &str,
+        asker: Option<DeviceId>,
+        audience: Audience,
+        targets: &Targets,
+    ) -> Option<Destination> {
+        if let Ok(address) = to.parse::<IpAddr>() {
+            let owner = self.registry.devices().find(|device| device.addresses.to_vec().contains(&address))?.id;
+            let meets = asker.is_some_and(|asker| self.peerings.contains_key(&PeeringName::of(asker, owner)));
+            // An address must not be a way to learn which machines there are.
+            return (audience == Audience::Operator || meets).then_some(Destination::Node(owner));
+        }
+        self.policy.find_destination(to, &self.config.domain, targets)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one question has this many parts")]
+    fn explain_context(
+        &mut self,
+        context: &RequestContext,
+        device: Option<&DeviceRecord>,
+        to: &str,
+        service: Option<Service>,
+        audience: Audience,
+        targets: &Targets,
+        now: Now,
+    ) -> Explanation {
+        let asker = device.map(|device| device.id);
+        let bare = to.trim_end_matches('.');
+        let bare = bare.strip_suffix(&self.config.domain).and_then(|text| text.strip_suffix('.')).unwrap_or(bare);
+        let Some(destination) = self.destination(to, asker, audience, targets) else {
+            let mut nothing = nothing_there(&context.who(), bare, service);
+            nothing.reason = format!("no rule opens {bare} to {}", context.subject);
+            if audience == Audience::Operator {
+                nothing.because.push(format!("there is no resource, machine or address `{bare}`"));
+                self.name_claims(bare, &mut nothing);
+            }
+            return nothing;
+        };
+        let mut explanation = self.policy.explain(context, targets, &destination, service, audience);
+        // What policy says when it may not say more; nothing must be added to it then.
+        let hidden = audience == Audience::Subject && !explanation.allowed && explanation.rule.is_none();
+        if hidden {
+            return explanation;
+        }
+        if let Some(device) = device {
+            self.own_state(device, &mut explanation);
+        }
+        if let Some(rule) = explanation.rule.as_ref().and_then(|rule| rule.parse().ok())
+            && let Some(revoked) = self.registry.revoked_rules().get(&rule)
+            && explanation.allowed
+        {
+            explanation.allowed = false;
+            explanation.valid_until = None;
+            explanation.reason = format!("rule \"{rule}\" was revoked on {}: {}", revoked.at, revoked.reason);
+            explanation.fix = match audience {
+                Audience::Operator => Some(format!("postern-controller lift rule \"{rule}\"")),
+                Audience::Subject => None,
+            };
+        }
+        self.destination_state(&destination, asker, audience, &mut explanation, now);
+        if audience == Audience::Operator {
+            self.name_claims(bare, &mut explanation);
+        }
+        explanation
+    }
+
+    /// What of the asking machine stands in the way.
+    fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation) {
+        let owner = self.registry.subject(device.owner);
+        let blocked = match (&device.standing, owner) {
+            (Standing::Quarantined { reason, .. }, _) => {
+                Some((format!("{} is quarantined: {reason}", device.name), None))
+            }
+            (Standing::Revoked { reason, .. }, _) => Some((format!("{} is revoked: {reason}", device.name), None)),
+            (Standing::Good, Some(owner)) if owner.disabled.is_some() => {
+                let reason = owner.disabled.clone().unwrap_or_default();
+                Some((format!("{} may not take part: {reason}", owner.name), None))
+            }
+            (Standing::Good, Some(owner)) => match owner.kind {
+                SubjectKind::Person { .. } if self.registry.session_on(device.id).is_none() => {
+                    Some((format!("nobody is signed in on {}", device.name), Some("postern up".to_owned())))
+                }
+                SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
+            },
+            (Standing::Good, None) => Some((format!("{} belongs to nobody", device.name), None)),
+        };
+        if let Some((reason, fix)) = blocked {
+            if explanation.allowed || explanation.fix.is_none() {
+                explanation.fix = fix;
+            }
+            if !explanation.allowed {
+                explanation.because.insert(0, std::mem::take(&mut explanation.reason));
+            }
+            explanation.allowed = false;
+            explanation.valid_until = None;
+            explanation.reason = reason;
+        } else if !self.nodes.contains_key(&device.id) && device.key.is_some() {
+            let seen = device.last_seen;
+            let place = device.last_address.map(|ip| format!("; last address {ip}")).unwrap_or_default();
+            explanation.because.push(format!("{} has no stream to the controller since {seen}{place}", device.name));
+        }
+    }
+
+    /// What of the machines behind the destination stands in the way.
+    fn destination_state(
+        &self,
+        destination: &Destination,
+        asker: Option<DeviceId>,
+        audience: Audience,
+        explanation: &mut Explanation,
+        now: Now,
+    ) {
+        let nodes: Vec<DeviceId> = match destination {
+            Destination::Node(device) => vec![*device],
+            Destination::Resource(resource) => {
+                let granted = asker.and_then(|asker| self.leases.get(&asker)).map(|lease| lease.granted.iter());
+                let granted = granted.into_iter().flatten().filter(|granted| granted.entitlement.resource == *resource);
+                granted.flat_map(|granted| granted.entitlement.nodes.iter().copied()).collect()
+            }
+        };
+        if !explanation.allowed && audience == Audience::Subject {
+            return;
+        }
+        for node in nodes.into_iter().filter(|node| Some(*node) != asker).take(8) {
+            let Some(device) = self.registry.device(node) else { continue };
+            let name = &device.name;
+            match self.connected_since(node) {
+                None => {
+                    let seen = device.last_seen;
+                    explanation.because.push(format!("{name} has no stream to the controller since {seen}"));
+                }
+                Some(_) => {
+                    let peering = asker.and_then(|asker| self.peerings.get(&PeeringName::of(asker, node)));
+                    let told = asker.zip(peering).is_some_and(|(asker, peering)| {
+                        peering.view(asker, now).is_some_and(|view| !view.outbound.is_empty())
+                    });
+                    if explanation.allowed && asker.is_some() && !told {
+                        explanation.because.push(format!("{name} has not acknowledged it yet: it opens then"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A machine that calls itself like the place that is asked about, and waits for approval.
+    fn name_claims(&self, asked: &str, explanation: &mut Explanation) {
+        let named: Vec<&str> = match asked.parse().ok().and_then(|name| self.policy.resource(&name)) {
+            Some(resource) => resource
+                .nodes()
+                .iter()
+                .filter_map(|node| match node {
+                    postern_common::policy::NodeSelector::Name(name) => Some(name.as_str()),
+                    postern_common::policy::NodeSelector::Tag(_) => None,
+                })
+                .collect(),
+            None => vec![asked],
+        };
+        for device in self.registry.devices().filter(|device| self.name_waits(device)) {
+            if named.contains(&device.name.as_str()) {
+                let name = &device.name;
+                explanation.because.push(format!("{name} waits for an administrator to approve its name"));
+                explanation.fix.get_or_insert_with(|| format!("postern-controller approve {name} --name"));
+            }
+        }
+    }
+}
+
+fn nothing_there(who: &str, to: &str, service: Option<Service>) -> Explanation {
+    let what = service.map_or_else(|| to.to_owned(), |service| format!("{to} {service}"));
+    Explanation {
+        allowed: false,
+        who: who.to_owned(),
+        what,
+        reason: format!("no rule opens {to} to {who}"),
+        rule: None,
+        location: None,
+        because: vec![],
+        fix: None,
+        valid_until: None,
+    }
+}

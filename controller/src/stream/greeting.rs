@@ -1,0 +1,381 @@
+//! Streams: how they begin, what may be said on them, how they end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use postern_common::{
+    grant::Position,
+    id::{DeviceId, Nonce},
+    key::SigningPurpose,
+    probe::{ClaimedProbe, ProbeKey},
+    protocol::{FromNode, Hello, MAX_ENDPOINTS, PROTOCOL_VERSION, Refusal, ToNode, hello_payload},
+    time::Now,
+};
+
+use super::{
+    api::StreamId,
+    core::Core,
+    leases::{Turn, Urgency},
+    node::{Connected, Probe, Questions},
+    timers::Due,
+};
+use crate::{
+    decision::Extend,
+    records::{AuditEvent, DeviceRecord, Standing},
+};
+
+/// The most streams that have not said who they are or wait for a person.
+const MAX_GREETING: usize = 1_024;
+/// The most streams in all.
+const MAX_STREAMS: usize = 20_000;
+const GREET_WITHIN: Duration = Duration::from_secs(15);
+
+/// What a stream is for.
+#[derive(Debug, Clone)]
+pub(crate) enum StreamState {
+    /// It was asked who it is.
+    Challenged {
+        /// What it has to sign.
+        nonce: Nonce,
+    },
+    /// A machine that waits for a person, or was told that it has joined.
+    Joining,
+    /// An enrolled node.
+    Node(DeviceId),
+}
+
+/// One stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Stream {
+    pub(crate) remote: SocketAddr,
+    pub(crate) state: StreamState,
+}
+
+impl Core {
+    /// Begins a stream: a WebSocket that a machine has opened.
+    pub fn connect(&mut self, remote: SocketAddr, now: Now) -> StreamId {
+        let stream = StreamId(self.next_stream);
+        self.next_stream += 1;
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let greeting = self.streams.len().saturating_sub(self.nodes.len());
+        if greeting >= MAX_GREETING || self.streams.len() >= MAX_STREAMS {
+            self.counters.streams_refused += 1;
+            self.out.close(stream, Refusal::Busy, "the controller has too many streams: it is worth another try soon");
+            return stream;
+        }
+        let nonce = Nonce::from_bytes(self.draw());
+        self.streams.insert(stream, Stream { remote, state: StreamState::Challenged { nonce } });
+        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(GREET_WITHIN));
+        self.out.send(stream, ToNode::Challenge { nonce, protocol: PROTOCOL_VERSION });
+        stream
+    }
+
+    /// Takes a message of a stream.
+    pub fn receive(&mut self, stream: StreamId, message: FromNode, now: Now) {
+        let Some(Stream { remote, state }) = self.streams.get(&stream).cloned() else { return };
+        match (state, message) {
+            (StreamState::Challenged { nonce }, FromNode::Hello(hello)) => {
+                self.hello(stream, remote, nonce, hello, now)
+            }
+            (StreamState::Challenged { nonce }, FromNode::Join(join)) => self.join(stream, remote, nonce, join, now),
+            (StreamState::Challenged { nonce }, FromNode::Enrol(enrol)) => {
+                self.enrol(stream, remote, nonce, &enrol, now);
+            }
+            (StreamState::Node(node), message) => self.receive_from_node(stream, node, message, now),
+            (StreamState::Challenged { .. } | StreamState::Joining, _) => {
+                self.refuse_stream(stream, None, Refusal::Protocol, "this message makes no sense here", now);
+            }
+        }
+        self.flush(now);
+    }
+
+    fn receive_from_node(&mut self, stream: StreamId, id: DeviceId, message: FromNode, now: Now) {
+        match message {
+            FromNode::Enforced { position } => self.enforced(id, position, now),
+            FromNode::SnapshotWanted => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    let asked_lately = !node.questions.take(now.monotonic);
+                    if asked_lately {
+                        self.counters.messages_refused += 1;
+                        return;
+                    }
+                    // What was on its way will not be enforced; the snapshot replaces all of it.
+                    let lost = std::mem::take(&mut node.outstanding);
+                    node.revocations.extend(lost.into_iter().flat_map(|document| document.revocations));
+                    node.snapshot_wanted = true;
+                    node.peers.clear();
+                    node.own = None;
+                    self.flush_then.push_back(id);
+                }
+            }
+            FromNode::Freshen { nonce } => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.nonce = nonce;
+                    node.nonce_received = now.monotonic;
+                }
+            }
+            FromNode::RotateKey { key } => self.add_key(id, key, now),
+            FromNode::Endpoints { endpoints } => {
+                if let Some(node) = self.nodes.get_mut(&id) {
+                    node.reported = endpoints;
+                    self.endpoints_changed(id, now);
+                }
+            }
+            FromNode::Logout => match self.registry.session_on(id).map(|session| session.id) {
+                Some(session) => self.end_session(session, "signed out on the machine", now),
+                None => self.counters.messages_refused += 1,
+            },
+            FromNode::Explain { id: question, to, service } => {
+                let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
+                if permitted {
+                    let explanation = self.explain_to_node(id, &to, service, now);
+                    self.out.send(stream, ToNode::Explained { id: question, explanation });
+                } else {
+                    self.counters.messages_refused += 1;
+                }
+            }
+            FromNode::Join(_) | FromNode::Enrol(_) | FromNode::Hello(_) => {
+                self.close_node(id, Refusal::Protocol, "this message makes no sense here", now);
+            }
+        }
+    }
+
+    fn hello(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, hello: Hello, now: Now) {
+        let refuse = |core: &mut Self, refusal, message: &str| {
+            core.failure_limit.take(remote.ip(), now.monotonic);
+            core.refuse_stream(stream, Some(hello.device), refusal, message, now);
+        };
+        if hello.protocol != PROTOCOL_VERSION {
+            let message =
+                format!("the controller speaks protocol {PROTOCOL_VERSION}: install the same version of postern");
+            return refuse(self, Refusal::Version, &message);
+        }
+        if !self.failure_limit.permits(remote.ip(), now.monotonic) {
+            self.counters.rate_limited += 1;
+            return refuse(self, Refusal::Busy, "too many failed attempts from this address: try again in a minute");
+        }
+        let Some(device) = self.registry.device(hello.device).cloned() else {
+            return refuse(
+                self,
+                Refusal::UnknownDevice,
+                "the controller does not know this machine: `postern up` joins again",
+            );
+        };
+        let payload = hello_payload(challenge, hello.device, hello.boot, hello.nonce);
+        let signed =
+            device.key.is_some_and(|key| key.verify(SigningPurpose::StreamHello, &payload, &hello.signature).is_ok());
+        if !signed {
+            return refuse(self, Refusal::BadSignature, "the signature is not this machine's");
+        }
+        if let Standing::Revoked { .. } = device.standing {
+            return refuse(self, Refusal::UnknownDevice, "an administrator has revoked this machine");
+        }
+        if hello.enforced.is_some_and(|enforced| enforced.epoch > self.meta.epoch) {
+            // This controller runs on older state than the machine has seen: its documents would be refused there.
+            return refuse(
+                self,
+                Refusal::Closing,
+                "the controller's state is older than what this machine has seen: an administrator has to run `postern-controller restore`",
+            );
+        }
+        self.accept(stream, remote, device, hello, now);
+    }
+
+    fn accept(&mut self, stream: StreamId, remote: SocketAddr, device: DeviceRecord, hello: Hello, now: Now) {
+        let id = device.id;
+        self.close_node(id, Refusal::Closing, "another stream of this machine took over", now);
+        self.timers.cancel(Due::Greeting(stream));
+        self.streams.insert(stream, Stream { remote, state: StreamState::Node(id) });
+        let epoch = self.meta.epoch;
+        let seen = hello.enforced.filter(|Position { epoch: seen, .. }| *seen == epoch).map_or(0, |p| p.generation);
+        let generation = seen.max(self.generations.get(&id).copied().unwrap_or(0));
+        let revocations = self.revocations_for(id);
+        let node = Connected {
+            stream,
+            from: remote,
+            since: now.wall,
+            nonce: hello.nonce,
+            nonce_received: now.monotonic,
+            reported: hello.endpoints,
+            observed: None,
+            probe: None,
+            generation,
+            enforced: None,
+            own: None,
+            peers: Default::default(),
+            outstanding: Default::default(),
+            revocations,
+            dirty: Default::default(),
+            own_dirty: false,
+            snapshot_wanted: true,
+            urgent: false,
+            questions: Questions::new(now.monotonic),
+        };
+        self.nodes.insert(id, node);
+        let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
+        self.registry.change_device(id, &mut self.out, |device| {
+            device.last_seen = now.wall;
+            device.last_address = Some(remote.ip());
+            device.version.clone_from(&version);
+        });
+        self.out.audit(AuditEvent::StreamOpened { device: id, machine: device.name, from: remote.ip(), version });
+        self.offer_probe(id);
+        self.endpoints_changed(id, now);
+        if self.registry.device(id).is_some_and(|device| self.registry.may_take_part(device)) {
+            self.reconcile_keys(id, &hello.keys, now);
+        }
+        match self.leases.get(&id) {
+            Some(lease) if !lease.wants_renewal(now) => self.decide(id, Extend::No, now),
+            Some(_) | None => self.decide(id, Extend::Yes, now),
+        }
+        let signed_out = self.registry.session_on(id).is_none()
+            && self
+                .registry
+                .subject(device.owner)
+                .is_some_and(|owner| matches!(owner.kind, crate::records::SubjectKind::Person { .. }));
+        if signed_out {
+            let reason = "nobody is signed in on this machine: sign in with `postern up`".to_owned();
+            self.out.send(stream, ToNode::SessionEnded { reason });
+        }
+        self.flush_then.push_back(id);
+    }
+
+    // --- outer addresses
+
+    fn offer_probe(&mut self, id: DeviceId) {
+        let Some(port) = self.config.probe_port else { return };
+        let name = Nonce::from_bytes(self.draw());
+        let key = ProbeKey::from_bytes(self.draw());
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        self.out.send(node.stream, ToNode::Probe { port, id: name, key: key.to_base64() });
+        node.probe = Some(Probe { id: name, key, sequence: 0 });
+        self.probes.insert(name, id);
+    }
+
+    /// Takes a datagram that came to the receiver of probes.
+    pub fn observe_probe(&mut self, datagram: &[u8], from: SocketAddr, now: Now) {
+        let claimed = ClaimedProbe::parse(datagram);
+        let id = claimed.and_then(|claimed| self.probes.get(&claimed.stream).copied());
+        let probe = id.and_then(|id| self.nodes.get_mut(&id)).and_then(|node| node.probe.as_mut());
+        let (Some(claimed), Some(id), Some(probe)) = (claimed, id, probe) else {
+            self.counters.probes_refused += 1;
+            return;
+        };
+        if probe.id != claimed.stream || claimed.sequence <= probe.sequence || !probe.key.made(&claimed) {
+            self.counters.probes_refused += 1;
+            return;
+        }
+        probe.sequence = claimed.sequence;
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        if let Some(node) = self.nodes.get_mut(&id)
+            && node.observed != Some(from)
+        {
+            node.observed = Some(from);
+            self.endpoints_changed(id, now);
+            self.flush(now);
+        }
+    }
+
+    /// Tells peers where a node may be found. Permissions are not touched.
+    fn endpoints_changed(&mut self, id: DeviceId, _now: Now) {
+        let overlay = self.config.overlay();
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let from_here = node.from.ip().is_loopback();
+        let useful = |endpoint: &SocketAddr| {
+            let ip = endpoint.ip();
+            // A loopback address would make peers talk to themselves, an overlay address would loop the tunnel.
+            endpoint.port() != 0
+                && !ip.is_unspecified()
+                && !ip.is_multicast()
+                && ip != IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
+                && (from_here || !ip.is_loopback())
+                && !overlay.iter().any(|net| net.contains(&ip))
+        };
+        node.reported.truncate(MAX_ENDPOINTS);
+        for endpoint in &mut node.reported {
+            *endpoint = SocketAddr::new(endpoint.ip().to_canonical(), endpoint.port());
+        }
+        node.reported.retain(useful);
+        let endpoints = node.endpoints();
+        let Some(device) = self.registry.device(id) else { return };
+        if device.endpoints != endpoints {
+            self.registry.change_device(id, &mut self.out, |device| device.endpoints = endpoints);
+            for peer in self.peers(id) {
+                self.mark(peer, id, Urgency::Opens, Turn::Second);
+            }
+        }
+    }
+
+    // --- ends
+
+    /// Forgets a stream that has ended.
+    pub fn disconnect(&mut self, stream: StreamId, now: Now) {
+        let Some(ended) = self.streams.remove(&stream) else { return };
+        self.timers.cancel(Due::Greeting(stream));
+        match ended.state {
+            StreamState::Challenged { .. } => {}
+            StreamState::Joining => self.joins.abandon(stream),
+            StreamState::Node(id) => self.node_left(id, "the stream ended", now),
+        }
+        self.flush(now);
+    }
+
+    fn node_left(&mut self, id: DeviceId, reason: &str, now: Now) {
+        let Some(node) = self.nodes.remove(&id) else { return };
+        if let Some(probe) = node.probe {
+            self.probes.remove(&probe.id);
+        }
+        self.timers.cancel(Due::Acknowledge(id));
+        self.timers.cancel(Due::Expiry(id));
+        self.revocations_interrupted(id);
+        self.registry.change_device(id, &mut self.out, |device| device.last_seen = now.wall);
+        let machine = self.registry.machine_name(id);
+        self.out.audit(AuditEvent::StreamClosed { device: id, machine, reason: reason.to_owned() });
+        if let Some(lease) = self.leases.get(&id) {
+            // Nobody is there to renew it: look again when the first part of it ends.
+            let at = lease.next_look(false, 0, now);
+            self.timers.set(Due::Lease(id), at);
+        }
+    }
+
+    /// Ends a node's stream, if it has one.
+    pub(super) fn close_node(&mut self, id: DeviceId, refusal: Refusal, message: &str, now: Now) {
+        if let Some(stream) = self.nodes.get(&id).map(|node| node.stream) {
+            self.streams.remove(&stream);
+            self.node_left(id, message, now);
+            self.out.close(stream, refusal, message);
+        }
+    }
+
+    /// Ends a stream that is not a node's.
+    pub(super) fn refuse_stream(
+        &mut self,
+        stream: StreamId,
+        device: Option<DeviceId>,
+        refusal: Refusal,
+        message: &str,
+        now: Now,
+    ) {
+        let Some(ended) = self.streams.remove(&stream) else { return };
+        self.timers.cancel(Due::Greeting(stream));
+        self.joins.abandon(stream);
+        self.counters.streams_refused += 1;
+        let from = ended.remote.ip();
+        // A flood of refusals must not fill the audit log: each address has its limit, and the counter counts all.
+        if self.audit_limit.take(from, now.monotonic) {
+            self.out.audit(AuditEvent::StreamRefused { device, from, reason: message.to_owned() });
+        }
+        self.out.close(stream, refusal, message);
+    }
+
+    /// A stream did not say who it is in time, or nobody confirmed its join.
+    pub(super) fn greeting_due(&mut self, stream: StreamId, now: Now) {
+        match self.streams.get(&stream).map(|stream| &stream.state) {
+            Some(StreamState::Challenged { .. }) => {
+                self.refuse_stream(stream, None, Refusal::Protocol, "the machine did not say who it is in time", now);
+            }
+            Some(StreamState::Joining) => self.join_expired(stream, now),
+            Some(StreamState::Node(_)) | None => {}
+        }
+    }
+}

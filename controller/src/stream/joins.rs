@@ -1,0 +1,620 @@
+//! How machines join: confirmed by a person who has signed in, or with an enrolment token.
+//!
+//! ```text
+//! Join --signature, limits--> code --> page: signed-in person sees machine, key, address --confirm--> device, session
+//! Enrol --signature, token hash, one use claimed in memory--> device of a service
+//! ```
+//!
+//! Threats: codes are guessed (limits by address, bounded pending joins, short life, one use); a person is talked into
+//! confirming a stranger's machine (the page shows which machine asks, from where; the confirmation names the key that
+//! was shown, so that the machine behind a code cannot be swapped); a token is used twice at once (the core is one
+//! actor: the use is claimed before the answer is queued, and durable before it is sent); a machine takes the name or
+//! tag of a server (names and tags count as destinations only when an administrator or the token vouches for them).
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    net::{IpAddr, SocketAddr},
+};
+
+use postern_common::{
+    id::{DeviceId, MachineName, Nonce, ServiceName, SessionId, SubjectId},
+    key::{DevicePublicKey, SigningPurpose},
+    protocol::{Enrol, Join, PROTOCOL_VERSION, Refusal, ToNode, join_payload},
+    time::{Now, WallTime},
+};
+
+use super::{
+    api::{CoreError, StreamId},
+    core::Core,
+    greeting::StreamState,
+    timers::Due,
+};
+use crate::{
+    decision::Extend,
+    identity::user_code::UserCode,
+    records::{
+        AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectKind, SubjectRecord,
+        TokenHash, TokenRecord,
+    },
+    web::doors::{Acquaintance, JoinedMachine, PendingJoin},
+};
+
+/// The most machines that wait for a person at once, and of one address.
+const MAX_PENDING: usize = 256;
+const MAX_PENDING_OF_ADDRESS: usize = 16;
+/// How many spent codes are remembered, to tell 'expired' from 'never was'.
+const MAX_SPENT: usize = 256;
+/// The most devices of one person.
+const MAX_DEVICES_OF_PERSON: usize = 64;
+/// How long a machine that was told that it has joined may keep its stream.
+const LINGER: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// A machine that waits for a person.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    stream: StreamId,
+    join: Join,
+    from: IpAddr,
+    asked: WallTime,
+    expires: WallTime,
+}
+
+/// The machines that wait, by their code.
+#[derive(Debug, Default)]
+pub(crate) struct Joins {
+    waiting: HashMap<UserCode, Waiting>,
+    by_stream: HashMap<StreamId, UserCode>,
+    spent: VecDeque<UserCode>,
+}
+
+impl Joins {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn take(&mut self, code: UserCode) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&code)?;
+        self.by_stream.remove(&waiting.stream);
+        if self.spent.len() == MAX_SPENT {
+            self.spent.pop_front();
+        }
+        self.spent.push_back(code);
+        Some(waiting)
+    }
+
+    /// Forgets the join of a stream that has ended.
+    pub(super) fn abandon(&mut self, stream: StreamId) {
+        if let Some(code) = self.by_stream.get(&stream).copied() {
+            self.take(code);
+        }
+    }
+}
+
+/// Returns the name in lower case: names are compared as host names are.
+fn lower(name: &MachineName) -> MachineName {
+    name.as_str().to_ascii_lowercase().parse().expect("a name in lower case is a name")
+}
+
+impl Core {
+    fn draw_code(&mut self) -> UserCode {
+        const LETTERS: &[u8; 20] = b"BCDFGHJKLMNPQRSTVWXZ";
+        loop {
+            // 64 random bits, reduced: the bias of the modulus is below 2^-33.
+            let mut rest = u64::from_be_bytes(self.draw());
+            let mut code = String::with_capacity(9);
+            for i in 0..8 {
+                let (alphabet, size): (&[u8], u64) = if i < 4 { (LETTERS, 20) } else { (b"0123456789", 10) };
+                code.push(char::from(alphabet[usize::try_from(rest % size).expect("a remainder below 20")]));
+                rest /= size;
+            }
+            let code: UserCode = code.parse().expect("four of the letters and four digits");
+            if !self.joins.waiting.contains_key(&code) && !self.joins.spent.contains(&code) {
+                return code;
+            }
+        }
+    }
+
+    /// Checks what every join has to satisfy.
+    fn check_join(&mut self, challenge: Nonce, join: &Join) -> Result<(), (Refusal, String)> {
+        if join.protocol != PROTOCOL_VERSION {
+            let message =
+                format!("the controller speaks protocol {PROTOCOL_VERSION}: install the same version of postern");
+            return Err((Refusal::Version, message));
+        }
+        let payload = join_payload(challenge, &join.device_key, &join.wireguard_key, &join.name);
+        if join.device_key.verify(SigningPurpose::Join, &payload, &join.signature).is_err() {
+            return Err((Refusal::BadSignature, "the signature is not this device key's".into()));
+        }
+        let known = self.registry.device_by_key(&join.device_key);
+        if let Some(Standing::Revoked { .. }) = known.map(|device| &device.standing) {
+            let message = "an administrator has revoked this machine: only an administrator can lift that";
+            return Err((Refusal::JoinRefused, message.into()));
+        }
+        if !self.key_is_free(known.map(|device| device.id), join.wireguard_key) {
+            return Err((Refusal::JoinRefused, "this WireGuard key is another machine's: make a new one".into()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn join(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, join: Join, now: Now) {
+        let from = remote.ip();
+        if !self.ask_limit.take(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            let message = "too many machines ask from this address: try again in a minute";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        if let Err((refusal, message)) = self.check_join(challenge, &join) {
+            self.audit_join_refused(&join.name, from, &message);
+            return self.refuse_stream(stream, None, refusal, &message, now);
+        }
+        let of_address = self.joins.waiting.values().filter(|waiting| waiting.from == from).count();
+        if self.joins.len() >= MAX_PENDING || of_address >= MAX_PENDING_OF_ADDRESS {
+            self.counters.rate_limited += 1;
+            let message = "too many machines wait for their sign-in: try again in some minutes";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        let code = self.draw_code();
+        let expires = now.wall.saturating_add(self.config.join_code_life);
+        self.out.audit(AuditEvent::JoinAsked {
+            machine: join.name.clone(),
+            fingerprint: join.device_key.fingerprint(),
+            from,
+        });
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.state = StreamState::Joining;
+        }
+        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(self.config.join_code_life));
+        let url = format!("{}/join", self.config.url);
+        let url_with_code = format!("{url}?code={code}");
+        self.out.send(stream, ToNode::JoinPending { code: code.to_string(), url, url_with_code, expires });
+        self.joins.by_stream.insert(stream, code);
+        self.joins.waiting.insert(code, Waiting { stream, join, from, asked: now.wall, expires });
+    }
+
+    fn audit_join_refused(&mut self, machine: &MachineName, from: IpAddr, reason: &str) {
+        self.out.audit(AuditEvent::JoinRefused { machine: machine.clone(), from, reason: reason.to_owned() });
+    }
+
+    pub(super) fn join_expired(&mut self, stream: StreamId, now: Now) {
+        if let Some(waiting) = self.joins.by_stream.get(&stream).and_then(|code| self.joins.waiting.get(code)) {
+            let (machine, from) = (waiting.join.name.clone(), waiting.from);
+            self.audit_join_refused(&machine, from, "nobody confirmed it in time");
+        }
+        let message = "nobody confirmed this machine in time: `postern up` shows a new code";
+        self.refuse_stream(stream, None, Refusal::JoinRefused, message, now);
+    }
+
+    fn waiting(&mut self, code: UserCode, from: IpAddr, now: Now) -> Result<Waiting, CoreError> {
+        if !self.guess_limit.permits(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            return Err(CoreError::NotPermitted("too many wrong codes from this address: wait a minute".into()));
+        }
+        match self.joins.waiting.get(&code) {
+            Some(waiting) if waiting.expires > now.wall => Ok(waiting.clone()),
+            Some(_) => Err(CoreError::Expired),
+            None => {
+                self.guess_limit.take(from, now.monotonic);
+                if self.joins.spent.contains(&code) {
+                    Err(CoreError::Expired)
+                } else {
+                    Err(CoreError::NotFound { what: "machine that waits under the code", name: code.to_string() })
+                }
+            }
+        }
+    }
+
+    /// Looks up the machine that waits under a code. `from` is the browser's address: guesses are limited by it.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Expired`], [`CoreError::NotPermitted`] after too many guesses.
+    pub fn pending_join(
+        &mut self,
+        code: UserCode,
+        who: &Person,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<PendingJoin, CoreError> {
+        let waiting = self.waiting(code, from, now)?;
+        let owner = self.registry.device_by_key(&waiting.join.device_key).map(|device| device.owner);
+        let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);
+        let acquaintance = match owner {
+            None => Acquaintance::New,
+            owner if owner == own => Acquaintance::Yours,
+            Some(_) => Acquaintance::SomebodyElses,
+        };
+        Ok(PendingJoin {
+            machine: lower(&waiting.join.name),
+            device_key: waiting.join.device_key,
+            address: waiting.from,
+            asked_at: waiting.asked,
+            expires: waiting.expires,
+            acquaintance,
+        })
+    }
+
+    /// Lets the machine in as a device of this person and opens a login session on it. The code is spent.
+    ///
+    /// # Errors
+    /// [`CoreError::Changed`] if the machine's key is not the one that was `shown`, and each refusal with its reason.
+    pub fn confirm_join(
+        &mut self,
+        code: UserCode,
+        shown: DevicePublicKey,
+        who: &Person,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<JoinedMachine, CoreError> {
+        let waiting = self.waiting(code, from, now)?;
+        if waiting.join.device_key != shown {
+            return Err(CoreError::Changed);
+        }
+        let subject = self.person(who, now)?;
+        let device = match self.device_for(subject.id, &waiting, now) {
+            Ok(device) => device,
+            Err(error) => {
+                self.audit_join_refused(&waiting.join.name, waiting.from, &error.to_string());
+                return Err(error);
+            }
+        };
+        self.joins.take(code);
+        let (id, machine) = (device.id, device.name.clone());
+        let until = now.wall.saturating_add(self.config.session_length);
+        let session = self.begin_session(&device, who, from, until, None, now);
+        self.registry.change_device(id, &mut self.out, |device| {
+            // A newer sign-in of the same person keeps the doors open: its key comes beside the old ones.
+            if device.wireguard_keys.is_empty() {
+                device.wireguard_keys.push(waiting.join.wireguard_key);
+            }
+        });
+        self.add_key(id, waiting.join.wireguard_key, now);
+        self.out.audit(AuditEvent::JoinConfirmed {
+            subject: subject.id,
+            subject_name: subject.name.clone(),
+            device: id,
+            machine: machine.clone(),
+            session,
+            from,
+            asked_from: waiting.from,
+        });
+        self.targets_changed(now);
+        self.decide(id, Extend::Yes, now);
+        self.tell_own(id);
+        self.out.send(
+            waiting.stream,
+            ToNode::Joined {
+                device: id,
+                name: machine.clone(),
+                session: Some(session),
+                subject_name: subject.name,
+                controller: self.signing.public(),
+                session_until: Some(until),
+            },
+        );
+        self.timers.set(Due::Greeting(waiting.stream), now.monotonic.saturating_add(LINGER));
+        self.flush(now);
+        Ok(JoinedMachine { device: id, machine, until })
+    }
+
+    /// Turns the machine away. The code is spent.
+    ///
+    /// # Errors
+    /// As [`Core::pending_join`].
+    pub fn refuse_join(&mut self, code: UserCode, who: &Person, from: IpAddr, now: Now) -> Result<(), CoreError> {
+        let waiting = self.waiting(code, from, now)?;
+        self.joins.take(code);
+        self.audit_join_refused(&waiting.join.name, waiting.from, &format!("refused by {}", who.name));
+        let message = "the person did not confirm this machine";
+        self.refuse_stream(waiting.stream, None, Refusal::JoinRefused, message, now);
+        Ok(())
+    }
+
+    /// Finds the record of a person, or makes one; takes over the name that the issuer gives them today.
+    pub(super) fn person(&mut self, who: &Person, now: Now) -> Result<SubjectRecord, CoreError> {
+        let known = self.registry.subject_of(&who.kind()).cloned();
+        if let Some(reason) = known.as_ref().and_then(|subject| subject.disabled.clone()) {
+            return Err(CoreError::NotPermitted(format!("{} may not take part: {reason}", who.name)));
+        }
+        let subject = match known {
+            Some(subject) => SubjectRecord { name: who.name.clone(), last_sign_in: now.wall, ..subject },
+            None => SubjectRecord {
+                id: SubjectId::from_bytes(self.draw()),
+                kind: who.kind(),
+                name: who.name.clone(),
+                disabled: None,
+                created: now.wall,
+                last_sign_in: now.wall,
+            },
+        };
+        self.registry.put_subject(subject.clone(), &mut self.out);
+        Ok(subject)
+    }
+
+    /// Finds the device of a waiting machine, or makes one for this person.
+    fn device_for(&mut self, owner: SubjectId, waiting: &Waiting, now: Now) -> Result<DeviceRecord, CoreError> {
+        let known = self.registry.device_by_key(&waiting.join.device_key).cloned();
+        if !self.key_is_free(known.as_ref().map(|device| device.id), waiting.join.wireguard_key) {
+            return Err(CoreError::NotPermitted("the machine's WireGuard key is another machine's".into()));
+        }
+        match known {
+            Some(device) if device.owner == owner => Ok(device),
+            Some(device) => {
+                let owner_name = self.registry.subject_name(device.owner);
+                // Its doors must be closed before somebody else gets it.
+                if self.registry.may_take_part(&device) || self.leases.contains_key(&device.id) {
+                    return Err(CoreError::NotPermitted(format!(
+                        "{} belongs to {owner_name}, who is signed in on it: sign out there first (`postern logout`)",
+                        device.name
+                    )));
+                }
+                if device.standing != Standing::Good {
+                    return Err(CoreError::NotPermitted(format!("an administrator has stopped {}", device.name)));
+                }
+                self.registry.change_device(device.id, &mut self.out, |device| {
+                    device.owner = owner;
+                    device.tags.clear();
+                    device.tags_pending.clear();
+                    device.name_claim = NameClaim::Claimed;
+                });
+                self.registry.device(device.id).cloned().ok_or(CoreError::Expired)
+            }
+            None => {
+                let count = self.registry.devices().filter(|device| device.owner == owner).count();
+                if count >= MAX_DEVICES_OF_PERSON {
+                    return Err(CoreError::NotPermitted(format!(
+                        "a person may have {MAX_DEVICES_OF_PERSON} machines: remove one first"
+                    )));
+                }
+                let name = self.registry.free_name(&waiting.join.name);
+                let key = Some(waiting.join.device_key);
+                self.new_device(DeviceKind::Agent, key, name, owner, Some(waiting.from), now)
+            }
+        }
+    }
+
+    /// Makes a device with addresses of its own.
+    pub(super) fn new_device(
+        &mut self,
+        kind: DeviceKind,
+        key: Option<DevicePublicKey>,
+        name: MachineName,
+        owner: SubjectId,
+        from: Option<IpAddr>,
+        now: Now,
+    ) -> Result<DeviceRecord, CoreError> {
+        let mut random = self.draw();
+        let (v6, v4) = (self.config.overlay_v6, self.config.overlay_v4);
+        let addresses = self.registry.free_addresses(v6, v4, &mut random).ok_or_else(|| {
+            CoreError::Exhausted(format!(
+                "no address is left in the pool {v4}: remove devices, wait until held addresses are free again, or configure a larger pool"
+            ))
+        })?;
+        let device = DeviceRecord {
+            id: DeviceId::from_bytes(self.draw()),
+            kind,
+            key,
+            name,
+            name_claim: NameClaim::Claimed,
+            owner,
+            tags: BTreeSet::new(),
+            tags_pending: BTreeSet::new(),
+            addresses,
+            wireguard_keys: vec![],
+            standing: Standing::Good,
+            created: now.wall,
+            last_seen: now.wall,
+            last_address: from,
+            endpoints: vec![],
+            version: String::new(),
+        };
+        self.registry.put_device(device.clone(), &mut self.out);
+        Ok(device)
+    }
+
+    /// Opens a login session on a device. One of the same person that is open there is replaced without closing doors.
+    pub(super) fn begin_session(
+        &mut self,
+        device: &DeviceRecord,
+        who: &Person,
+        from: IpAddr,
+        expires: WallTime,
+        web_session: Option<SessionId>,
+        now: Now,
+    ) -> SessionId {
+        if let Some(before) = self.registry.session_on(device.id).cloned() {
+            self.timers.cancel(Due::Session(before.id));
+            let reason = "replaced by a newer sign-in".to_owned();
+            let end = crate::records::SessionEnd { at: now.wall, reason: reason.clone() };
+            self.registry.end_session(before.id, end, &mut self.out);
+            let subject_name = self.registry.subject_name(before.subject);
+            let (session, subject, device) = (before.id, before.subject, before.device);
+            self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
+        }
+        let id = SessionId::from_bytes(self.draw());
+        let record = SessionRecord {
+            id,
+            subject: device.owner,
+            device: device.id,
+            assurance: who.assurance(),
+            started: now.wall,
+            from,
+            web_session,
+            expires,
+            ended: None,
+        };
+        self.registry.put_session(record, &mut self.out);
+        self.schedule_session(id, expires, now);
+        id
+    }
+
+    // --- servers
+
+    pub(super) fn enrol(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, enrol: &Enrol, now: Now) {
+        let from = remote.ip();
+        if !self.failure_limit.permits(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            let message = "too many failed attempts from this address: try again in a minute";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        let result = self.check_join(challenge, &enrol.join).and_then(|()| self.enrol_device(enrol, from, now));
+        let (device, subject_name) = match result {
+            Ok(enrolled) => enrolled,
+            Err((refusal, message)) => {
+                self.failure_limit.take(from, now.monotonic);
+                let machine = enrol.join.name.clone();
+                self.out.audit(AuditEvent::EnrolRefused { machine, from, reason: message.clone() });
+                return self.refuse_stream(stream, None, refusal, &message, now);
+            }
+        };
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.state = StreamState::Joining;
+        }
+        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(LINGER));
+        let joined = ToNode::Joined {
+            device: device.id,
+            name: device.name,
+            session: None,
+            subject_name,
+            controller: self.signing.public(),
+            session_until: None,
+        };
+        self.out.send(stream, joined);
+    }
+
+    fn enrol_device(
+        &mut self,
+        enrol: &Enrol,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<(DeviceRecord, String), (Refusal, String)> {
+        // Looked up by its hash: timing tells nothing about the secret itself.
+        let token =
+            self.registry.token(TokenHash::of(&enrol.token)).filter(|t| t.expires > now.wall && t.uses_left > 0);
+        let Some(token) = token.cloned() else {
+            let message = "the enrolment token is wrong, expired or used: `postern-controller token create` makes one";
+            return Err((Refusal::BadToken, message.into()));
+        };
+        let refused = |message: String| (Refusal::JoinRefused, message);
+        let asked = lower(&enrol.join.name);
+        if let Some(machine) = token.machine.as_ref().map(lower).filter(|machine| *machine != asked) {
+            return Err(refused(format!("the token is for a machine named {machine}, and this one says {asked}")));
+        }
+        let service = token.service.as_ref().and_then(|service| self.registry.service(service));
+        if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
+            return Err(refused(format!("the service may not take part: {reason}")));
+        }
+        let known = self.registry.device_by_key(&enrol.join.device_key).cloned();
+        self.free_vouched_name(&token, &asked, known.as_ref())?;
+        let device = match known {
+            Some(device) => {
+                let owner = self.registry.subject(device.owner).map(|owner| &owner.kind);
+                let same = match (owner, &token.service) {
+                    (Some(SubjectKind::Service { name }), Some(service)) => name == service,
+                    (Some(SubjectKind::Service { .. }), None) => true,
+                    (Some(SubjectKind::Person { .. }) | None, _) => false,
+                };
+                if !same {
+                    let message = format!(
+                        "{} is enrolled for {}: remove that device first",
+                        device.name,
+                        self.registry.subject_name(device.owner)
+                    );
+                    return Err(refused(message));
+                }
+                device
+            }
+            None => {
+                let name = self.registry.free_name(&asked);
+                // The owner of a machine without a service of its own is known once the device has its identifier.
+                let (kind, key) = (DeviceKind::Agent, Some(enrol.join.device_key));
+                let nobody = SubjectId::from_bytes([0; 16]);
+                let device = self.new_device(kind, key, name, nobody, Some(from), now);
+                device.map_err(|error| refused(error.to_string()))?
+            }
+        };
+        let service = match (&token.service, self.registry.subject(device.owner).map(|owner| &owner.kind)) {
+            (Some(service), _) => service.clone(),
+            (None, Some(SubjectKind::Service { name })) => name.clone(),
+            // A name that no machine can choose: what a machine calls itself must not become an identity in rules.
+            (None, Some(SubjectKind::Person { .. }) | None) => private_service(device.id),
+        };
+        let subject = self.service(service, now);
+        if let Some(reason) = &subject.disabled {
+            return Err(refused(format!("{} may not take part: {reason}", subject.name)));
+        }
+        self.registry.use_token(token.hash, &mut self.out);
+        let vouched = token.machine.is_some();
+        self.registry.change_device(device.id, &mut self.out, |device| {
+            device.owner = subject.id;
+            device.tags.extend(token.tags.iter().cloned());
+            device.tags_pending.retain(|tag| !token.tags.contains(tag));
+            if vouched {
+                device.name_claim = NameClaim::Approved;
+            }
+            if device.wireguard_keys.is_empty() {
+                device.wireguard_keys.push(enrol.join.wireguard_key);
+            }
+        });
+        self.add_key(device.id, enrol.join.wireguard_key, now);
+        let device = self.registry.device(device.id).cloned().unwrap_or(device);
+        self.out.audit(AuditEvent::Enrolled {
+            subject: subject.id,
+            subject_name: subject.name.clone(),
+            device: device.id,
+            machine: device.name.clone(),
+            token: token.hash.short(),
+            tags: device.tags.iter().cloned().collect(),
+            from,
+        });
+        self.targets_changed(now);
+        self.decide(device.id, Extend::Yes, now);
+        self.tell_own(device.id);
+        Ok((device, subject.name))
+    }
+
+    /// Makes room for a machine whose name the token vouches for: whoever merely claims that name gets another.
+    fn free_vouched_name(
+        &mut self,
+        token: &TokenRecord,
+        asked: &MachineName,
+        known: Option<&DeviceRecord>,
+    ) -> Result<(), (Refusal, String)> {
+        let holder = self.registry.device_by_name(asked).map(|device| (device.id, device.name_claim));
+        match holder.filter(|(id, _)| token.machine.is_some() && known.is_none_or(|known| known.id != *id)) {
+            None => Ok(()),
+            Some((_, NameClaim::Approved)) => {
+                let message = format!("there is a machine named {asked} already: remove that device first");
+                Err((Refusal::JoinRefused, message))
+            }
+            Some((id, NameClaim::Claimed)) => {
+                let other = self.registry.free_name(asked);
+                self.registry.change_device(id, &mut self.out, |device| device.name = other);
+                self.tell_own(id);
+                for peer in self.peers(id) {
+                    self.mark(peer, id, super::leases::Urgency::Opens, super::leases::Turn::Second);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
+        if let Some(known) = self.registry.service(&name) {
+            return known.clone();
+        }
+        let subject = SubjectRecord {
+            id: SubjectId::from_bytes(self.draw()),
+            name: format!("service:{name}"),
+            kind: SubjectKind::Service { name },
+            disabled: None,
+            created: now.wall,
+            last_sign_in: now.wall,
+        };
+        self.registry.put_subject(subject.clone(), &mut self.out);
+        subject
+    }
+}
+
+/// Returns the service identity of a machine that was enrolled without one: nothing that it could choose.
+fn private_service(device: DeviceId) -> ServiceName {
+    device.to_string().parse().expect("an identifier is a name")
+}

@@ -1,0 +1,378 @@
+//! Deciding, renewing and ending leases, and what that changes between devices.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use postern_common::{
+    grant::Mode,
+    id::{DeviceId, LeaseId},
+    key::PresharedKey,
+    policy::Entitlement,
+    time::{Monotonic, Now},
+};
+
+use super::{
+    core::{Core, IDLE_LEASE},
+    peering::{Peering, PeeringName, can_learn},
+    timers::Due,
+};
+use crate::{
+    decision::{Extend, Granted, Lease, Permissions, context, grant, latest, narrows},
+    records::{
+        AuditEvent, DecidedAccess, DeviceKind, DeviceRecord, LeaseEnd, LeaseRecord, PairEnd, PairRecord, StoreChange,
+    },
+};
+
+/// What of a grant people care to read in the audit log, without its times.
+fn same_access(one: &[Granted], other: &[Granted]) -> bool {
+    let key = |granted: &Granted| {
+        let Entitlement { rule, resource, nodes, services, mode, .. } = granted.entitlement.clone();
+        (rule, resource, nodes, services, mode)
+    };
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| key(a) == key(b))
+}
+
+/// Whether a change can wait for the node's acknowledgement of an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// It opens, renews or informs: it waits.
+    Opens,
+    /// It closes something: it does not.
+    Closes,
+}
+
+/// Who is told first when one event concerns several nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Destinations.
+    First,
+    /// Sources.
+    Second,
+}
+
+impl Core {
+    /// Evaluates policy for one device. What rules gives it that an administrator revoked is left out.
+    pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> Vec<Entitlement> {
+        let Some(owner) = self.registry.subject(device.owner) else { return vec![] };
+        let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
+        let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
+        let context = context(&self.config.url, device, owner, assurance, address, now.wall);
+        self.counters.decisions += 1;
+        let mut entitlements = self.policy.entitlements(&context, &self.targets);
+        let revoked = self.registry.revoked_rules();
+        entitlements.retain(|entitlement| !revoked.contains_key(&entitlement.rule));
+        match device.kind {
+            DeviceKind::Agent => {}
+            DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
+        }
+        entitlements
+    }
+
+    /// Decides one device's lease: issues it, renews it, or takes away what does not hold any more.
+    pub(super) fn decide(&mut self, id: DeviceId, extend: Extend, now: Now) {
+        let Some(device) = self.registry.device(id).cloned() else { return };
+        if !self.registry.may_take_part(&device) {
+            let reason = match self.registry.subject(device.owner).and_then(|owner| owner.disabled.clone()) {
+                Some(reason) => LeaseEnd::Disabled { reason },
+                None => LeaseEnd::Device { reason: "the machine may not take part".into() },
+            };
+            self.end_lease(id, reason, now);
+            return;
+        }
+        let entitlements = self.evaluate(&device, now);
+        let session = self.registry.session_on(id).map(|session| (session.id, session.expires));
+        let session_until = session.map(|(_, expires)| expires);
+        let held = self.leases.remove(&id);
+        let (mut lease, issued) = match held {
+            Some(lease) if lease.record.session == session.map(|(session, _)| session) => (lease, false),
+            other => (self.new_lease(&device, other, now), true),
+        };
+        let extend = if issued { Extend::Yes } else { extend };
+        let granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, now);
+        let changed = issued || !same_access(&granted, &lease.granted);
+        lease.granted = granted;
+        let draw = self.draw_u32();
+        let renew_at = lease.renew_at;
+        lease.schedule_renewal(IDLE_LEASE, draw, now);
+        let last = lease.last_deadline(IDLE_LEASE, session_until, now);
+        match extend {
+            Extend::Yes => {
+                lease.record.renewed = now.wall;
+                lease.deadline = last;
+            }
+            Extend::No => {
+                lease.renew_at = renew_at.min(lease.renew_at);
+                if !lease.granted.is_empty() && last.monotonic > lease.deadline.monotonic {
+                    lease.deadline = last;
+                }
+            }
+        }
+        let until = lease.deadline.wall;
+        if extend == Extend::Yes || lease.record.until != until {
+            lease.record.until = until;
+            self.out.store(StoreChange::PutLease(lease.record.clone()));
+        }
+        self.audit_decision(&device, &lease, issued, changed, extend);
+        self.open(lease, now);
+    }
+
+    fn new_lease(&mut self, device: &DeviceRecord, before: Option<Lease>, now: Now) -> Lease {
+        let mut destinations = Vec::new();
+        if let Some(before) = before {
+            // Another login session took over on this device: its lease goes, the doors that both open stay.
+            self.out.store(StoreChange::DeleteLease(before.record.id));
+            let why = LeaseEnd::SessionEnded { reason: "replaced by a newer sign-in".into() };
+            let LeaseRecord { id: lease, subject, device, .. } = before.record;
+            self.out.audit(AuditEvent::LeaseEnded { lease, subject, device, why });
+            destinations = before.destinations;
+        }
+        let record = LeaseRecord {
+            id: LeaseId::from_bytes(self.draw()),
+            device: device.id,
+            subject: device.owner,
+            session: self.registry.session_on(device.id).map(|session| session.id),
+            issued: now.wall,
+            renewed: now.wall,
+            until: now.wall,
+        };
+        let deadline = crate::decision::deadline(now.wall, now);
+        Lease { record, deadline, renew_at: Monotonic::NEVER, granted: vec![], destinations }
+    }
+
+    fn audit_decision(&mut self, device: &DeviceRecord, lease: &Lease, issued: bool, changed: bool, extend: Extend) {
+        let LeaseRecord { id, subject, session, until, .. } = lease.record;
+        let subject_name = self.registry.subject_name(subject);
+        if issued {
+            let subject_name = subject_name.clone();
+            let event = AuditEvent::LeaseIssued { lease: id, subject, subject_name, device: device.id, session, until };
+            self.out.audit(event);
+        } else if extend == Extend::Yes {
+            self.out.audit(AuditEvent::LeaseRenewed { lease: id, device: device.id, until });
+        }
+        if changed {
+            let allowed = lease.granted.iter().map(|Granted { entitlement, .. }| DecidedAccess {
+                rule: entitlement.rule.clone(),
+                resource: entitlement.resource.clone(),
+                valid_until: Some(entitlement.valid_until)
+                    .filter(|until| *until < postern_common::time::WallTime::NEVER),
+                would_deny: match &entitlement.mode {
+                    Mode::Enforce => None,
+                    Mode::Monitor { would_deny } => Some(would_deny.clone()),
+                },
+            });
+            self.out.audit(AuditEvent::Decided {
+                subject,
+                subject_name,
+                device: device.id,
+                machine: device.name.clone(),
+                lease: id,
+                policy_revision: self.meta.policy_revision,
+                allowed: allowed.collect(),
+            });
+        }
+    }
+
+    /// Puts a lease in force: changes what its device may open on each node, and says when to look again.
+    fn open(&mut self, mut lease: Lease, now: Now) {
+        let id = lease.record.device;
+        let wanted = lease.by_destination(now);
+        let before = std::mem::replace(&mut lease.destinations, wanted.keys().copied().collect());
+        let concerned: BTreeSet<DeviceId> = before.into_iter().chain(wanted.keys().copied()).collect();
+        for destination in concerned {
+            let permissions = wanted.get(&destination).cloned().unwrap_or_else(|| Arc::from([]));
+            self.set_edge(id, destination, permissions, now);
+        }
+        let draw = self.draw_u32();
+        let at = lease.next_look(self.can_renew(id), draw, now);
+        self.timers.set(Due::Lease(id), at);
+        self.leases.insert(id, lease);
+    }
+
+    /// Tells whether a lease can be given more time: its device has a stream, or never has one.
+    fn can_renew(&self, device: DeviceId) -> bool {
+        self.nodes.contains_key(&device)
+            || self.registry.device(device).is_some_and(|device| device.kind == DeviceKind::StockClient)
+    }
+
+    /// Looks at a lease when it is due.
+    pub(super) fn look_at_lease(&mut self, id: DeviceId, now: Now) {
+        let Some(lease) = self.leases.get(&id) else { return };
+        if self.can_renew(id) {
+            let extend =
+                if lease.wants_renewal(now) || lease.deadline.has_passed(now) { Extend::Yes } else { Extend::No };
+            self.decide(id, extend, now);
+        } else if lease.deadline.has_passed(now) {
+            self.end_lease(id, LeaseEnd::Expired, now);
+        } else if let Some(mut lease) = self.leases.remove(&id) {
+            lease.granted.retain(|granted| !granted.until.has_passed(now));
+            self.open(lease, now);
+        }
+    }
+
+    /// Ends a lease: everything that it opened closes.
+    pub(super) fn end_lease(&mut self, device: DeviceId, why: LeaseEnd, now: Now) {
+        let Some(lease) = self.leases.remove(&device) else { return };
+        self.timers.cancel(Due::Lease(device));
+        self.out.store(StoreChange::DeleteLease(lease.record.id));
+        let LeaseRecord { id: lease_id, subject, .. } = lease.record;
+        self.out.audit(AuditEvent::LeaseEnded { lease: lease_id, subject, device, why });
+        for destination in lease.destinations {
+            self.set_edge(device, destination, Arc::from([]), now);
+        }
+    }
+
+    /// Changes what `source` may open on `destination`, and marks both for whatever they have to be told.
+    fn set_edge(&mut self, source: DeviceId, destination: DeviceId, wanted: Permissions, now: Now) {
+        let name = PeeringName::of(source, destination);
+        if !self.peerings.contains_key(&name) {
+            if wanted.is_empty() {
+                return;
+            }
+            self.peerings.insert(name, Peering::new(name));
+            self.peers_of.entry(source).or_default().insert(destination);
+            self.peers_of.entry(destination).or_default().insert(source);
+        }
+        let Some(peering) = self.peerings.get_mut(&name) else { return };
+        let before = &peering.edge_to(destination).wanted;
+        if *before == wanted {
+            return;
+        }
+        let closes = narrows(before, &wanted).then(|| latest(before)).flatten();
+        peering.want(destination, wanted);
+        let over = peering.is_over();
+        let urgency = if closes.is_some() { Urgency::Closes } else { Urgency::Opens };
+        self.mark(destination, source, urgency, Turn::First);
+        self.mark(source, destination, urgency, Turn::Second);
+        if let Some((monotonic, wall)) = closes {
+            self.revocations.closes(destination, monotonic, wall);
+            self.revocations.closes(source, monotonic, wall);
+        }
+        if over {
+            self.end_peering(name, now);
+        } else {
+            self.pair_newest(destination, source);
+        }
+    }
+
+    /// Makes the pair of the two newest keys if there is none; `first` learns first.
+    pub(super) fn pair_newest(&mut self, first: DeviceId, second: DeviceId) {
+        let newest = |id: DeviceId| {
+            let key = *self.registry.device(id)?.wireguard_keys.first()?;
+            Some(PairEnd { device: id, key })
+        };
+        let (Some(first_end), Some(second_end)) = (newest(first), newest(second)) else { return };
+        let stock =
+            [first, second].iter().any(|id| self.registry.device(*id).is_some_and(|device| !can_learn(device.kind)));
+        let Some(peering) = self.peerings.get(&PeeringName::of(first, second)) else { return };
+        if stock && !peering.pairs.is_empty() {
+            return; // its configuration names one key of the node, and that one stays
+        }
+        let preshared = PresharedKey::from_bytes(self.draw());
+        let Some(peering) = self.peerings.get_mut(&PeeringName::of(first, second)) else { return };
+        if let Some(pair) = peering.add_pair(first_end, second_end, preshared) {
+            self.out.store(StoreChange::PutPair(pair.clone()));
+            self.mark(first, second, Urgency::Opens, Turn::First);
+            self.mark(second, first, Urgency::Opens, Turn::Second);
+        }
+    }
+
+    fn end_peering(&mut self, name: PeeringName, now: Now) {
+        let Some(peering) = self.peerings.remove(&name) else { return };
+        self.timers.cancel(Due::Retire(name.0, name.1));
+        for pair in &peering.pairs {
+            self.out.store(StoreChange::DeletePair(pair.name()));
+        }
+        for (device, other) in [(name.0, name.1), (name.1, name.0)] {
+            if let Some(peers) = self.peers_of.get_mut(&device) {
+                peers.remove(&other);
+                if peers.is_empty() {
+                    self.peers_of.remove(&device);
+                }
+            }
+            self.retire_unused_keys(device, now);
+        }
+    }
+
+    /// Notes that `node` may have to be told something new about `peer`. Destinations take the first turn, so that
+    /// they close first.
+    pub(super) fn mark(&mut self, node: DeviceId, peer: DeviceId, urgency: Urgency, turn: Turn) {
+        if let Some(connected) = self.nodes.get_mut(&node) {
+            connected.dirty.insert(peer);
+            connected.urgent |= urgency == Urgency::Closes;
+            let queue = match turn {
+                Turn::First => &mut self.flush_first,
+                Turn::Second => &mut self.flush_then,
+            };
+            if queue.back() != Some(&node) {
+                queue.push_back(node);
+            }
+        }
+    }
+
+    /// Takes up leases and pairs after a restart, as they were, without giving them any more time.
+    pub(super) fn resume(&mut self, leases: Vec<LeaseRecord>, pairs: Vec<PairRecord>, now: Now) {
+        let mut devices = BTreeSet::new();
+        for record in leases {
+            let device = self.registry.device(record.device).cloned();
+            let current = self.registry.session_on(record.device).map(|session| session.id) == record.session;
+            let deadline = crate::decision::deadline(record.until, now);
+            match device {
+                Some(device) if current && !deadline.has_passed(now) && self.registry.may_take_part(&device) => {
+                    devices.insert(device.id);
+                    let renew_at = now.monotonic;
+                    let lease = Lease { record, deadline, renew_at, granted: vec![], destinations: vec![] };
+                    self.leases.insert(device.id, lease);
+                }
+                _ => {
+                    self.out.store(StoreChange::DeleteLease(record.id));
+                    let LeaseRecord { id: lease, subject, device, .. } = record;
+                    self.out.audit(AuditEvent::LeaseEnded { lease, subject, device, why: LeaseEnd::Expired });
+                }
+            }
+        }
+        for pair in self.usable_pairs(pairs) {
+            let name = PeeringName::of(pair.first.device, pair.second.device);
+            self.peerings.entry(name).or_insert_with(|| Peering::new(name)).pairs.push(pair);
+            self.peers_of.entry(name.0).or_default().insert(name.1);
+            self.peers_of.entry(name.1).or_default().insert(name.0);
+        }
+        for id in devices {
+            let Some(device) = self.registry.device(id).cloned() else { continue };
+            let entitlements = self.evaluate(&device, now);
+            let session_until = self.registry.session_on(id).map(|session| session.expires);
+            let Some(mut lease) = self.leases.remove(&id) else { continue };
+            let then = Now { wall: lease.record.renewed.min(now.wall), ..now };
+            // Each part ends when it would have ended: the rule's lease, counted from the last renewal.
+            let mut granted = grant(entitlements, &[], Extend::Yes, self.terms(), session_until, then);
+            for part in &mut granted {
+                part.until = crate::decision::deadline(part.until.wall.min(lease.record.until), now);
+            }
+            granted.retain(|part| !part.until.has_passed(now));
+            lease.granted = granted;
+            self.open(lease, now);
+        }
+        let over: Vec<PeeringName> =
+            self.peerings.iter().filter(|(_, peering)| peering.is_over()).map(|(name, _)| *name).collect();
+        for name in over {
+            self.end_peering(name, now);
+        }
+        for peering in self.peerings.values_mut() {
+            peering.resume();
+        }
+    }
+
+    /// Keeps the pairs whose ends still exist with these keys, newest first; the others are forgotten.
+    fn usable_pairs(&mut self, pairs: Vec<PairRecord>) -> Vec<PairRecord> {
+        let age = |core: &Self, end: PairEnd| {
+            core.registry.device(end.device)?.wireguard_keys.iter().position(|key| *key == end.key)
+        };
+        let mut usable = Vec::new();
+        for pair in pairs {
+            match (age(self, pair.first), age(self, pair.second)) {
+                (Some(first), Some(second)) => usable.push((first + second, pair)),
+                (None, _) | (_, None) => self.out.store(StoreChange::DeletePair(pair.name())),
+            }
+        }
+        usable.sort_by_key(|(age, _)| *age);
+        usable.into_iter().map(|(_, pair)| pair).collect()
+    }
+}

@@ -1,0 +1,148 @@
+//! What one node has been told, and what it has acknowledged.
+//!
+//! A node has a set of peers about which something may be new (bounded by its peers), one snapshot wish, and a short
+//! window of unacknowledged documents: one, and up to [`MAX_OUTSTANDING`] while something is being closed, because
+//! closing waits for nobody. However slow a node is, nothing queues for it: what it is told is computed when there is
+//! room, from the newest state.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
+
+use postern_common::{
+    grant::Position,
+    id::{DeviceId, Nonce},
+    probe::ProbeKey,
+    time::{Monotonic, Now, WallTime},
+};
+
+use super::api::{RevocationId, StreamId};
+use crate::{decision::Permissions, records::PairName};
+
+/// The most documents that a node may owe an acknowledgement for.
+pub(crate) const MAX_OUTSTANDING: usize = 8;
+
+/// A short digest of what was sent: equal digests need no new document.
+pub(crate) type Digest = [u8; 16];
+
+/// What a node was last sent of one peer.
+#[derive(Debug, Clone)]
+pub(crate) struct SentPeer {
+    pub(crate) digest: Digest,
+    pub(crate) generation: u64,
+    pub(crate) inbound: Permissions,
+    pub(crate) pairs: Vec<PairName>,
+    /// The first deadline in it, when it has to be looked at again.
+    pub(crate) earliest: Monotonic,
+}
+
+/// A document without its acknowledgement.
+#[derive(Debug, Clone)]
+pub(crate) struct Outstanding {
+    pub(crate) generation: u64,
+    pub(crate) sent_at: Monotonic,
+    pub(crate) peers: Vec<DeviceId>,
+    pub(crate) revocations: Vec<RevocationId>,
+}
+
+/// A connected node.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) stream: StreamId,
+    pub(crate) from: SocketAddr,
+    pub(crate) since: WallTime,
+    pub(crate) nonce: Nonce,
+    pub(crate) nonce_received: Monotonic,
+    /// What the node reported, then what was seen.
+    pub(crate) reported: Vec<SocketAddr>,
+    pub(crate) observed: Option<SocketAddr>,
+    pub(crate) probe: Option<Probe>,
+    pub(crate) generation: u64,
+    pub(crate) enforced: Option<Position>,
+    pub(crate) own: Option<Digest>,
+    pub(crate) peers: HashMap<DeviceId, SentPeer>,
+    pub(crate) outstanding: VecDeque<Outstanding>,
+    pub(crate) revocations: Vec<RevocationId>,
+    pub(crate) dirty: BTreeSet<DeviceId>,
+    pub(crate) own_dirty: bool,
+    pub(crate) snapshot_wanted: bool,
+    pub(crate) urgent: bool,
+    pub(crate) questions: Questions,
+}
+
+/// What names and checks the probes of one stream.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    pub(crate) id: Nonce,
+    pub(crate) key: ProbeKey,
+    pub(crate) sequence: u64,
+}
+
+/// Limits what costs the controller an evaluation: 30 questions at once, one more every second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Questions {
+    left: u32,
+    filled: Monotonic,
+}
+
+impl Questions {
+    pub(crate) const fn new(now: Monotonic) -> Self {
+        Self { left: 30, filled: now }
+    }
+
+    pub(crate) fn take(&mut self, now: Monotonic) -> bool {
+        let gained = now.since(self.filled).as_secs();
+        if gained > 0 {
+            self.left = u32::try_from(gained).unwrap_or(30).saturating_add(self.left).min(30);
+            self.filled = now;
+        }
+        let permitted = self.left > 0;
+        self.left -= u32::from(permitted);
+        permitted
+    }
+}
+
+impl Connected {
+    /// Returns outer addresses, best first: the one that was seen is proven, the others are claims.
+    pub(crate) fn endpoints(&self) -> Vec<SocketAddr> {
+        let mut endpoints: Vec<SocketAddr> = self.observed.into_iter().collect();
+        for endpoint in &self.reported {
+            if !endpoints.contains(endpoint) {
+                endpoints.push(*endpoint);
+            }
+        }
+        endpoints.truncate(postern_common::protocol::MAX_ENDPOINTS);
+        endpoints
+    }
+
+    /// Tells whether a document may be sent now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.outstanding.len() < if self.urgent { MAX_OUTSTANDING } else { 1 }
+    }
+
+    /// Tells whether there may be something to send.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.snapshot_wanted || self.own_dirty || !self.dirty.is_empty() || !self.revocations.is_empty()
+    }
+
+    /// Tells whether the node enforces everything that it was and should be told.
+    pub(crate) fn is_current(&self) -> bool {
+        self.enforced.is_some() && self.outstanding.is_empty() && !self.wants_more()
+    }
+
+    /// Takes the documents that an acknowledgement of `generation` covers.
+    pub(crate) fn acknowledged(&mut self, generation: u64) -> Vec<Outstanding> {
+        let count = self.outstanding.iter().take_while(|document| document.generation <= generation).count();
+        self.outstanding.drain(..count).collect()
+    }
+
+    /// Marks peers of which something has expired.
+    pub(crate) fn mark_expired(&mut self, now: Now) {
+        let expired = self.peers.iter().filter(|(_, sent)| sent.earliest <= now.monotonic).map(|(peer, _)| *peer);
+        self.dirty.extend(expired.collect::<Vec<_>>());
+    }
+
+    /// Returns when something that the node was told expires next.
+    pub(crate) fn next_expiry(&self) -> Monotonic {
+        self.peers.values().map(|sent| sent.earliest).min().unwrap_or(Monotonic::NEVER)
+    }
+}

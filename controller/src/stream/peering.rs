@@ -1,0 +1,215 @@
+//! Two devices that may meet: what each may open on the other, and the pairs of keys between them.
+//!
+//! ```text
+//! lease --wanted--> destination is told --acknowledged--> source is told what `covered` leaves
+//! new pair: `first` is told --acknowledged--> `second` is told --acknowledged--> older pairs go after an overlap
+//! ```
+//!
+//! What a node may be told of a peer is a function of this state alone ([`Peering::view`]). It never depends on what
+//! was sent before, so a slow node skips intermediate states and lands on the newest one.
+
+use std::sync::Arc;
+
+use postern_common::{
+    grant::KeyPair,
+    id::DeviceId,
+    key::{PresharedKey, WireGuardPublicKey},
+    time::Now,
+};
+
+use crate::{
+    decision::{Permissions, covered, live},
+    records::{DeviceKind, PairEnd, PairName, PairRecord},
+};
+
+/// Names the peering of two devices, the smaller identifier first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct PeeringName(pub(crate) DeviceId, pub(crate) DeviceId);
+
+impl PeeringName {
+    pub(crate) fn of(one: DeviceId, other: DeviceId) -> Self {
+        if one <= other { Self(one, other) } else { Self(other, one) }
+    }
+}
+
+/// What one of the two may open on the other.
+#[derive(Debug, Clone)]
+pub(crate) struct Edge {
+    /// What leases give.
+    pub(crate) wanted: Permissions,
+    /// What the destination has acknowledged and was not told to forget since.
+    pub(crate) acknowledged: Permissions,
+}
+
+impl Default for Edge {
+    fn default() -> Self {
+        Self { wanted: Arc::from([]), acknowledged: Arc::from([]) }
+    }
+}
+
+/// Two devices that may meet.
+#[derive(Debug, Clone)]
+pub(crate) struct Peering {
+    name: PeeringName,
+    /// From the smaller identifier to the greater.
+    up: Edge,
+    /// From the greater to the smaller.
+    down: Edge,
+    /// Newest first.
+    pub(crate) pairs: Vec<PairRecord>,
+}
+
+/// What a node may be told of a peer, apart from the peer's own record.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) pairs: Vec<KeyPair>,
+    pub(crate) inbound: Permissions,
+    pub(crate) outbound: Permissions,
+}
+
+/// What an acknowledgement changed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Acknowledged {
+    /// The peer may now be told something.
+    pub(crate) peer_concerned: bool,
+    /// Pairs whose record changed.
+    pub(crate) pairs: Vec<PairRecord>,
+    /// Both ends know the newest pair, and there are older ones.
+    pub(crate) can_retire: bool,
+}
+
+impl Peering {
+    pub(crate) fn new(name: PeeringName) -> Self {
+        Self { name, up: Edge::default(), down: Edge::default(), pairs: vec![] }
+    }
+
+    /// Returns the edge whose destination is `destination`.
+    pub(crate) fn edge_to(&self, destination: DeviceId) -> &Edge {
+        if destination == self.name.1 { &self.up } else { &self.down }
+    }
+
+    pub(crate) fn edge_to_mut(&mut self, destination: DeviceId) -> &mut Edge {
+        if destination == self.name.1 { &mut self.up } else { &mut self.down }
+    }
+
+    pub(crate) fn other(&self, device: DeviceId) -> DeviceId {
+        if device == self.name.0 { self.name.1 } else { self.name.0 }
+    }
+
+    /// Tells whether nothing entitles the two to meet any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.up.wanted.is_empty() && self.down.wanted.is_empty()
+    }
+
+    /// Changes what leases give towards `destination`.
+    pub(crate) fn want(&mut self, destination: DeviceId, wanted: Permissions) {
+        let edge = self.edge_to_mut(destination);
+        // What is not wanted any more is forgotten at once: if it is wanted again, it has to be acknowledged again.
+        edge.acknowledged = covered(&edge.acknowledged, &wanted);
+        edge.wanted = wanted;
+    }
+
+    /// Makes the pair of the two newest keys, if it is not there yet; `first` is the device that learns first.
+    pub(crate) fn add_pair(&mut self, first: PairEnd, second: PairEnd, preshared: PresharedKey) -> Option<&PairRecord> {
+        let name = PairName::of(first.key, second.key);
+        if self.pairs.iter().any(|pair| pair.name() == name) {
+            return None;
+        }
+        self.pairs.insert(0, PairRecord { first, second, preshared, first_knows: false, second_knows: false });
+        self.pairs.first()
+    }
+
+    /// Computes what `node` may be told of the other device; `None` if it must not know of it at all.
+    pub(crate) fn view(&self, node: DeviceId, now: Now) -> Option<View> {
+        let peer = self.other(node);
+        let visible = self.pairs.iter().filter(|pair| pair.first.device == node || pair.first_knows);
+        let pairs: Vec<KeyPair> = visible.map(|pair| key_pair(pair, node)).collect();
+        let inbound = live(&self.edge_to(node).wanted, now);
+        let outbound = self.edge_to(peer);
+        let outbound = live(&covered(&outbound.wanted, &outbound.acknowledged), now);
+        (!pairs.is_empty() && !(inbound.is_empty() && outbound.is_empty())).then_some(View { pairs, inbound, outbound })
+    }
+
+    /// Takes in that `node` enforces `inbound` from the other device and knows `pairs`.
+    pub(crate) fn acknowledge(&mut self, node: DeviceId, inbound: &Permissions, pairs: &[PairName]) -> Acknowledged {
+        let mut done = Acknowledged::default();
+        let edge = self.edge_to_mut(node);
+        let acknowledged = covered(inbound, &edge.wanted);
+        if acknowledged != edge.acknowledged {
+            edge.acknowledged = acknowledged;
+            done.peer_concerned = true;
+        }
+        for pair in &mut self.pairs {
+            if !pairs.contains(&pair.name()) {
+                continue;
+            }
+            let knows = if pair.first.device == node { &mut pair.first_knows } else { &mut pair.second_knows };
+            if !*knows {
+                *knows = true;
+                done.peer_concerned |= pair.first.device == node;
+                done.pairs.push(pair.clone());
+            }
+        }
+        done.can_retire = self.pairs.len() > 1 && self.newest_is_known();
+        done
+    }
+
+    fn newest_is_known(&self) -> bool {
+        self.pairs.first().is_some_and(|pair| pair.first_knows && pair.second_knows)
+    }
+
+    /// Drops every pair but the newest, if both ends know that one.
+    pub(crate) fn retire(&mut self) -> Vec<PairRecord> {
+        if self.newest_is_known() { self.pairs.split_off(1) } else { vec![] }
+    }
+
+    /// Drops the pairs of a key that its device does not have any more.
+    pub(crate) fn drop_key(&mut self, key: WireGuardPublicKey) -> Vec<PairRecord> {
+        let (gone, kept) = std::mem::take(&mut self.pairs)
+            .into_iter()
+            .partition(|pair| pair.first.key == key || pair.second.key == key);
+        self.pairs = kept;
+        gone
+    }
+
+    pub(crate) fn uses(&self, key: WireGuardPublicKey) -> bool {
+        self.pairs.iter().any(|pair| pair.first.key == key || pair.second.key == key)
+    }
+
+    /// Takes up, after a restart, what leases give; a destination that knew a pair is taken to enforce it, because the
+    /// leases are those that it was told of. It enforces its own deadlines in any case.
+    pub(crate) fn resume(&mut self) {
+        for destination in [self.name.0, self.name.1] {
+            let knows = self
+                .pairs
+                .iter()
+                .any(|pair| if pair.first.device == destination { pair.first_knows } else { pair.second_knows });
+            let edge = self.edge_to_mut(destination);
+            if knows {
+                edge.acknowledged = edge.wanted.clone();
+            }
+        }
+    }
+
+    /// Marks the newest pair as known to a stock client, which has it in its configuration.
+    pub(crate) fn exported(&mut self, client: DeviceId) -> Option<&PairRecord> {
+        let pair = self.pairs.first_mut()?;
+        if pair.second.device == client {
+            pair.second_knows = true;
+        }
+        Some(pair)
+    }
+}
+
+fn key_pair(pair: &PairRecord, node: DeviceId) -> KeyPair {
+    let (local, remote) = if pair.first.device == node { (pair.first, pair.second) } else { (pair.second, pair.first) };
+    KeyPair { local: local.key, remote: remote.key, preshared: pair.preshared.clone() }
+}
+
+/// Returns which of two kinds of device can be told of a new key: stock clients have the configuration that they have.
+pub(crate) const fn can_learn(kind: DeviceKind) -> bool {
+    match kind {
+        DeviceKind::Agent => true,
+        DeviceKind::StockClient => false,
+    }
+}
