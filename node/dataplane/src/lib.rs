@@ -29,6 +29,8 @@ pub mod packet;
 pub mod pipeline;
 mod settings;
 mod status;
+#[cfg(test)]
+mod testing;
 pub mod wireguard;
 
 pub use counters::{Counters, Direction, DropReason};

@@ -56,7 +56,7 @@ mod tests {
         assert_eq!((endpoint.current(), endpoint.next_attempt()), (None, None));
         endpoint.set_candidates(&[at(1), at(2)]);
         assert_eq!(endpoint.current(), Some(at(1)));
-        let mut tries = |count: usize, endpoint: &mut Endpoint| -> Vec<u16> {
+        let tries = |count: usize, endpoint: &mut Endpoint| -> Vec<u16> {
             (0..count).filter_map(|_| endpoint.next_attempt()).map(|address| address.port()).collect()
         };
         assert_eq!(tries(3, &mut endpoint), [1, 2, 1]);
