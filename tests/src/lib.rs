@@ -13,6 +13,7 @@
 //! | [`lab`] | machines, networks, programs, captures, links that delay and lose |
 //! | [`browser`] | a person's browser: links, cookies, forms |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
+//! | [`world`] | a controller, servers and laptops of Postern, as operators and people make them |
 //!
 //! **Always clean.** A host is one process that waits on a pipe from the test. However the test ends, `kill -9`
 //! included, the kernel closes the pipe, the process ends, and with it everything in its process namespace, then its
@@ -27,6 +28,7 @@
 pub mod browser;
 pub mod lab;
 pub mod programs;
+pub mod world;
 
 pub use lab::{
     capture::Capture,
