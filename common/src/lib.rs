@@ -25,9 +25,11 @@
 //! | [`protocol`] | the messages between node and controller |
 //! | [`probe`] | the datagram by which the controller sees a node's outer address |
 //! | [`flow_record`] | what is recorded about a flow |
+//! | [`fuzzing`] | bodies of the fuzz targets |
 
 pub mod diagnostics;
 pub mod flow_record;
+pub mod fuzzing;
 pub mod grant;
 pub mod id;
 pub mod key;
