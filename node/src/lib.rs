@@ -2,5 +2,6 @@
 
 pub mod agent;
 pub mod cli;
+pub mod config;
 pub mod host;
 pub mod io;

@@ -1,4 +1,6 @@
 //! The agent.
+pub mod api;
 pub mod core;
+pub mod shell;
 pub mod state;
 pub mod target;

@@ -54,6 +54,7 @@ use postern_common::{
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+pub use self::stream::Retry;
 use self::{
     backoff::Backoff,
     book::Book,

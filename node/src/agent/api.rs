@@ -1,0 +1,278 @@
+//! What the `postern` command and the agent say to each other over the local socket: one JSON object a line.
+//!
+//! ```text
+//! client: one Request                agent: Reply, Reply, ...  the last is Done or Refused; then the agent closes
+//! ```
+//!
+//! Reading (status, resources, whois, explain) is for every local user; changing, and flows, which show what others do,
+//! are for root or the configured group. The agent knows who asks from the kernel (`SO_PEERCRED`), not from the client.
+//!
+//! Rejected: HTTP on a loopback port, which a web page can reach by DNS rebinding (CVE-2022-41924).
+
+use std::net::{IpAddr, SocketAddr};
+
+use postern_common::{
+    flow_record::{FlowRecord, PeerIdentity, PermitRecord},
+    id::{DeviceId, MachineName},
+    net::{FiveTuple, Protocol, Service},
+    protocol::Explanation,
+    time::WallTime,
+};
+use serde::{Deserialize, Serialize};
+
+use super::core::{Notice, Phase};
+
+/// The name of the socket in the runtime directory.
+pub const SOCKET: &str = "postern.sock";
+/// The most bytes of a request.
+pub const MAX_REQUEST_BYTES: usize = 16 << 10;
+
+/// What a client asks.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// How is the node?
+    Status,
+    /// What may be reached from here?
+    Resources,
+    /// Who is behind this connection?
+    Whois {
+        /// The remote end, as a local program sees it.
+        remote: SocketAddr,
+    },
+    /// Why may, or may not, something be reached?
+    Explain {
+        /// A resource, machine or address.
+        to: String,
+        /// What is asked about.
+        service: Option<Service>,
+    },
+    /// Live flows, or records as they come.
+    Flows {
+        /// Whether to stay and show records.
+        follow: bool,
+    },
+    /// Be up.
+    Up {
+        /// The join link.
+        target: Option<String>,
+        /// The enrolment token.
+        token: Option<String>,
+        /// The name that the machine would like.
+        name: Option<String>,
+    },
+    /// Be down.
+    Down,
+    /// Sign out.
+    Logout,
+}
+
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Status => "Status",
+            Self::Resources => "Resources",
+            Self::Whois { .. } => "Whois",
+            Self::Explain { .. } => "Explain",
+            Self::Flows { .. } => "Flows",
+            Self::Up { .. } => "Up", // it may hold a token
+            Self::Down => "Down",
+            Self::Logout => "Logout",
+        })
+    }
+}
+
+/// Who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Every local user.
+    Read,
+    /// Root or the configured group.
+    Change,
+}
+
+impl Request {
+    /// Returns who may ask this.
+    pub const fn right(&self) -> Right {
+        match self {
+            Self::Status | Self::Resources | Self::Whois { .. } | Self::Explain { .. } => Right::Read,
+            Self::Flows { .. } | Self::Up { .. } | Self::Down | Self::Logout => Right::Change,
+        }
+    }
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// To [`Request::Status`].
+    Status(Box<StatusReport>),
+    /// To [`Request::Resources`].
+    Resources {
+        /// What may be reached.
+        resources: Vec<ResourceReport>,
+    },
+    /// To [`Request::Whois`].
+    Whois(Box<WhoisReport>),
+    /// To [`Request::Explain`].
+    Explain(Box<ExplainReport>),
+    /// One of the live flows, to [`Request::Flows`].
+    Flow(Box<FlowReport>),
+    /// A record as it came, to [`Request::Flows`] with `follow`.
+    Record {
+        /// The record.
+        record: Box<FlowRecord>,
+    },
+    /// Progress of [`Request::Up`].
+    Notice {
+        /// What happened.
+        notice: Notice,
+    },
+    /// The request is done.
+    Done,
+    /// It is not, and why.
+    Refused {
+        /// What happened and what to do.
+        message: String,
+    },
+}
+
+/// How the node is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// What the machine is doing.
+    pub phase: Phase,
+    /// The machine's name.
+    pub machine: Option<MachineName>,
+    /// The device.
+    pub device: Option<DeviceId>,
+    /// The subject's name for people.
+    pub subject: Option<String>,
+    /// The machine's tags.
+    pub tags: Vec<String>,
+    /// The overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The controller, as it stands in an URL.
+    pub controller: Option<String>,
+    /// The enforced document's number.
+    pub generation: Option<u64>,
+    /// The policy's number.
+    pub policy_revision: Option<u64>,
+    /// When the login session ends.
+    pub session_until: Option<WallTime>,
+    /// Peers that may open something here.
+    pub peers_in: usize,
+    /// Resources that may be reached from here.
+    pub resources_out: usize,
+    /// Live flows.
+    pub live_flows: usize,
+    /// Packets that policy refused in the last minute.
+    pub denied_last_minute: u64,
+    /// Drops since the start, by reason; zeros are left out.
+    pub drops: Vec<(String, u64)>,
+    /// The WireGuard public keys, newest first.
+    pub keys: Vec<String>,
+    /// Outer addresses that were reported.
+    pub endpoints: Vec<SocketAddr>,
+    /// What is wrong on this machine, one line each, with what to do.
+    pub problems: Vec<String>,
+    /// Flow records that were dropped because disk or clients were slow.
+    pub records_dropped: u64,
+    /// Documents that were refused.
+    pub documents_refused: u64,
+    /// The agent's version.
+    pub version: String,
+}
+
+/// Something that may be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceReport {
+    /// The resource.
+    pub name: String,
+    /// Its host name.
+    pub host: String,
+    /// The machine that serves it.
+    pub machine: MachineName,
+    /// The machine's overlay addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What may be opened.
+    pub services: Vec<Service>,
+    /// The rule that gives it.
+    pub rule: String,
+    /// Until when, unless it is renewed.
+    pub until: WallTime,
+    /// Why its rule would refuse this, if it is only watched.
+    pub would_deny: Option<String>,
+}
+
+/// Who is behind a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoisReport {
+    /// What was asked.
+    pub remote: SocketAddr,
+    /// The peer that owns the address.
+    pub peer: PeerIdentity,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Its outer address.
+    pub outer: Option<SocketAddr>,
+    /// The live flow at that port.
+    pub flow: Option<FiveTuple>,
+    /// Under what that flow passes.
+    pub permit: Option<PermitRecord>,
+}
+
+/// Why something may, or may not, be reached: as this machine enforces it and as the controller decides it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainReport {
+    /// What the data plane does with it, one entry for each machine and service that the question meant.
+    pub local: Vec<LocalReport>,
+    /// The controller's answer.
+    pub controller: Option<Explanation>,
+    /// Why there is none.
+    pub controller_error: Option<String>,
+    /// Who asks: `alice@corp.example on alice-laptop`.
+    pub who: String,
+}
+
+/// What the data plane does with a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalReport {
+    /// The address.
+    pub address: IpAddr,
+    /// The machine, if the address is a peer's.
+    pub machine: Option<MachineName>,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port.
+    pub port: u16,
+    /// Whether it passes.
+    pub allowed: bool,
+    /// The reason or the rule.
+    pub reason: String,
+    /// Until when it passes.
+    pub until: Option<WallTime>,
+}
+
+/// A live flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// `in` if the peer opened it, `out` if this machine did.
+    pub direction: String,
+    /// The flow.
+    pub flow: FiveTuple,
+    /// The peer.
+    pub peer: PeerIdentity,
+    /// Under what it passes.
+    pub permit: PermitRecord,
+    /// How long it has lived, in seconds.
+    pub age_seconds: u64,
+    /// How long it has been silent, in seconds.
+    pub silent_seconds: u64,
+    /// Until when it may go on, unless it is renewed.
+    pub until: WallTime,
+    /// Bytes from the originator.
+    pub bytes_out: u64,
+    /// Bytes to the originator.
+    pub bytes_back: u64,
+}
