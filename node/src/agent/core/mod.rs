@@ -546,6 +546,18 @@ impl Core {
         self.backoff.reset();
     }
 
+    /// Takes note that the data plane has lost everything: what it enforced must be told again.
+    pub fn handle_plane_lost(&mut self, now: Now) {
+        self.close_stream();
+        self.shut();
+        self.connect_if_wanted(now);
+    }
+
+    /// Changes how long a WireGuard key is the newest.
+    pub fn set_rotation(&mut self, rotation: Duration) {
+        self.settings.rotation = rotation;
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         let due = |at: Monotonic| at <= now.monotonic;

@@ -1,0 +1,81 @@
+//! The packet worker as the agent keeps it: started when the node is to be up, replaced by an empty one when every door
+//! must close at once, removed with its interface by `down`.
+
+use std::sync::Arc;
+
+use postern_common::key::WireGuardPrivateKey;
+use postern_dataplane::{DataPlane, Settings};
+use tokio::sync::mpsc;
+
+use crate::{
+    config::NodeConfig,
+    host::privileges,
+    io::{
+        clock::Clock,
+        tun::{Offloads, Tun},
+        udp::{Segmentation, UdpSockets},
+        worker::{self, WorkerEvent, WorkerHandle},
+    },
+};
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Plane {
+    /// Asks and orders it.
+    pub worker: WorkerHandle,
+    /// What it tells.
+    pub events: mpsc::Receiver<WorkerEvent>,
+}
+
+impl Plane {
+    /// Starts a worker that lets nothing pass yet.
+    ///
+    /// # Errors
+    /// What is missing, in words for the person at the machine: privilege, `/dev/net/tun`, a free UDP port.
+    pub async fn start(
+        config: &NodeConfig,
+        keys: Vec<WireGuardPrivateKey>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, anyhow::Error> {
+        privileges::check()?;
+        let sockets = UdpSockets::bind(config.listen_port, Segmentation::default())?;
+        let tun = Tun::open(&config.interface, Offloads::default())?;
+        let settings = Settings { mtu: config.mtu, ..Settings::default() };
+        let plane = DataPlane::new(settings, clock.now());
+        let (worker, events) = worker::spawn(plane, tun, sockets, clock)?;
+        worker.set_ceiling(config.ceiling()).await?;
+        worker.set_local_keys(keys).await?;
+        Ok(Self { worker, events })
+    }
+
+    /// Ends the worker; its last records are still in `events`. The interface stays.
+    pub async fn stop(self) -> Vec<WorkerEvent> {
+        let Self { worker, mut events } = self;
+        let mut last = Vec::new();
+        let stopping = async {
+            let _ = worker.shut_down().await; // it has ended already: as wanted
+        };
+        tokio::pin!(stopping);
+        loop {
+            tokio::select! {
+                () = &mut stopping => break,
+                Some(event) = events.recv() => last.push(event),
+            }
+        }
+        while let Ok(event) = events.try_recv() {
+            last.push(event);
+        }
+        last
+    }
+}
+
+/// Removes the tunnel's interface with its addresses and routes: `down`.
+///
+/// # Errors
+/// If the interface is there and cannot be removed.
+pub fn remove_interface(name: &str) -> Result<(), anyhow::Error> {
+    if !std::path::Path::new("/sys/class/net").join(name).exists() {
+        return Ok(());
+    }
+    Ok(Tun::open(name, Offloads::default())?.remove()?)
+}

@@ -1,0 +1,126 @@
+//! What `status` and the others show, made from the core, the book, the worker and the host.
+
+use postern_common::{
+    flow_record::Originator,
+    grant::Mode,
+    reason::DenyReason,
+    time::Now,
+};
+use postern_dataplane::{Counters, Direction, DropReason, FlowStatus};
+
+use super::Agent;
+use crate::agent::{
+    api::{FlowReport, ResourceReport, StatusReport},
+    core::{Phase, book::Book},
+};
+
+/// Says in one line what the node is doing.
+pub(super) fn phase_line(phase: &Phase) -> String {
+    match phase {
+        Phase::Down => "down".into(),
+        Phase::NotEnrolled => "not enrolled".into(),
+        Phase::SignedOut { reason } => format!("signed out: {reason}"),
+        Phase::Joining { .. } => "joining".into(),
+        Phase::Offline { error: None, .. } => "connecting to the controller".into(),
+        Phase::Offline { error: Some(error), .. } => format!("without the controller: {error}"),
+        Phase::Connected { current: true } => "connected, everything is enforced".into(),
+        Phase::Connected { current: false } => "connected, waiting for grants".into(),
+    }
+}
+
+/// Lists what may be reached.
+pub(super) fn resources(book: &Book, now: Now) -> Vec<ResourceReport> {
+    let domain = book.stand().map(|stand| stand.own.domain.clone()).unwrap_or_default();
+    book.reachable(now)
+        .into_iter()
+        .map(|reachable| ResourceReport {
+            host: format!("{}.{domain}", reachable.resource),
+            name: reachable.resource.to_string(),
+            machine: reachable.machine,
+            addresses: reachable.addresses,
+            services: reachable.services,
+            rule: reachable.rule.to_string(),
+            until: reachable.until.wall,
+            would_deny: match reachable.mode {
+                Mode::Enforce => None,
+                Mode::Monitor { would_deny } => Some(would_deny),
+            },
+        })
+        .collect()
+}
+
+/// Shows a live flow.
+pub(super) fn flow(flow: FlowStatus, now: Now) -> FlowReport {
+    FlowReport {
+        direction: match flow.originator {
+            Originator::Local => "out".into(),
+            Originator::Peer => "in".into(),
+        },
+        flow: flow.flow,
+        peer: flow.peer,
+        permit: flow.permit,
+        age_seconds: now.monotonic.since(flow.begun).as_secs(),
+        silent_seconds: now.monotonic.since(flow.last_seen).as_secs(),
+        until: flow.until.wall,
+        bytes_out: flow.bytes_out,
+        bytes_back: flow.bytes_back,
+    }
+}
+
+/// Lists what was dropped, by reason; zeros are left out.
+fn drops(counters: &Counters) -> Vec<(String, u64)> {
+    let denied = DenyReason::ALL.into_iter().map(|reason| {
+        let both = [Direction::Inbound, Direction::Outbound].map(|direction| counters.denied(direction, reason));
+        (reason.label().to_owned(), both[0] + both[1])
+    });
+    let dropped = DropReason::ALL.into_iter().map(|reason| (reason.label().to_owned(), counters.dropped(reason)));
+    denied.chain(dropped).filter(|(_, count)| *count > 0).collect()
+}
+
+impl Agent {
+    pub(super) async fn status(&mut self) -> StatusReport {
+        let now = self.clock.now();
+        let worker = match &self.plane {
+            Some(plane) => plane.worker.status().await.ok(),
+            None => None,
+        };
+        let denied_now = worker.as_ref().map_or(0, |status| status.plane.denied_total());
+        let denied_before = self.denied.front().copied().unwrap_or(0);
+        let identity = self.core.identity();
+        let enrolment = identity.enrolment.as_ref();
+        let stand = self.core.book().stand();
+        let own = stand.map(|stand| &stand.own);
+        let live = |until: &postern_common::time::Deadline| !until.has_passed(now);
+        let mut outbound = self.core.book().reachable(now);
+        outbound.dedup_by(|a, b| a.resource == b.resource);
+        StatusReport {
+            phase: self.core.phase(),
+            machine: own.map(|own| own.name.clone()).or_else(|| enrolment.map(|enrolment| enrolment.name.clone())),
+            device: enrolment.map(|enrolment| enrolment.device),
+            subject: own
+                .map(|own| own.subject_name.clone())
+                .or_else(|| enrolment.map(|enrolment| enrolment.subject_name.clone())),
+            tags: own.map(|own| own.tags.iter().map(|tag| format!("tag:{tag}")).collect()).unwrap_or_default(),
+            addresses: own.map(|own| own.addresses.clone()).unwrap_or_default(),
+            controller: enrolment.map(|enrolment| enrolment.controller.authority()),
+            generation: self.core.enforced().map(|position| position.generation),
+            policy_revision: stand.map(|stand| stand.policy_revision),
+            session_until: own.and_then(|own| own.session_until).map(|until| until.wall),
+            peers_in: stand.map_or(0, |stand| {
+                let may_come = |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));
+                stand.peers.values().filter(may_come).count()
+            }),
+            resources_out: outbound.len(),
+            live_flows: worker.as_ref().map_or(0, |status| status.flows),
+            denied_last_minute: denied_now.saturating_sub(denied_before),
+            drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
+            keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
+            endpoints: self.endpoints.clone(),
+            problems: self.host.troubles.values().cloned().collect(),
+            records_dropped: self.spool.as_ref().map_or(0, super::records::Spool::dropped)
+                + worker.as_ref().map_or(0, |status| status.plane.records_dropped),
+            documents_refused: self.core.refused_documents(),
+            version: env!("CARGO_PKG_VERSION").into(),
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! What each local request does, and who waits for what.
+
+use std::collections::BTreeMap;
+
+use postern_common::{
+    id::MachineName,
+    net::{FiveTuple, PortRange, Protocol, Service},
+    protocol::Explanation,
+};
+use postern_dataplane::LocalVerdict;
+use tokio::sync::{broadcast, mpsc};
+use zeroize::Zeroizing;
+
+use super::{Agent, host::chain, report};
+use crate::agent::{
+    api::{ExplainReport, LocalReport, Reply, Request, WhoisReport},
+    core::{Command, Notice},
+};
+
+/// Machines and services that one question may mean.
+const MAX_EXPLAINED: usize = 32;
+
+type Replies = mpsc::Sender<Reply>;
+
+/// Clients that wait for something.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    ups: BTreeMap<u64, Replies>,
+    downs: Vec<Replies>,
+    logouts: Vec<Replies>,
+    questions: BTreeMap<u64, (Replies, ExplainReport)>,
+    next_question: u64,
+    /// `node.toml` was read again, and worker and host do not follow it yet.
+    pub(super) reloaded: bool,
+}
+
+impl Waiting {
+    /// Tells the clients that asked for `up`.
+    pub(super) fn tell(&mut self, notice: &Notice) {
+        let last = match notice {
+            Notice::Enforcing { .. } => Some(Reply::Done),
+            Notice::Failed { message } => Some(Reply::Refused { message: message.clone() }),
+            Notice::Connecting { .. }
+            | Notice::Retrying { .. }
+            | Notice::SignIn { .. }
+            | Notice::Joined { .. }
+            | Notice::SessionEnded { .. } => None,
+        };
+        for replies in self.ups.values() {
+            let _ = replies.try_send(Reply::Notice { notice: notice.clone() }); // a client that does not read misses it
+            if let Some(last) = &last {
+                let _ = replies.try_send(last.clone());
+            }
+        }
+        if last.is_some() {
+            self.ups.clear();
+        }
+    }
+
+    pub(super) fn answer_down(&mut self, reply: &Reply) {
+        for replies in self.downs.drain(..).chain(self.logouts.drain(..)) {
+            let _ = replies.try_send(reply.clone()); // the client may have gone
+        }
+    }
+}
+
+impl Agent {
+    pub(super) async fn asked(&mut self, client: u64, request: Request, replies: Replies) {
+        let now = self.clock.now();
+        let answer = match request {
+            Request::Status => Reply::Status(Box::new(self.status().await)),
+            Request::Resources => {
+                Reply::Resources { resources: report::resources(self.core.book(), now) }
+            }
+            Request::Whois { remote } => self.whois(remote).await,
+            Request::Flows { follow: false } => return self.list_flows(replies).await,
+            Request::Flows { follow: true } => {
+                tokio::spawn(follow(self.followers.subscribe(), replies));
+                return;
+            }
+            Request::Explain { to, service } => return self.explain(to, service, replies).await,
+            Request::Up { target, token, name } => return self.up(client, target, token, name, replies).await,
+            Request::Down => {
+                self.waiting.downs.push(replies);
+                return self.core.handle_command(Command::Down, now);
+            }
+            Request::Logout => {
+                if self.core.identity().enrolment.is_none() {
+                    let message = "nobody is signed in on this machine".into();
+                    let _ = replies.try_send(Reply::Refused { message });
+                    return;
+                }
+                self.waiting.logouts.push(replies);
+                return self.core.handle_command(Command::Logout, now);
+            }
+        };
+        let done = !matches!(answer, Reply::Refused { .. });
+        let _ = replies.try_send(answer); // the client may have gone
+        if done {
+            let _ = replies.try_send(Reply::Done);
+        }
+    }
+
+    pub(super) fn gone(&mut self, client: u64) {
+        if self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty() {
+            self.core.handle_command(Command::AbandonJoin, self.clock.now());
+        }
+    }
+
+    async fn up(
+        &mut self,
+        client: u64,
+        target: Option<String>,
+        token: Option<String>,
+        name: Option<String>,
+        replies: Replies,
+    ) {
+        let refuse = |message: String| {
+            let _ = replies.try_send(Reply::Refused { message }); // the client may have gone
+        };
+        let target = match target.map(|target| target.parse()).transpose() {
+            Ok(target) => target,
+            Err(error) => return refuse(error.to_string()),
+        };
+        let name = name.unwrap_or_else(host_name);
+        let name: MachineName = match name.parse() {
+            Ok(name) => name,
+            Err(error) => return refuse(format!("{error}; give the machine one with --name")),
+        };
+        if let Err(error) = self.start_plane().await {
+            return refuse(chain(&error));
+        }
+        self.waiting.ups.insert(client, replies);
+        let command = Command::Up { target, token: token.map(Zeroizing::new), name };
+        self.core.handle_command(command, self.clock.now());
+    }
+
+    async fn whois(&mut self, remote: std::net::SocketAddr) -> Reply {
+        let Some(plane) = &self.plane else {
+            return Reply::Refused { message: "the node is down: postern up".into() };
+        };
+        match plane.worker.whois(remote).await {
+            Ok(Some(who)) => Reply::Whois(Box::new(WhoisReport {
+                remote,
+                peer: who.peer,
+                tags: who.tags.iter().map(ToString::to_string).collect(),
+                outer: who.endpoint,
+                flow: who.flow.as_ref().map(|flow| flow.flow),
+                permit: who.flow.map(|flow| flow.permit),
+            })),
+            Ok(None) => Reply::Refused { message: format!("{} belongs to no peer of this node", remote.ip()) },
+            Err(error) => Reply::Refused { message: error.to_string() },
+        }
+    }
+
+    async fn list_flows(&mut self, replies: Replies) {
+        let flows = match &self.plane {
+            Some(plane) => plane.worker.flows().await.unwrap_or_default(),
+            None => vec![],
+        };
+        let now = self.clock.now();
+        // More flows than replies may wait for a reader: a task feeds it.
+        tokio::spawn(async move {
+            for flow in flows {
+                if replies.send(Reply::Flow(Box::new(report::flow(flow, now)))).await.is_err() {
+                    return;
+                }
+            }
+            let _ = replies.send(Reply::Done).await;
+        });
+    }
+
+    async fn explain(&mut self, to: String, service: Option<Service>, replies: Replies) {
+        let local = self.explain_locally(&to, service).await;
+        let who = match self.core.book().stand() {
+            Some(stand) => format!("{} on {}", stand.own.subject_name, stand.own.name),
+            None => "this machine".into(),
+        };
+        self.waiting.next_question += 1;
+        let question = self.waiting.next_question;
+        let report = ExplainReport { local, controller: None, controller_error: None, who };
+        self.waiting.questions.insert(question, (replies, report));
+        self.core.handle_command(Command::Explain { question, to, service }, self.clock.now());
+    }
+
+    async fn explain_locally(&mut self, to: &str, service: Option<Service>) -> Vec<LocalReport> {
+        let (Some(plane), Some(stand)) = (&self.plane, self.core.book().stand()) else { return vec![] };
+        let domain = format!(".{}", stand.own.domain);
+        let name = to.strip_suffix(domain.as_str()).unwrap_or(to);
+        let mut asked = Vec::new();
+        for peer in stand.peers.values() {
+            let address = to.parse().ok().filter(|address| peer.addresses.contains(address));
+            let named = peer.name.as_str() == name;
+            for permission in &peer.outbound {
+                let meant = address.is_some() || named || permission.resource.as_str() == name;
+                if let (true, Some(address)) = (meant, address.or(peer.addresses.first().copied())) {
+                    asked.extend(permission.services.iter().map(|service| (address, peer.name.clone(), *service)));
+                }
+            }
+            if let (true, Some(address)) = (named || address.is_some(), address.or(peer.addresses.first().copied())) {
+                asked.extend(service.map(|service| (address, peer.name.clone(), service)));
+            }
+        }
+        let mut reports: Vec<LocalReport> = Vec::new();
+        for (address, machine, known) in asked {
+            let service = service.unwrap_or(known);
+            let (protocol, port) = (service.protocol(), one_port(service.protocol(), service.ports()));
+            let again = |report: &LocalReport| (report.address, report.protocol, report.port) == (address, protocol, port);
+            if reports.len() == MAX_EXPLAINED || reports.iter().any(again) {
+                continue;
+            }
+            let own = stand.own.addresses.iter().find(|own| own.is_ipv4() == address.is_ipv4());
+            let Some(source) = own.copied() else { continue };
+            let flow =
+                FiveTuple { protocol, source, source_port: 50_000, destination: address, destination_port: port };
+            let Ok(explanation) = plane.worker.explain(flow).await else { break };
+            let (allowed, reason, until) = match explanation.verdict {
+                LocalVerdict::Allow { permit, until } => (true, format!("rule \"{}\"", permit.rule), Some(until.wall)),
+                LocalVerdict::Deny { reason } => (false, reason.to_string(), None),
+            };
+            reports.push(LocalReport { address, machine: Some(machine), protocol, port, allowed, reason, until });
+        }
+        reports
+    }
+
+    pub(super) async fn explained(&mut self, question: u64, answer: Result<Explanation, String>) {
+        let Some((replies, mut report)) = self.waiting.questions.remove(&question) else { return };
+        match answer {
+            Ok(explanation) => report.controller = Some(explanation),
+            Err(error) => report.controller_error = Some(error),
+        }
+        let _ = replies.try_send(Reply::Explain(Box::new(report))); // the client may have gone
+        let _ = replies.try_send(Reply::Done);
+    }
+}
+
+const fn one_port(protocol: Protocol, ports: PortRange) -> u16 {
+    match protocol {
+        Protocol::Icmp => 0,
+        Protocol::Tcp | Protocol::Udp => {
+            if ports.first() == 0 {
+                1
+            } else {
+                ports.first()
+            }
+        }
+    }
+}
+
+async fn follow(mut records: broadcast::Receiver<std::sync::Arc<postern_common::flow_record::FlowRecord>>, replies: Replies) {
+    loop {
+        tokio::select! {
+            record = records.recv() => match record {
+                Ok(record) => {
+                    let record = Box::new(record.as_ref().clone());
+                    if replies.send(Reply::Record { record }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(broadcast::error::RecvError::Lagged(_)) => {} // the spool has them
+                Err(broadcast::error::RecvError::Closed) => return,
+            },
+            () = replies.closed() => return,
+        }
+    }
+}
+
+/// Returns the machine's host name with what a name cannot have left out.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let good = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    name.trim().chars().filter(good).take(MachineName::MAX).collect()
+}
