@@ -249,10 +249,9 @@ impl NodeConfig {
     pub fn plain(&self) -> PlainNetwork {
         match self.plain_network.inbound {
             PlainInbound::Open => PlainNetwork::Open,
-            PlainInbound::Closed => PlainNetwork::Closed {
-                wireguard_port: self.listen_port,
-                allow: self.plain_network.allow.clone(),
-            },
+            PlainInbound::Closed => {
+                PlainNetwork::Closed { wireguard_port: self.listen_port, allow: self.plain_network.allow.clone() }
+            }
         }
     }
 
@@ -293,11 +292,8 @@ mod tests {
         let text = include_str!("../../configs/node.toml");
         assert_eq!(parse(text), Ok(NodeConfig::default()));
         // Every commented-out setting is valid too.
-        let all: String = text
-            .lines()
-            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let all: String =
+            text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).map(|line| format!("{line}\n")).collect();
         let config = parse(&all).expect("the example's alternatives are valid");
         assert!(config.ceiling.services.is_some() && config.group.is_some());
         assert_eq!(config.plain_network.inbound, PlainInbound::Closed);

@@ -1,3 +1,7 @@
 //! The `postern` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_node::cli::main(std::env::args_os())
+}

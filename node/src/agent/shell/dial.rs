@@ -2,8 +2,7 @@
 //! before still hangs (Happy Eyeballs, RFC 8305 §5), first come first served.
 
 use std::{
-    fmt,
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -39,7 +38,10 @@ impl fmt::Display for DialError {
         let Self { host, port, tried, resolve } = self;
         match resolve {
             Some(why) => {
-                write!(f, "the controller's name `{host}` cannot be resolved: {why}. Check the name, and this machine's DNS")
+                write!(
+                    f,
+                    "the controller's name `{host}` cannot be resolved: {why}. Check the name, and this machine's DNS"
+                )
             }
             None => {
                 let tried: Vec<String> = tried.iter().map(|(address, why)| format!("{address} ({why})")).collect();
@@ -58,8 +60,7 @@ impl fmt::Display for DialError {
 /// # Errors
 /// [`DialError`] with every address that was tried and why it failed.
 pub async fn dial(host: &str, port: u16) -> Result<TcpStream, DialError> {
-    let unresolved =
-        |why: String| DialError { host: host.to_owned(), port, tried: vec![], resolve: Some(why) };
+    let unresolved = |why: String| DialError { host: host.to_owned(), port, tried: vec![], resolve: Some(why) };
     let addresses: Vec<SocketAddr> = match host.parse::<IpAddr>() {
         Ok(address) => vec![SocketAddr::new(address, port)],
         Err(_) => timeout(RESOLVE_PATIENCE, tokio::net::lookup_host((host, port)))
@@ -176,11 +177,7 @@ mod tests {
     #[test]
     fn families_take_turns() {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
-        let ordered = interleave(vec![
-            address("10.0.0.1:1"),
-            address("10.0.0.2:1"),
-            address("[fd00::1]:1"),
-        ]);
+        let ordered = interleave(vec![address("10.0.0.1:1"), address("10.0.0.2:1"), address("[fd00::1]:1")]);
         assert_eq!(ordered, [address("[fd00::1]:1"), address("10.0.0.1:1"), address("10.0.0.2:1")]);
     }
 }

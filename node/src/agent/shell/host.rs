@@ -93,7 +93,8 @@ impl Host {
 
     /// Makes the machine as these grants and this configuration say. Does nothing when it is so already.
     pub async fn follow(&mut self, own: &OwnGrant<Deadline>, config: &NodeConfig) {
-        let guard = match GuardPlan::new(&config.interface, own.overlay.clone(), own.addresses.clone(), config.plain()) {
+        let guard = match GuardPlan::new(&config.interface, own.overlay.clone(), own.addresses.clone(), config.plain())
+        {
             Ok(guard) => guard,
             Err(error) => {
                 self.trouble(Trouble::Guard, Err(error.into()));

@@ -22,7 +22,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message, client::IntoClientRequest,
+        Message,
+        client::IntoClientRequest,
         protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
 };

@@ -181,7 +181,8 @@ fn is_member(uid: u32, gid: u32, group: &str, passwd: &str, groups: &str) -> boo
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n";
+    const PASSWD: &str =
+        "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\nbob:x:1001:1001::/:/bin/sh\n";
     const GROUPS: &str = "root:x:0:\npostern:x:990:alice,carol\nal:x:991:\n";
 
     #[test]

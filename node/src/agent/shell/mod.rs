@@ -168,7 +168,10 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     let (to_loop, mut from_clients) = mpsc::channel(local::MAX_CLIENTS);
     let socket = LocalSocket::listen(&options.socket, config.group.clone(), to_loop)
         .with_context(|| format!("cannot listen at {}", options.socket.display()))?;
-    let names_clock = { let clock = clock.clone(); Arc::new(move || clock.now()) };
+    let names_clock = {
+        let clock = clock.clone();
+        Arc::new(move || clock.now())
+    };
     let mut agent = Agent {
         host: Host::open(options.state.clone(), names_clock)?,
         spool: None,
@@ -250,7 +253,8 @@ async fn next_event(plane: &mut Option<Plane>) -> Option<WorkerEvent> {
 
 fn watchdog_interval() -> Option<Duration> {
     let mut micros = 0;
-    sd_notify::watchdog_enabled(false, &mut micros).then(|| Duration::from_micros(micros / 3).max(Duration::from_millis(100)))
+    sd_notify::watchdog_enabled(false, &mut micros)
+        .then(|| Duration::from_micros(micros / 3).max(Duration::from_millis(100)))
 }
 
 fn notify_manager(states: &[sd_notify::NotifyState<'_>]) {

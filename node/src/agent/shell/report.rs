@@ -1,11 +1,6 @@
 //! What `status` and the others show, made from the core, the book, the worker and the host.
 
-use postern_common::{
-    flow_record::Originator,
-    grant::Mode,
-    reason::DenyReason,
-    time::Now,
-};
+use postern_common::{flow_record::Originator, grant::Mode, reason::DenyReason, time::Now};
 use postern_dataplane::{Counters, Direction, DropReason, FlowStatus};
 
 use super::Agent;
@@ -107,7 +102,8 @@ impl Agent {
             policy_revision: stand.map(|stand| stand.policy_revision),
             session_until: own.and_then(|own| own.session_until).map(|until| until.wall),
             peers_in: stand.map_or(0, |stand| {
-                let may_come = |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));
+                let may_come =
+                    |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));
                 stand.peers.values().filter(may_come).count()
             }),
             resources_out: outbound.len(),

@@ -15,6 +15,7 @@ use super::{Agent, host::chain, report};
 use crate::agent::{
     api::{ExplainReport, LocalReport, Reply, Request, WhoisReport},
     core::{Command, Notice},
+    target::ControllerTarget,
 };
 
 /// Machines and services that one question may mean.
@@ -69,9 +70,7 @@ impl Agent {
         let now = self.clock.now();
         let answer = match request {
             Request::Status => Reply::Status(Box::new(self.status().await)),
-            Request::Resources => {
-                Reply::Resources { resources: report::resources(self.core.book(), now) }
-            }
+            Request::Resources => Reply::Resources { resources: report::resources(self.core.book(), now) },
             Request::Whois { remote } => self.whois(remote).await,
             Request::Flows { follow: false } => return self.list_flows(replies).await,
             Request::Flows { follow: true } => {
@@ -118,7 +117,7 @@ impl Agent {
         let refuse = |message: String| {
             let _ = replies.try_send(Reply::Refused { message }); // the client may have gone
         };
-        let target = match target.map(|target| target.parse()).transpose() {
+        let target = match target.map(|target| target.parse::<ControllerTarget>()).transpose() {
             Ok(target) => target,
             Err(error) => return refuse(error.to_string()),
         };
@@ -205,7 +204,8 @@ impl Agent {
         for (address, machine, known) in asked {
             let service = service.unwrap_or(known);
             let (protocol, port) = (service.protocol(), one_port(service.protocol(), service.ports()));
-            let again = |report: &LocalReport| (report.address, report.protocol, report.port) == (address, protocol, port);
+            let again =
+                |report: &LocalReport| (report.address, report.protocol, report.port) == (address, protocol, port);
             if reports.len() == MAX_EXPLAINED || reports.iter().any(again) {
                 continue;
             }
@@ -247,7 +247,10 @@ const fn one_port(protocol: Protocol, ports: PortRange) -> u16 {
     }
 }
 
-async fn follow(mut records: broadcast::Receiver<std::sync::Arc<postern_common::flow_record::FlowRecord>>, replies: Replies) {
+async fn follow(
+    mut records: broadcast::Receiver<std::sync::Arc<postern_common::flow_record::FlowRecord>>,
+    replies: Replies,
+) {
     loop {
         tokio::select! {
             record = records.recv() => match record {

@@ -1,0 +1,171 @@
+//! `postern status`: how the node is, in two lines when all is well.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{
+    Outcome, Places, client,
+    show::{self, Mark},
+};
+use crate::agent::{
+    api::{Reply, Request, StatusReport},
+    core::Phase,
+};
+
+/// Show how the node is
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  postern status\n  postern status --verbose\n  postern status --json")]
+pub(super) struct Status {
+    /// Also show addresses, keys, and what was dropped and why
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+impl Status {
+    pub(super) fn run(self, places: &Places) -> Outcome {
+        let Reply::Status(report) = client::ask(places, &Request::Status)?.only()? else {
+            return Err(client::confused());
+        };
+        if places.json {
+            show::json(&report);
+        } else {
+            for line in lines(&report) {
+                show::line(&line);
+            }
+            for problem in &report.problems {
+                show::marked(Mark::Bad, &show::safe(problem));
+            }
+            if self.verbose {
+                details(&report);
+            }
+        }
+        Ok(if is_well(&report) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn is_well(report: &StatusReport) -> bool {
+    let phase = match &report.phase {
+        Phase::Connected { .. } | Phase::Down => true,
+        Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } | Phase::Offline { .. } => false,
+    };
+    phase && report.problems.is_empty()
+}
+
+fn lines(report: &StatusReport) -> Vec<String> {
+    let machine = report.machine.as_ref().map_or("this machine", |name| name.as_str());
+    let mut who: Vec<String> = report.subject.iter().map(|subject| show::safe(subject)).collect();
+    who.extend(report.tags.iter().cloned());
+    let controller = report.controller.as_deref().unwrap_or("no controller");
+    let enforcing = |current: &str| match report.generation {
+        Some(generation) => format!("enforcing generation {generation} ({current})"),
+        None => "enforcing nothing: every door is closed".into(),
+    };
+    let state = match &report.phase {
+        Phase::Down => "down: postern up".into(),
+        Phase::NotEnrolled => "not enrolled: postern up https://CONTROLLER#k=...".into(),
+        Phase::SignedOut { reason } => format!("signed out ({}): postern up", show::safe(reason)),
+        Phase::Joining { code: Some(code), url: Some(url) } => {
+            format!("waiting for a person to sign in at {}, code {}", show::safe(url), show::safe(code))
+        }
+        Phase::Joining { .. } => "joining".into(),
+        Phase::Offline { since, error } => {
+            let since = since.map(|since| format!(" since {}", show::time(since))).unwrap_or_default();
+            let error = error.as_ref().map(|error| format!("\n{}", show::safe(error))).unwrap_or_default();
+            let text = format!("not connected to {controller}{since}   {}{error}", enforcing("until its leases end"));
+            text
+        }
+        Phase::Connected { current } => {
+            let current = if *current { "current" } else { "a newer one is being taken over" };
+            format!("connected to {controller}   {}", enforcing(current))
+        }
+    };
+    let mut lines =
+        vec![format!("{machine}   {}{state}", who.iter().map(|who| format!("{who}   ")).collect::<String>())];
+    match &report.phase {
+        Phase::Connected { .. } | Phase::Offline { .. } => lines.push(format!(
+            "{} may come in, {} may be reached, {}, {} denied in the last minute",
+            show::count(report.peers_in, "peer", "peers"),
+            show::count(report.resources_out, "resource", "resources"),
+            show::count(report.live_flows, "live flow", "live flows"),
+            report.denied_last_minute,
+        )),
+        Phase::Down | Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } => {}
+    }
+    lines
+}
+
+fn details(report: &StatusReport) {
+    let join = |items: Vec<String>| if items.is_empty() { "none".into() } else { items.join(", ") };
+    let mut rows = vec![
+        vec!["device".into(), report.device.map(|device| device.to_string()).unwrap_or_else(|| "none".into())],
+        vec!["addresses".into(), join(report.addresses.iter().map(ToString::to_string).collect())],
+        vec!["outer addresses".into(), join(report.endpoints.iter().map(ToString::to_string).collect())],
+        vec!["WireGuard keys".into(), join(report.keys.clone())],
+        vec!["policy".into(), report.policy_revision.map_or("none".into(), |revision| format!("revision {revision}"))],
+        vec!["version".into(), report.version.clone()],
+    ];
+    if let Some(until) = report.session_until {
+        rows.push(vec!["session until".into(), show::time(until)]);
+    }
+    if report.records_dropped > 0 {
+        rows.push(vec!["flow records lost".into(), report.records_dropped.to_string()]);
+    }
+    if report.documents_refused > 0 {
+        rows.push(vec!["documents refused".into(), report.documents_refused.to_string()]);
+    }
+    rows.extend(report.drops.iter().map(|(reason, count)| vec![format!("dropped: {reason}"), count.to_string()]));
+    for line in show::columns(&rows, "") {
+        show::line(&line);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(phase: Phase) -> StatusReport {
+        StatusReport {
+            phase,
+            machine: Some("payroll-1".parse().expect("a name")),
+            device: None,
+            subject: None,
+            tags: vec!["tag:payroll".into()],
+            addresses: vec![],
+            controller: Some("ctl.corp.example".into()),
+            generation: Some(118),
+            policy_revision: Some(7),
+            session_until: None,
+            peers_in: 41,
+            resources_out: 2,
+            live_flows: 128,
+            denied_last_minute: 0,
+            drops: vec![],
+            keys: vec![],
+            endpoints: vec![],
+            problems: vec![],
+            records_dropped: 0,
+            documents_refused: 0,
+            version: "0.1.0".into(),
+        }
+    }
+
+    #[test]
+    fn all_is_well_in_two_lines() {
+        assert_eq!(
+            lines(&report(Phase::Connected { current: true })),
+            [
+                "payroll-1   tag:payroll   connected to ctl.corp.example   enforcing generation 118 (current)",
+                "41 peers may come in, 2 resources may be reached, 128 live flows, 0 denied in the last minute",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_ended_session_never_shows_as_connected() {
+        let phase = Phase::SignedOut { reason: "revoked: laptop lost".into() };
+        let shown = lines(&report(phase.clone())).join("\n");
+        assert!(shown.contains("signed out (revoked: laptop lost): postern up") && !shown.contains("connected"));
+        assert!(!is_well(&report(phase)));
+    }
+}
