@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`lab`] | machines, networks, programs, captures, links that delay and lose |
 //! | [`browser`] | a person's browser: links, cookies, forms |
+//! | [`deployment`] | a controller, servers, laptops, by the real programs |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
 //! | [`world`] | a controller, servers and laptops of Postern, as operators and people make them |
 //!
@@ -26,6 +27,7 @@
 //! Needs root, for the namespaces.
 
 pub mod browser;
+pub mod deployment;
 pub mod lab;
 pub mod programs;
 pub mod world;
