@@ -178,6 +178,11 @@ impl Host {
         *self.inner.addresses.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = (Some(ipv4), Some(ipv6));
     }
 
+    /// Returns what a person types to get a shell on this machine.
+    pub fn shell_command(&self) -> String {
+        format!("nsenter --target={} --net --mount --uts --ipc --pid -- bash", self.inner.holder_pid)
+    }
+
     pub(super) fn holder_pid(&self) -> u32 {
         self.inner.holder_pid
     }
