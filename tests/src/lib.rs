@@ -14,7 +14,6 @@
 //! | [`browser`] | a person's browser: links, cookies, forms |
 //! | [`deployment`] | a controller, servers, laptops, by the real programs |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
-//! | [`world`] | a controller, servers and laptops of Postern, as operators and people make them |
 //!
 //! **Always clean.** A host is one process that waits on a pipe from the test. However the test ends, `kill -9`
 //! included, the kernel closes the pipe, the process ends, and with it everything in its process namespace, then its
@@ -30,7 +29,6 @@ pub mod browser;
 pub mod deployment;
 pub mod lab;
 pub mod programs;
-pub mod world;
 
 pub use lab::{
     capture::Capture,

@@ -13,15 +13,15 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use postern_tests::{
-    Background, Host, Lab, Signal, eventually, programs,
-    world::{Controller, Node, Plain},
+    Background, Host, Signal,
+    deployment::{Deployment, Family, Node, PASSWORD},
+    eventually, programs,
 };
 
 const PERSON: &str = "alice@corp.example";
-const PASSWORD: &str = "a small door in a castle wall";
 const PAGE: &str = "Salaries of November";
 /// What stays open on the servers' plain network: for administrators, whatever becomes of Postern.
-const OPERATORS_LIST: &[&str] = &["tcp/2222 from 198.18.0.0/24"];
+const OPERATORS_LIST: &str = "tcp/2222 from 198.18.0.0/24";
 /// Every port that anything listens on here, and some thousand more.
 const SCANNED: &str = "1-2500,3000-3100,5000-5500,8000-8100,9000-9100,51820";
 const SOON: Duration = Duration::from_secs(20);
@@ -101,7 +101,7 @@ fn check(holds: bool, seen: impl std::fmt::Display) -> Result<()> {
 
 /// The servers and the laptop.
 struct Cast {
-    controller: Controller,
+    corp: Deployment,
     payroll: Node,
     git: Node,
     wiki: Node,
@@ -113,12 +113,10 @@ struct Cast {
 fn main() -> ExitCode {
     let keep = std::env::args().nth(1).is_some_and(|argument| argument == "--keep");
     let mut story = Story { colours: std::io::stdout().is_terminal(), failed: 0, passed: 0 };
-    let result = Lab::new("demo").and_then(|lab| {
-        let cast = tell(&mut story, &lab);
+    let result = tell(&mut story).map(|cast| {
         if keep {
-            leave_running(&story, &lab, cast.as_ref().ok());
+            leave_running(&story, &cast);
         }
-        cast.map(drop)
     });
     if let Err(error) = result {
         story.claim::<()>("the story comes to its end", Err(error));
@@ -127,17 +125,19 @@ fn main() -> ExitCode {
     if story.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn tell(story: &mut Story, lab: &Lab) -> Result<Cast> {
-    let mut cast = set_the_stage(story, lab)?;
+fn tell(story: &mut Story) -> Result<Cast> {
+    let cast = set_the_stage(story)?;
     sign_in_and_use(story, &cast)?;
     attack(story, &cast)?;
     revoke(story, &cast)?;
-    take_the_guard_out(story, lab, &mut cast)?;
+    take_the_guard_out(story, &cast)?;
     Ok(cast)
 }
 
-fn set_the_stage(story: &mut Story, lab: &Lab) -> Result<Cast> {
+fn set_the_stage(story: &mut Story) -> Result<Cast> {
     story.step("Four machines in a data centre and a laptop, each in its own network namespaces");
+    let corp = Deployment::start("demo")?;
+    let lab = &corp.lab;
     let servers = [lab.host("payroll")?, lab.host("git")?, lab.host("wiki")?];
     let [payroll, git, wiki] = &servers;
     let mut running = vec![
@@ -154,19 +154,53 @@ fn set_the_stage(story: &mut Story, lab: &Lab) -> Result<Cast> {
     story.claim("before Postern, nmap on payroll finds every port of git: 22, 2222, 9090", scan_works);
 
     story.step("The controller: init, serve; a policy with three rules; servers join with single-use tokens");
-    let controller = Controller::start(lab, POLICY)?;
-    controller.add_person(PERSON, PASSWORD, &["payroll"])?;
+    corp.apply_policy(POLICY)?;
+    corp.add_user(PERSON, &["payroll"])?;
+    let closed = format!("[plain_network]\ninbound = \"closed\"\nallow = [\"{OPERATORS_LIST}\"]\n");
+    let join = |host: Host| -> Result<Node> {
+        let name = host.name().to_owned();
+        let node = corp.adopt(host, &closed)?;
+        corp.enrol(&node, &[&name], Some(&name))?;
+        Ok(node)
+    };
     let [payroll, git, wiki] = servers;
-    let join = |host: Host, tag: &str| Node::server_on(host, &controller, &[tag], Plain::Closed(OPERATORS_LIST));
-    let payroll = join(payroll, "payroll")?;
-    let (git, wiki) = (join(git, "git")?, join(wiki, "wiki")?);
-    story.note(&format!("policy: payroll managers -> payroll, engineers -> git, service:payroll -> wiki\nplain network of the servers: closed but for {}", OPERATORS_LIST.join(", ")));
-    let laptop = Node::laptop(lab, &controller, "alice-laptop")?;
-    Ok(Cast { controller, payroll, git, wiki, laptop, _programs: running })
+    let (payroll, git, wiki) = (join(payroll)?, join(git)?, join(wiki)?);
+    story.note(&format!("policy: payroll managers -> payroll, engineers -> git, service:payroll -> wiki\nplain network of the servers: closed but for {}", OPERATORS_LIST));
+    let laptop = corp.laptop("alice-laptop")?;
+    Ok(Cast { corp, payroll, git, wiki, laptop, _programs: running })
+}
+
+/// Returns a node's overlay addresses, the IPv6 one first.
+fn overlay(node: &Node) -> Result<(IpAddr, IpAddr)> {
+    Ok((node.overlay(Family::V6)?, node.overlay(Family::V4)?))
+}
+
+/// Waits until a page comes, as a person would.
+fn wait_for_page(node: &Node, url: &str) -> Result<()> {
+    let mut last = String::new();
+    let comes = eventually(SOON, "the page does not come", || {
+        match programs::http_get(&node.host, url, Duration::from_secs(5)) {
+            Ok(body) if body.contains(PAGE) => Some(()),
+            Ok(other) => {
+                last = other;
+                None
+            }
+            Err(error) => {
+                last = error.to_string();
+                None
+            }
+        }
+    });
+    comes.with_context(|| format!("{url}: {last}"))
+}
+
+/// Runs a command that may well say no, and returns everything that it says.
+fn said(node: &Node, arguments: &[&str]) -> Result<String> {
+    Ok(node.command().args(arguments).run()?.text())
 }
 
 fn payroll_url(cast: &Cast) -> Result<[String; 2]> {
-    let (v6, v4) = cast.payroll.overlay()?;
+    let (v6, v4) = overlay(&cast.payroll)?;
     Ok([format!("http://[{v6}]:8080"), format!("http://{v4}:8080")])
 }
 
@@ -174,34 +208,34 @@ fn sign_in_and_use(story: &mut Story, cast: &Cast) -> Result<()> {
     story.step("Alice, of group payroll, joins with her laptop");
     let laptop = &cast.laptop;
     let [over_v6, over_v4] = payroll_url(cast)?;
-    let refused = programs::http_get(laptop.host(), &over_v4, Duration::from_secs(3));
+    let refused = programs::http_get(&laptop.host, &over_v4, Duration::from_secs(3));
     story.claim(
         "before she signs in, payroll answers nothing",
         refused.map_or(Ok(()), |page| bail!("it said {page:?}")),
     );
-    let signed_in = laptop.sign_in(&cast.controller, PERSON, PASSWORD);
+    let signed_in = cast.corp.sign_in(laptop, PERSON);
     story
         .claim("she signs in at the controller's pages and confirms her machine", signed_in)
         .context("nobody signed in")?;
-    story.note(&laptop.postern(&["resources"])?.text());
+    story.note(&said(laptop, &["resources"])?);
     story.claim(
         "payroll-app.internal opens with curl, by its name",
-        laptop.wait_for_page("http://payroll-app.internal:8080/", PAGE),
+        wait_for_page(laptop, "http://payroll-app.internal:8080/"),
     );
     story.claim("the same over IPv6 and IPv4 inside the tunnel", {
-        laptop.wait_for_page(&over_v6, PAGE).and_then(|()| laptop.wait_for_page(&over_v4, PAGE))
+        wait_for_page(laptop, &over_v6).and_then(|()| wait_for_page(laptop, &over_v4))
     });
-    let (v6, v4) = cast.git.overlay()?;
+    let (v6, v4) = overlay(&cast.git)?;
     let mut silent = Ok(());
-    for address in [v6, v4, cast.git.host().ipv4(), cast.git.host().ipv6()] {
-        if programs::can_connect(laptop.host(), address, 22) {
+    for address in [v6, v4, cast.git.host.ipv4(), cast.git.host.ipv6()] {
+        if programs::can_connect(&laptop.host, address, 22) {
             silent = Err(anyhow!("{address} answers"));
         }
     }
     story.claim("the same laptop gets nothing from git, neither in the overlay nor on the plain network", silent);
-    let no_name = laptop.host().command("getent").args(["hosts", "git.internal"]).run()?;
+    let no_name = laptop.host.command("getent").args(["hosts", "git.internal"]).run()?;
     story.claim("git.internal does not even exist for her", check(!no_name.success(), &no_name.stdout));
-    let no_door = programs::can_connect(laptop.host(), cast.payroll.overlay()?.1, 9090);
+    let no_door = programs::can_connect(&laptop.host, overlay(&cast.payroll)?.1, 9090);
     story.claim("nor does another port of payroll open", check(!no_door, "9090 is open"));
     explain(story, cast);
     Ok(())
@@ -210,7 +244,7 @@ fn sign_in_and_use(story: &mut Story, cast: &Cast) -> Result<()> {
 fn explain(story: &mut Story, cast: &Cast) {
     story.step("Why? `postern explain` on her laptop, and on the controller for anybody");
     let mut asked = |arguments: &[&str], words: &[&str], claim: &str| {
-        let said = cast.laptop.postern(arguments).map(|output| output.text());
+        let said = said(&cast.laptop, arguments);
         let right = said.and_then(|said| {
             ensure!(words.iter().all(|word| said.contains(word)), "it said:\n{said}");
             Ok(said)
@@ -226,7 +260,8 @@ fn explain(story: &mut Story, cast: &Cast) {
     );
     asked(&["explain", "git:22"], &["denied"], "git is refused, with the reason");
     let arguments = ["explain", "--as", "service:payroll", "--to", "git:22"];
-    let said = cast.controller.command(&arguments).and_then(|command| command.run()).map(|output| output.text());
+    let said =
+        cast.corp.controller_command().and_then(|command| command.args(arguments).run()).map(|output| output.text());
     let right = said.and_then(|said| {
         ensure!(said.contains("denied") && said.contains("git"), "it said:\n{said}");
         Ok(said)
@@ -238,18 +273,18 @@ fn explain(story: &mut Story, cast: &Cast) {
 
 fn attack(story: &mut Story, cast: &Cast) -> Result<()> {
     story.step("payroll is taken over: an attacker with root scans the others with nmap, overlay and plain");
-    let payroll = cast.payroll.host();
+    let payroll = &cast.payroll.host;
     let mut targets: Vec<(String, IpAddr, Vec<u16>)> = Vec::new();
     for (name, node, in_overlay) in
         [("git", &cast.git, vec![]), ("wiki", &cast.wiki, vec![80_u16]), ("alice-laptop", &cast.laptop, vec![])]
     {
-        let (v6, v4) = node.overlay()?;
+        let (v6, v4) = overlay(node)?;
         let plain = if name == "alice-laptop" { vec![] } else { vec![2222] };
         targets.extend([
             (format!("{name} in the overlay, IPv6"), v6, in_overlay.clone()),
             (format!("{name} in the overlay, IPv4"), v4, in_overlay),
-            (format!("{name} on the plain network, IPv4"), node.host().ipv4(), plain.clone()),
-            (format!("{name} on the plain network, IPv6"), node.host().ipv6(), Vec::new()),
+            (format!("{name} on the plain network, IPv4"), node.host.ipv4(), plain.clone()),
+            (format!("{name} on the plain network, IPv6"), node.host.ipv6(), Vec::new()),
         ]);
     }
     for (target, address, named) in targets {
@@ -267,7 +302,7 @@ fn attack(story: &mut Story, cast: &Cast) -> Result<()> {
 
 fn revoke(story: &mut Story, cast: &Cast) -> Result<()> {
     story.step("A long download runs while Alice's session is revoked");
-    let laptop = cast.laptop.host();
+    let laptop = &cast.laptop.host;
     let [_, url] = payroll_url(cast)?;
     let mut watch = laptop
         .command("tcpdump")
@@ -281,7 +316,7 @@ fn revoke(story: &mut Story, cast: &Cast) -> Result<()> {
     eventually(SOON, "the download does not begin", || (watch.output().lines().count() > 200).then_some(()))?;
     let session = format!("{PERSON}/alice-laptop");
     let (began, began_at) = (Instant::now(), SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64());
-    let said = cast.controller.run(&["revoke", "session", &session, "--reason", "laptop lost"]);
+    let said = cast.corp.ctl(&["revoke", "session", &session, "--reason", "laptop lost"]);
     let returned = began.elapsed();
     if let Some(said) = story.claim("the operator revokes her session", said) {
         story.note(&said);
@@ -304,30 +339,30 @@ fn revoke(story: &mut Story, cast: &Cast) -> Result<()> {
     story.claim(&claim, check(last < 2.0 && !times.is_empty(), "that is too late"));
     let again = programs::http_get(laptop, &url, Duration::from_secs(3));
     story.claim("payroll answers her no more", again.map_or(Ok(()), |page| bail!("it said {page:?}")));
-    let said = cast.laptop.postern(&["explain", "payroll-app:8080"])?.text();
+    let said = said(&cast.laptop, &["explain", "payroll-app:8080"])?;
     story.note(&said);
     Ok(())
 }
 
-fn take_the_guard_out(story: &mut Story, lab: &Lab, cast: &mut Cast) -> Result<()> {
+fn take_the_guard_out(story: &mut Story, cast: &Cast) -> Result<()> {
     story.step(
         "The attacker kills the agent on payroll, flushes its firewall and routes the overlay over the plain network",
     );
-    let payroll = cast.payroll.host();
-    let ((git6, git4), (own6, own4)) = (cast.git.overlay()?, cast.payroll.overlay()?);
-    cast.payroll.kill();
+    let payroll = &cast.payroll.host;
+    let ((git6, git4), (own6, own4)) = (overlay(&cast.git)?, overlay(&cast.payroll)?);
+    cast.payroll.stop(Signal::Kill)?;
     payroll.sh(&format!(
         "nft flush ruleset; ip link del postern0 2>/dev/null || true
          ip addr replace {own4}/32 dev eth0; ip -6 addr replace {own6}/128 dev eth0 nodad
          ip route replace {git4}/32 via {} src {own4}; ip -6 route replace {git6}/128 via {} src {own6}",
-        cast.git.host().ipv4(),
-        cast.git.host().ipv6(),
+        cast.git.host.ipv4(),
+        cast.git.host.ipv6(),
     ))?;
-    let capture = lab.capture()?;
+    let capture = cast.corp.lab.capture()?;
     let mut found = Vec::new();
-    for address in [git4, git6, cast.git.host().ipv4(), cast.git.host().ipv6()] {
+    for address in [git4, git6, cast.git.host.ipv4(), cast.git.host.ipv6()] {
         let ports = programs::nmap_open_ports(payroll, address, "22,80,2222,8080,9090")?;
-        let named: &[u16] = if address == cast.git.host().ipv4() { &[2222] } else { &[] };
+        let named: &[u16] = if address == cast.git.host.ipv4() { &[2222] } else { &[] };
         if ports != named {
             found.push(format!("{address}: {ports:?}"));
         }
@@ -336,24 +371,19 @@ fn take_the_guard_out(story: &mut Story, lab: &Lab, cast: &mut Cast) -> Result<(
     let tried = recording.packets(&format!("dst host {git4} or dst host {git6}"))?.len();
     story.claim("its packets with overlay addresses are on the wire in the clear", check(tried > 0, "none was seen"));
     story.claim("git answers none of them", check(found.is_empty(), found.join("; ")));
-    let dropped = cast.git.host().sh("nft list counter inet postern arrived")?;
+    let dropped = cast.git.host.sh("nft list counter inet postern arrived")?;
     let counted = dropped.contains("packets") && !dropped.contains("packets 0 ");
     story.claim("git's guard dropped and counted them", check(counted, &dropped));
     Ok(())
 }
 
-fn leave_running(story: &Story, lab: &Lab, cast: Option<&Cast>) {
+fn leave_running(story: &Story, cast: &Cast) {
     story.step("Everything stays. A shell on a machine, from another terminal, as root:");
-    let mut hosts: Vec<(&str, &Host)> = Vec::new();
-    if let Some(cast) = cast {
-        hosts.push(("the controller", cast.controller.host()));
-        for node in [&cast.payroll, &cast.git, &cast.wiki, &cast.laptop] {
-            hosts.push((node.host().name(), node.host()));
-        }
+    let nodes = [&cast.payroll, &cast.git, &cast.wiki, &cast.laptop];
+    for host in std::iter::once(&cast.corp.controller).chain(nodes.map(|node| &node.host)) {
+        println!("  {:13} {}", host.name(), host.shell_command());
     }
-    for (name, host) in hosts {
-        println!("  {name:15} {}", host.shell_command());
-    }
-    println!("Logs: {}\nAlice's password: {PASSWORD:?}\nEnter, or Control-C, ends it.", lab.logs().display());
+    let logs = cast.corp.lab.logs();
+    println!("Logs: {}\n{PERSON} has the password {PASSWORD:?}.\nEnter, or Control-C, ends it.", logs.display());
     let _ = std::io::stdin().read_line(&mut String::new());
 }
