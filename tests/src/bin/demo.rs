@@ -195,7 +195,7 @@ fn wait_for_page(node: &Node, url: &str) -> Result<()> {
 }
 
 /// Runs a command that may well say no, and returns everything that it says.
-fn said(node: &Node, arguments: &[&str]) -> Result<String> {
+fn words_of(node: &Node, arguments: &[&str]) -> Result<String> {
     Ok(node.command().args(arguments).run()?.text())
 }
 
@@ -217,7 +217,7 @@ fn sign_in_and_use(story: &mut Story, cast: &Cast) -> Result<()> {
     story
         .claim("she signs in at the controller's pages and confirms her machine", signed_in)
         .context("nobody signed in")?;
-    story.note(&said(laptop, &["resources"])?);
+    story.note(&words_of(laptop, &["resources"])?);
     story.claim(
         "payroll-app.internal opens with curl, by its name",
         wait_for_page(laptop, "http://payroll-app.internal:8080/"),
@@ -244,7 +244,7 @@ fn sign_in_and_use(story: &mut Story, cast: &Cast) -> Result<()> {
 fn explain(story: &mut Story, cast: &Cast) {
     story.step("Why? `postern explain` on her laptop, and on the controller for anybody");
     let mut asked = |arguments: &[&str], words: &[&str], claim: &str| {
-        let said = said(&cast.laptop, arguments);
+        let said = words_of(&cast.laptop, arguments);
         let right = said.and_then(|said| {
             ensure!(words.iter().all(|word| said.contains(word)), "it said:\n{said}");
             Ok(said)
@@ -339,7 +339,7 @@ fn revoke(story: &mut Story, cast: &Cast) -> Result<()> {
     story.claim(&claim, check(last < 2.0 && !times.is_empty(), "that is too late"));
     let again = programs::http_get(laptop, &url, Duration::from_secs(3));
     story.claim("payroll answers her no more", again.map_or(Ok(()), |page| bail!("it said {page:?}")));
-    let said = said(&cast.laptop, &["explain", "payroll-app:8080"])?;
+    let said = words_of(&cast.laptop, &["explain", "payroll-app:8080"])?;
     story.note(&said);
     Ok(())
 }
