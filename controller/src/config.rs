@@ -1,1 +1,537 @@
-//! Being written.
+//! The controller's configuration: `controller.toml`, and where everything that belongs to it lies.
+//!
+//! ```text
+//! controller.toml --diagnostics::from_toml--> Written (as in the file) --check--> Config (paths resolved, checked)
+//! ```
+//!
+//! Paths in the file are relative to the file's folder. Secrets are never in it: they are files of their own, for their
+//! owner alone. Every mistake is shown with its line; nothing is guessed.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use postern_common::diagnostics::{self, ByteSize, Diagnostic, Diagnostics, HumanDuration};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::{
+    serve::{
+        files::{self, FileError},
+        tls,
+    },
+    stream::CoreConfig,
+};
+
+mod template;
+
+pub use template::{Places, controller_toml, policy_toml};
+
+/// Where `init` puts the configuration and where every command looks for it unless it is told otherwise.
+pub const DEFAULT_FILE: &str = "/etc/postern-controller/controller.toml";
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file itself is wrong.
+    #[error("{0}")]
+    Toml(#[from] Diagnostics),
+    /// A file or folder that it names cannot be used.
+    #[error("error: {0}")]
+    File(#[from] FileError),
+    /// The file is not there.
+    #[error(
+        "error: there is no configuration at {0}\nRun `postern-controller init` to make one, or name it with --config FILE."
+    )]
+    NoConfig(PathBuf),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    url: Spanned<String>,
+    listen: Spanned<Vec<SocketAddr>>,
+    #[serde(default)]
+    probe_listen: Option<SocketAddr>,
+    #[serde(default = "default_state")]
+    state_dir: PathBuf,
+    #[serde(default = "default_keys")]
+    key_dir: PathBuf,
+    #[serde(default = "default_policy")]
+    policy: PathBuf,
+    #[serde(default)]
+    tls: Option<Tls>,
+    overlay: Overlay,
+    #[serde(default)]
+    sessions: Sessions,
+    #[serde(default)]
+    leases: Leases,
+    #[serde(default)]
+    admin: Admin,
+    #[serde(default)]
+    audit: Audit,
+    #[serde(default)]
+    limits: Limits,
+    #[serde(default)]
+    accounts: Accounts,
+    #[serde(default)]
+    oidc: Option<Spanned<Oidc>>,
+}
+
+fn default_state() -> PathBuf {
+    "state".into()
+}
+fn default_keys() -> PathBuf {
+    "keys".into()
+}
+fn default_policy() -> PathBuf {
+    "policy.toml".into()
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tls {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Overlay {
+    ipv6: Spanned<Ipv6Net>,
+    ipv4: Spanned<Ipv4Net>,
+    #[serde(default = "default_domain")]
+    domain: Spanned<String>,
+    #[serde(default = "default_hold")]
+    address_hold: HumanDuration,
+}
+
+fn default_domain() -> Spanned<String> {
+    Spanned::new(0..0, "internal".into())
+}
+fn default_hold() -> HumanDuration {
+    HumanDuration::new(Duration::from_secs(7 * 86_400))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Sessions {
+    length: Spanned<HumanDuration>,
+    join_code: Spanned<HumanDuration>,
+    stock_limit: Spanned<HumanDuration>,
+}
+
+fn unplaced(seconds: u64) -> Spanned<HumanDuration> {
+    Spanned::new(0..0, HumanDuration::new(Duration::from_secs(seconds)))
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self { length: unplaced(12 * 3600), join_code: unplaced(600), stock_limit: unplaced(8 * 3600) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Leases {
+    shortest: Spanned<HumanDuration>,
+    longest: Spanned<HumanDuration>,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self { shortest: unplaced(30), longest: unplaced(3600) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Admin {
+    socket: PathBuf,
+    group: Option<String>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { socket: "run/admin.sock".into(), group: None }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Audit {
+    file_size: ByteSize,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { file_size: ByteSize::new(64 << 20) }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    connections: usize,
+    connections_per_address: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 8_192, connections_per_address: 128 }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Accounts {
+    local: bool,
+}
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Self { local: true }
+    }
+}
+
+/// A provider for sign-in (OpenID Connect), as the file says it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Oidc {
+    /// The issuer URL.
+    pub issuer: String,
+    /// What people call the provider on the sign-in page.
+    #[serde(default = "default_provider_name")]
+    pub name: String,
+    /// The controller's client identifier at the provider.
+    pub client_id: String,
+    /// A file with the client secret; a public client if absent.
+    #[serde(default)]
+    pub client_secret_file: Option<PathBuf>,
+    /// The claim that lists a person's groups.
+    #[serde(default = "default_groups_claim")]
+    pub groups_claim: String,
+    /// Scopes beside `openid`.
+    #[serde(default = "default_scopes")]
+    pub scopes: Vec<String>,
+    /// Authentication context classes to ask for, best first.
+    #[serde(default)]
+    pub acr_values: Vec<String>,
+    /// PEM certificates that vouch for the provider, beside the system's roots.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+fn default_provider_name() -> String {
+    "single sign-on".into()
+}
+fn default_groups_claim() -> String {
+    "groups".into()
+}
+fn default_scopes() -> Vec<String> {
+    ["profile", "email", "groups"].map(String::from).to_vec()
+}
+
+/// The configuration, checked; every path is resolved.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file that was read.
+    pub file: PathBuf,
+    /// The controller's URL, without a slash at its end.
+    pub url: String,
+    /// Where pages and streams are served.
+    pub listen: Vec<SocketAddr>,
+    /// Where probes are received; the first address of `listen`, by UDP, unless it is written.
+    pub probe_listen: SocketAddr,
+    /// The folder of the database and the audit log.
+    pub state_dir: PathBuf,
+    /// The folder of keys.
+    pub key_dir: PathBuf,
+    /// The policy document.
+    pub policy: PathBuf,
+    /// Where the certificate comes from.
+    pub tls: tls::Source,
+    /// What the core is configured with.
+    pub core: CoreConfig,
+    /// The administration socket.
+    pub admin_socket: PathBuf,
+    /// The group whose members may administer, beside root and the user that runs the controller.
+    pub admin_group: Option<String>,
+    /// The size in bytes at which a new audit file is begun.
+    pub audit_file_size: u64,
+    /// The most connections at a time.
+    pub connections: usize,
+    /// The most connections at a time from one address (IPv6: one /64).
+    pub connections_per_address: usize,
+    /// Whether people may sign in with local accounts.
+    pub local_accounts: bool,
+    /// The provider for sign-in, if there is one.
+    pub oidc: Option<Oidc>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file. The files that it names are not opened: see [`Config::check_files`].
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every mistake.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = match files::read(file) {
+            Ok(text) => text,
+            Err(FileError::Missing(path)) => return Err(ConfigError::NoConfig(path)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Self::parse(file, &text)?)
+    }
+
+    /// Checks the text of a configuration file.
+    ///
+    /// # Errors
+    /// Every mistake, with its place.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Diagnostics> {
+        let name = file.display().to_string();
+        let written: Written = diagnostics::from_toml(&name, text)?;
+        let mut wrong = Diagnostics::new(name, text);
+        let host = check_url(&written.url, &mut wrong);
+        check_overlay(&written.overlay, &mut wrong);
+        check_durations(&written, &mut wrong);
+        if written.listen.get_ref().is_empty() {
+            wrong.push(
+                Diagnostic::at(written.listen.span(), "the controller listens nowhere")
+                    .help("write listen = [\"[::]:443\"]"),
+            );
+        }
+        if let Some(oidc) = &written.oidc
+            && !oidc.get_ref().issuer.starts_with("https://")
+            && !oidc.get_ref().issuer.starts_with("http://127.0.0.1")
+        {
+            wrong.push(Diagnostic::at(oidc.span(), "the issuer must begin with https://"));
+        }
+        if !written.accounts.local && written.oidc.is_none() {
+            wrong.push(
+                Diagnostic::whole("nobody can sign in: local accounts are off and there is no [oidc]")
+                    .help("set local = true in [accounts], or add [oidc]"),
+            );
+        }
+        let wrong_or_empty = wrong.into_result(());
+        wrong_or_empty?;
+
+        let base = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let key_dir = base.join(&written.key_dir);
+        let tls = match &written.tls {
+            Some(given) => tls::Source::Given { chain: base.join(&given.certificate), key: base.join(&given.key) },
+            None => tls::Source::Own { dir: key_dir.clone(), names: vec![host] },
+        };
+        let listen = written.listen.into_inner();
+        let probe_listen = written.probe_listen.unwrap_or(listen[0]);
+        let url = written.url.into_inner().trim_end_matches('/').to_owned();
+        let core = CoreConfig {
+            domain: written.overlay.domain.into_inner(),
+            lease_min: written.leases.shortest.into_inner().get(),
+            lease_max: written.leases.longest.into_inner().get(),
+            session_length: written.sessions.length.into_inner().get(),
+            stock_limit: written.sessions.stock_limit.into_inner().get(),
+            address_hold: written.overlay.address_hold.get(),
+            join_code_life: written.sessions.join_code.into_inner().get(),
+            probe_port: Some(probe_listen.port()),
+            ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
+        };
+        let oidc = written.oidc.map(Spanned::into_inner).map(|oidc| Oidc {
+            client_secret_file: oidc.client_secret_file.as_ref().map(|path| base.join(path)),
+            ca_file: oidc.ca_file.as_ref().map(|path| base.join(path)),
+            ..oidc
+        });
+        Ok(Self {
+            file: file.to_owned(),
+            url,
+            listen,
+            probe_listen,
+            state_dir: base.join(&written.state_dir),
+            key_dir,
+            policy: base.join(&written.policy),
+            tls,
+            core,
+            admin_socket: base.join(&written.admin.socket),
+            admin_group: written.admin.group,
+            audit_file_size: written.audit.file_size.get().max(4_096),
+            connections: written.limits.connections.max(16),
+            connections_per_address: written.limits.connections_per_address.max(4),
+            local_accounts: written.accounts.local,
+            oidc,
+        })
+    }
+
+    /// The file with the signing key.
+    pub fn signing_key(&self) -> PathBuf {
+        self.key_dir.join("signing.key")
+    }
+
+    /// The database.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join("controller.db")
+    }
+
+    /// The folder of the audit log.
+    pub fn audit_dir(&self) -> PathBuf {
+        self.state_dir.join("audit")
+    }
+
+    /// Checks the files that the configuration names: keys are there and for their owner alone, certificates fit, the
+    /// state folder can be written.
+    ///
+    /// # Errors
+    /// Each mistake, in words.
+    pub fn check_files(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if let Err(error) = files::read_secret(&self.signing_key()) {
+            wrong.push(error.to_string());
+        }
+        let tls_files = match &self.tls {
+            tls::Source::Own { dir, .. } => vec![(dir.join("ca.key"), true), (dir.join("ca.crt"), false)],
+            tls::Source::Given { chain, key } => vec![(key.clone(), true), (chain.clone(), false)],
+        };
+        for (path, secret) in tls_files {
+            if let Err(error) = if secret { files::read_secret(&path) } else { files::read(&path) } {
+                wrong.push(error.to_string());
+            }
+        }
+        if let tls::Source::Given { .. } = &self.tls
+            && wrong.is_empty()
+            && let Err(error) = tls::load(&self.tls, crate::serve::clock::now().wall)
+        {
+            wrong.push(error.to_string());
+        }
+        for path in self.oidc.iter().flat_map(|oidc| &oidc.client_secret_file) {
+            if let Err(error) = files::read_secret(path) {
+                wrong.push(error.to_string());
+            }
+        }
+        for path in self.oidc.iter().flat_map(|oidc| &oidc.ca_file) {
+            if let Err(error) = files::read(path) {
+                wrong.push(error.to_string());
+            }
+        }
+        if let Err(error) =
+            files::make_private_folder(&self.state_dir).and_then(|()| files::check_writable(&self.state_dir))
+        {
+            wrong.push(error.to_string());
+        }
+        wrong
+    }
+}
+
+/// Checks the URL and returns its host, for the certificate.
+fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> String {
+    let parsed = match url::Url::parse(url.get_ref()) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            wrong.push(
+                Diagnostic::at(url.span(), format!("this is not an URL: {error}"))
+                    .help("write it as people type it: \"https://ctl.corp.example\""),
+            );
+            return String::new();
+        }
+    };
+    if parsed.scheme() != "https" {
+        wrong.push(Diagnostic::at(url.span(), "the URL must begin with https://"));
+    }
+    if !matches!(parsed.path(), "" | "/") || parsed.query().is_some() || parsed.fragment().is_some() {
+        wrong.push(
+            Diagnostic::at(url.span(), "the URL must have no path")
+                .help("pages and streams have paths of their own; write just https://HOST or https://HOST:PORT"),
+        );
+    }
+    match parsed.host() {
+        Some(url::Host::Domain(name)) => name.to_owned(),
+        Some(url::Host::Ipv4(address)) => IpAddr::from(address).to_string(),
+        Some(url::Host::Ipv6(address)) => IpAddr::from(address).to_string(),
+        None => {
+            wrong.push(Diagnostic::at(url.span(), "the URL names no host"));
+            String::new()
+        }
+    }
+}
+
+fn check_overlay(overlay: &Overlay, wrong: &mut Diagnostics) {
+    let v6 = overlay.ipv6.get_ref();
+    let ula: Ipv6Net = "fc00::/7".parse().expect("a constant prefix");
+    if v6.prefix_len() != 48 || !ula.contains(v6) {
+        wrong.push(
+            Diagnostic::at(overlay.ipv6.span(), format!("{v6} is not a /48 of unique local addresses"))
+                .help("`postern-controller init` draws one: fdXX:XXXX:XXXX::/48 (RFC 4193)"),
+        );
+    }
+    if v6.trunc() != *v6 {
+        wrong.push(
+            Diagnostic::at(overlay.ipv6.span(), "bits are set behind the prefix")
+                .help(format!("did you mean {}?", v6.trunc())),
+        );
+    }
+    let v4 = overlay.ipv4.get_ref();
+    if v4.trunc() != *v4 {
+        wrong.push(
+            Diagnostic::at(overlay.ipv4.span(), "bits are set behind the prefix")
+                .help(format!("did you mean {}?", v4.trunc())),
+        );
+    }
+    if !(8..=28).contains(&v4.prefix_len()) {
+        wrong.push(
+            Diagnostic::at(overlay.ipv4.span(), format!("a /{} is no useful pool", v4.prefix_len()))
+                .help("use /8 to /28"),
+        );
+    }
+    for (bad, what) in [
+        ("127.0.0.0/8", "the machine's own addresses"),
+        ("169.254.0.0/16", "link-local addresses"),
+        ("224.0.0.0/4", "multicast addresses"),
+        ("0.0.0.0/8", "addresses that mean 'this network'"),
+    ] {
+        let bad: Ipv4Net = bad.parse().expect("a constant prefix");
+        if bad.contains(v4) || v4.contains(&bad) {
+            wrong.push(
+                Diagnostic::at(overlay.ipv4.span(), format!("the pool {v4} overlaps {bad}, {what}"))
+                    .help("use private addresses that your networks do not use, such as 100.96.0.0/16"),
+            );
+        }
+    }
+    let domain = overlay.domain.get_ref();
+    let label = |label: &str| {
+        !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && label.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-')
+    };
+    if domain.len() > 128 || !domain.split('.').all(label) {
+        wrong.push(
+            Diagnostic::at(overlay.domain.span(), format!("`{domain}` is not a domain"))
+                .help("use small letters, digits, `-` and dots between labels: internal"),
+        );
+    }
+}
+
+fn check_durations(written: &Written, wrong: &mut Diagnostics) {
+    let mut bounded = |value: &Spanned<HumanDuration>, least: u64, most: u64| {
+        let seconds = value.get_ref().get().as_secs();
+        if !(least..=most).contains(&seconds) {
+            let show = |seconds| HumanDuration::new(Duration::from_secs(seconds));
+            wrong.push(Diagnostic::at(value.span(), format!("{} is out of range", value.get_ref())).help(format!(
+                "use {} to {}",
+                show(least),
+                show(most)
+            )));
+        }
+    };
+    bounded(&written.leases.shortest, 30, 3_600);
+    bounded(&written.leases.longest, 30, 3_600);
+    bounded(&written.sessions.length, 60, 30 * 86_400);
+    bounded(&written.sessions.join_code, 60, 3_600);
+    bounded(&written.sessions.stock_limit, 60, 24 * 3_600);
+    if written.leases.shortest.get_ref().get() > written.leases.longest.get_ref().get() {
+        wrong.push(Diagnostic::at(written.leases.shortest.span(), "the shortest lease is longer than the longest"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@ pub mod config;
 pub mod decision;
 pub mod identity;
 pub mod records;
+pub mod serve;
 pub mod store;
 pub mod stream;
 pub mod web;

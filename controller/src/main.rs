@@ -1,3 +1,7 @@
 //! The `postern-controller` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postern_controller::admin::cli::main()
+}

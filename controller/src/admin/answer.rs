@@ -1,0 +1,383 @@
+//! What each request does.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use postern_common::policy::Policy;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    request::{Request, Response, Revocable},
+    server::{Administrator, Office},
+};
+use crate::{
+    identity::local::{Account, AccountError, AccountRole, AccountStatus, Credential, NewAccount},
+    records::{RevokeTarget, SubjectKind},
+    serve::{actor::Stopped, clock, parse_policy},
+    store::backup,
+    stream::{Core, CoreError, NewToken, RevocationId, RevocationProgress, SubjectUpdate},
+};
+
+/// How long a one-time link for a password works.
+const LINK: Duration = Duration::from_secs(24 * 3_600);
+
+/// Why a request was refused: the sentence for the person.
+struct Refusal(String);
+
+impl<E: std::fmt::Display> From<E> for Refusal {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Does what an administrator asks.
+pub async fn answer(office: &Office, who: &Administrator, request: Request) -> Response {
+    match respond(office, who, request).await {
+        Ok(value) => Response::Done { value },
+        Err(Refusal(message)) => Response::Refused { message },
+    }
+}
+
+fn value(of: &impl Serialize) -> Value {
+    serde_json::to_value(of).expect("a view has a JSON form")
+}
+
+async fn respond(office: &Office, who: &Administrator, request: Request) -> Result<Value, Refusal> {
+    let by = who.name.clone();
+    match request {
+        Request::Status => status(office).await,
+        Request::UserAdd { login, groups, admin, password } => {
+            let role = if admin { AccountRole::Administrator } else { AccountRole::Person };
+            let account = office.accounts.add(NewAccount { login, groups, role }, clock::now().wall).await?;
+            let made = credentials(office, &account.login, password).await;
+            if made.is_err() {
+                drop(office.accounts.remove(&account.login).await); // an account that nobody asked for like this
+            }
+            let link = made?;
+            record(office, &by, "user add", &account.login).await?;
+            Ok(json!({ "account": account_json(&account), "link": link }))
+        }
+        Request::UserList => user_list(office).await,
+        Request::UserDisable { user, reason } => {
+            change_user(office, &by, &user, AccountStatus::Disabled, Some(reason)).await
+        }
+        Request::UserEnable { user } => change_user(office, &by, &user, AccountStatus::Enabled, None).await,
+        Request::UserRemove { user } => {
+            let account = office.accounts.remove(&user).await?;
+            let change = SubjectUpdate { groups: None, disabled: Some(Some("the account was removed".into())) };
+            tell_core(office, &by, &account, change, "user remove").await?;
+            Ok(json!({ "account": account_json(&account) }))
+        }
+        Request::UserSetGroups { user, groups } => {
+            let account = office.accounts.set_groups(&user, &groups).await?;
+            let change = SubjectUpdate { groups: Some(groups), disabled: None };
+            tell_core(office, &by, &account, change, "user set-groups").await?;
+            Ok(json!({ "account": account_json(&account) }))
+        }
+        Request::UserResetTotp { user } => {
+            let account = office.accounts.reset_totp(&user).await?;
+            record(office, &by, "user reset-totp", &account.login).await?;
+            Ok(json!({ "account": account_json(&account) }))
+        }
+        Request::UserPasswd { user, password } => {
+            let account = office.accounts.find(&user).await?;
+            let link = credentials(office, &account.login, password).await?;
+            record(office, &by, "user passwd", &account.login).await?;
+            Ok(json!({ "account": account_json(&account), "link": link }))
+        }
+        Request::GroupList => {
+            let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for account in office.accounts.list().await? {
+                for group in account.groups {
+                    groups.entry(group).or_default().push(account.login.clone());
+                }
+            }
+            Ok(json!({ "groups": groups }))
+        }
+        Request::TokenCreate { tags, service, machine, uses, ttl_s } => {
+            let new = NewToken { service, tags, machine, uses, life: Duration::from_secs(ttl_s) };
+            let made = office.handle.call(move |turn, now| turn.core.create_token(new, &by, now)).await?;
+            let (token, view) = made?;
+            Ok(json!({ "token": token, "view": value(&view), "join_url": join_url(office) }))
+        }
+        Request::TokenList => ask(office, |core| value(&core.list_tokens(clock::now()))).await,
+        Request::TokenRevoke { token } => {
+            let done = office.handle.call(move |turn, now| {
+                let hash = turn.core.find_token(&token)?;
+                turn.core.delete_token(hash, &by, now).map(|()| hash.short())
+            });
+            Ok(json!({ "token": done.await?? }))
+        }
+        Request::DeviceList => ask(office, |core| value(&core.list_devices())).await,
+        Request::DeviceShow { device } => {
+            let found = office.handle.call(move |turn, _| {
+                let id = turn.core.find_device(&device)?;
+                Ok::<_, CoreError>(turn.core.list_devices().into_iter().find(|view| view.record.id == id))
+            });
+            Ok(value(&found.await??))
+        }
+        Request::DeviceRemove { device, wait_ms } => {
+            let begun = office.handle.call(move |turn, now| {
+                let id = turn.core.find_device(&device)?;
+                turn.core.remove_device(id, &by, now)
+            });
+            let id = begun.await??;
+            await_revocation(office, id, Duration::from_millis(wait_ms)).await
+        }
+        Request::DeviceRename { device, name } => {
+            let renamed = office.handle.call(move |turn, now| {
+                let id = turn.core.find_device(&device)?;
+                turn.core.rename_device(id, name, &by, now)
+            });
+            renamed.await??;
+            Ok(Value::Null)
+        }
+        Request::SessionList => ask(office, |core| value(&core.list_sessions())).await,
+        Request::LeaseList => ask(office, |core| value(&core.list_leases())).await,
+        Request::Approve { device, tags, name } => {
+            let done = office.handle.call(move |turn, now| {
+                let id = turn.core.find_device(&device)?;
+                turn.core.approve(id, &tags, name, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        Request::Refuse { device, tags, name } => {
+            let done = office.handle.call(move |turn, now| {
+                let id = turn.core.find_device(&device)?;
+                turn.core.refuse(id, &tags, name, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        Request::Revoke { what, name, reason, wait_ms } => {
+            let begun = office.handle.call(move |turn, now| {
+                let target = target(turn.core, what, &name)?;
+                turn.core.revoke(target, &reason, &by, now)
+            });
+            let id = begun.await??;
+            await_revocation(office, id, Duration::from_millis(wait_ms)).await
+        }
+        Request::Lift { what, name } => {
+            let done = office.handle.call(move |turn, now| {
+                let target = target(turn.core, what, &name)?;
+                turn.core.lift(target, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        Request::PolicyPlan { file, text } => {
+            let policy = parse(&file, &text)?;
+            let plan = office.handle.call(move |turn, now| value(&turn.core.plan(&policy, now)));
+            Ok(json!({ "plan": plan.await? }))
+        }
+        Request::PolicyApply { file, text } => {
+            let policy = match parse(&file, &text) {
+                Ok(policy) => policy,
+                Err(Refusal(wrong)) => return Err(Refusal(format!("{wrong}\n{}", stays(office).await?))),
+            };
+            let applied = office.handle.call(move |turn, now| {
+                let before = turn.meta.policy_text == text;
+                let plan = value(&turn.core.plan(&policy, now));
+                let revision = turn.core.apply_policy(policy.into(), text, &by, now);
+                json!({ "generation": revision, "plan": plan, "unchanged": before })
+            });
+            Ok(applied.await?)
+        }
+        Request::PolicyShow => Ok(value(&office.handle.call(|turn, _| turn.meta.clone()).await?)),
+        Request::Explain { subject, to, service } => {
+            let explained = office.handle.call(move |turn, now| turn.core.explain(&subject, &to, service, now));
+            Ok(value(&explained.await??))
+        }
+        Request::Backup { file, with_keys } => {
+            let written = backup::write(&office.config, &file, with_keys).await?;
+            record(office, &by, "backup", &file.display().to_string()).await?;
+            Ok(value(&written))
+        }
+        Request::JoinUrl => Ok(json!({ "join_url": join_url(office) })),
+    }
+}
+
+/// Asks the core something that changes nothing.
+async fn ask(office: &Office, question: impl FnOnce(&mut Core) -> Value + Send + 'static) -> Result<Value, Refusal> {
+    Ok(office.handle.call(move |turn, _| question(turn.core)).await?)
+}
+
+async fn record(office: &Office, by: &str, action: &'static str, detail: &str) -> Result<(), Stopped> {
+    let (by, detail) = (by.to_owned(), detail.to_owned());
+    office.handle.call(move |turn, _| turn.record_administration(&by, action, &detail)).await
+}
+
+fn parse(file: &str, text: &str) -> Result<Policy, Refusal> {
+    Ok(parse_policy(std::path::Path::new(file), text)?)
+}
+
+/// Says which policy stays when a new one is refused.
+async fn stays(office: &Office) -> Result<String, Refusal> {
+    let meta = office.handle.call(|turn, _| turn.meta.clone()).await?;
+    Ok(format!(
+        "Nothing was changed: the policy of {} (generation {}) stays in force.",
+        super::print::clock_time(meta.policy_applied, clock::now().wall),
+        meta.policy_revision
+    ))
+}
+
+fn join_url(office: &Office) -> String {
+    join_link(&office.config.url, office.certificates.current().pin)
+}
+
+/// Makes the link that machines join with: the URL, and what they pin.
+pub fn join_link(url: &str, pin: Option<[u8; 32]>) -> String {
+    match pin {
+        Some(pin) => format!("{url}#k={}", hex::encode(pin)),
+        None => url.to_owned(),
+    }
+}
+
+/// Sets a password, or makes a one-time link for one.
+async fn credentials(office: &Office, login: &str, password: Option<String>) -> Result<Option<String>, AccountError> {
+    match password {
+        Some(password) => office.accounts.set_password(login, &password).await.map(|()| None),
+        None => {
+            let link = office.accounts.password_link(login, LINK, clock::now().wall).await?;
+            Ok(Some(format!("{}/password/{}", office.config.url, link.expose())))
+        }
+    }
+}
+
+fn account_json(account: &Account) -> Value {
+    let set = |credential: Credential| credential == Credential::Set;
+    json!({
+        "login": account.login,
+        "sub": account.id,
+        "groups": account.groups,
+        "disabled": account.status == AccountStatus::Disabled,
+        "admin": account.role == AccountRole::Administrator,
+        "password": set(account.password),
+        "second_factor": set(account.second_factor),
+        "created": account.created,
+    })
+}
+
+async fn tell_core(
+    office: &Office,
+    by: &str,
+    account: &Account,
+    change: SubjectUpdate,
+    action: &'static str,
+) -> Result<(), Refusal> {
+    let (issuer, sub, by) = (office.accounts.issuer().to_owned(), account.id.clone(), by.to_owned());
+    let login = account.login.clone();
+    let told = office.handle.call(move |turn, now| {
+        turn.core.update_subject(&issuer, &sub, change, &by, now);
+        turn.record_administration(&by, action, &login);
+    });
+    Ok(told.await?)
+}
+
+/// Disables or enables a local account; a person of a provider is revoked or let in again as a subject.
+async fn change_user(
+    office: &Office,
+    by: &str,
+    user: &str,
+    status: AccountStatus,
+    reason: Option<String>,
+) -> Result<Value, Refusal> {
+    let action = if reason.is_some() { "user disable" } else { "user enable" };
+    match office.accounts.set_status(user, status).await {
+        Ok(account) => {
+            let change = SubjectUpdate { groups: None, disabled: Some(reason) };
+            tell_core(office, by, &account, change, action).await?;
+            Ok(json!({ "account": account_json(&account) }))
+        }
+        Err(AccountError::Unknown(_)) => {
+            let (name, by) = (user.to_owned(), by.to_owned());
+            let changed = office.handle.call(move |turn, now| {
+                let target = target(turn.core, Revocable::Subject, &name)?;
+                match reason {
+                    Some(reason) => turn.core.revoke(target, &reason, &by, now).map(drop),
+                    None => turn.core.lift(target, &by, now),
+                }
+            });
+            changed.await??;
+            Ok(json!({ "subject": user }))
+        }
+        Err(other) => Err(other.into()),
+    }
+}
+
+async fn user_list(office: &Office) -> Result<Value, Refusal> {
+    let subjects = office.handle.call(|turn, _| turn.core.list_subjects()).await?;
+    let accounts = office.accounts.list().await?;
+    let of_provider: Vec<_> = subjects
+        .iter()
+        .filter(|view| matches!(&view.record.kind, SubjectKind::Person { issuer, .. } if issuer != office.accounts.issuer()))
+        .map(value)
+        .collect();
+    let accounts: Vec<_> = accounts.iter().map(account_json).collect();
+    Ok(json!({ "accounts": accounts, "of_provider": of_provider }))
+}
+
+fn target(core: &Core, what: Revocable, name: &str) -> Result<RevokeTarget, CoreError> {
+    Ok(match what {
+        Revocable::Session => RevokeTarget::Session(core.find_session(name)?),
+        Revocable::Device => RevokeTarget::Device(core.find_device(name)?),
+        Revocable::Subject => RevokeTarget::Subject(core.find_subject(name)?),
+        Revocable::Node => RevokeTarget::Node(core.find_device(name)?),
+        Revocable::Rule => {
+            let rule = name.parse().map_err(|_| CoreError::NotFound { what: "rule", name: name.into() })?;
+            RevokeTarget::Rule(rule)
+        }
+    })
+}
+
+/// Waits until every connected node has acknowledged, or the time is over, and tells how far it came.
+async fn await_revocation(office: &Office, id: RevocationId, wait: Duration) -> Result<Value, Refusal> {
+    let mut turns = office.handle.turns();
+    let until = tokio::time::Instant::now() + wait;
+    loop {
+        turns.mark_unchanged(); // before asking, so that nothing that happens meanwhile is missed
+        let view = office.handle.call(move |turn, now| turn.core.revocation(id, now)).await?;
+        let Some(view) = view else { return Ok(json!({ "revocation": null })) };
+        let told = view.nodes.iter().any(|node| node.progress == RevocationProgress::Told);
+        if view.done || !told {
+            return Ok(json!({ "revocation": value(&view) }));
+        }
+        let changed = tokio::time::timeout_at(until, turns.changed()).await;
+        if changed.is_err() {
+            return Ok(json!({ "revocation": value(&view) }));
+        }
+    }
+}
+
+async fn status(office: &Office) -> Result<Value, Refusal> {
+    let (core, devices, meta) =
+        office.handle.call(|turn, _| (turn.core.status(), turn.core.list_devices(), turn.meta.clone())).await?;
+    let now = clock::now();
+    let on_disk = std::fs::read_to_string(&office.config.policy).ok();
+    let memory = std::fs::read_to_string("/proc/self/statm").ok();
+    let resident = memory.and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok()).map(|pages| pages * 4_096);
+    Ok(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "url": office.config.url,
+        "started": office.started.wall,
+        "uptime_s": now.monotonic.since(office.started.monotonic).as_secs(),
+        "now": now.wall,
+        "core": value(&core),
+        "policy": {
+            "generation": meta.policy_revision,
+            "applied": meta.policy_applied,
+            "applied_by": meta.policy_applied_by,
+            "document_differs": on_disk.as_deref() != Some(meta.policy_text.as_str()),
+        },
+        "certificate_until": office.certificates.current().not_after,
+        "connections": {
+            "open": office.limits.open(),
+            "accepted": office.limits.counters.accepted.load(std::sync::atomic::Ordering::Relaxed),
+            "refused": office.limits.counters.refused.load(std::sync::atomic::Ordering::Relaxed),
+            "handshakes_failed": office.limits.counters.handshakes_failed.load(std::sync::atomic::Ordering::Relaxed),
+        },
+        "resident_bytes": resident,
+        "nodes": value(&devices),
+    }))
+}

@@ -1,0 +1,281 @@
+//! `check`, `status`, `backup`, `restore`, `audit`.
+
+use std::{
+    io::{BufRead, BufReader, Seek},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use clap::{Args, Subcommand};
+use postern_common::diagnostics::HumanDuration;
+use serde_json::Value;
+
+use super::{Desk, machines};
+use crate::{
+    admin::{
+        print::{self, text},
+        request::Request,
+    },
+    audit,
+    serve::{self, clock, files},
+    store::{SqliteStore, Store, backup},
+};
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// Checks everything that `serve` reads, and tells every mistake.
+pub(super) fn check(desk: &Desk) -> anyhow::Result<ExitCode> {
+    let config = desk.config()?;
+    let mut wrong = config.check_files();
+    match files::read(&config.policy) {
+        Ok(text) => {
+            if let Err(error) = serve::parse_policy(&config.policy, &text) {
+                wrong.push(error.to_string());
+            }
+        }
+        Err(error) => wrong.push(error.to_string()),
+    }
+    if desk.json {
+        print::json(&serde_json::json!({ "good": wrong.is_empty(), "errors": wrong }));
+    } else if wrong.is_empty() {
+        print::done(&format!("{} and {} check", config.file.display(), config.policy.display()));
+    } else {
+        wrong.iter().for_each(|error| print::error(error));
+    }
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Shows the controller and every node.
+pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
+    desk.ask_and(&Request::Status, |value| {
+        let now = clock::now().wall;
+        let (core, policy) = (&value["core"], &value["policy"]);
+        let up = HumanDuration::rounded(Duration::from_secs(value["uptime_s"].as_u64().unwrap_or(0)));
+        println!("{}   up {up}   policy generation {}", text(&value["url"]), text(&policy["generation"]));
+        println!(
+            "{} of {} machines connected, {} current; {} login sessions, {} leases, {} joins wait",
+            text(&core["connected"]),
+            text(&core["devices"]),
+            text(&core["current"]),
+            text(&core["sessions"]),
+            text(&core["leases"]),
+            text(&core["pending_joins"])
+        );
+        if policy["document_differs"].as_bool() == Some(true) {
+            println!(
+                "! the policy document on disk is not the one in force: postern-controller policy plan, then apply"
+            );
+        }
+        if text(&core["awaiting_approval"]) != "-" {
+            println!("! waits for approval: {}", text(&core["awaiting_approval"]));
+        }
+        if text(&core["revoked_rules"]) != "-" {
+            println!("! revoked rules: {}", text(&core["revoked_rules"]));
+        }
+        let rows = machines::device_rows(&value["nodes"], now);
+        if !rows.is_empty() {
+            println!();
+            print::table(&["machine", "of", "tags", "addresses", ""], rows, "");
+        }
+    })
+}
+
+/// Write a consistent copy of everything while the controller serves.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  postern-controller backup /var/backups/postern-2026-11-22.backup\n\nPrivate keys stay out unless --with-keys is given: who has them and the backup is the controller.\nThe audit log's files are not in it; copy them as they are."
+)]
+pub(super) struct Backup {
+    /// The file to write; it must not exist.
+    file: PathBuf,
+    /// Put the signing key and the authority's key into it.
+    #[arg(long)]
+    with_keys: bool,
+}
+
+impl Backup {
+    pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
+        let file = std::path::absolute(&self.file).context("cannot tell the current folder")?;
+        desk.ask_and(&Request::Backup { file, with_keys: self.with_keys }, |value| {
+            print::done(&format!(
+                "{}   {} bytes: the database, {}",
+                text(&value["file"]),
+                text(&value["bytes"]),
+                text(&value["holds"])
+            ));
+            println!("Not in it, keep it elsewhere: {}", text(&value["left_out"]));
+        })
+    }
+}
+
+/// Put a backup in the place of the database.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  systemctl stop postern-controller\n  postern-controller restore /var/backups/postern-2026-11-22.backup\n\nA new epoch begins: every login session ends, machines stay enrolled. The present database is put aside."
+)]
+pub(super) struct Restore {
+    /// The backup.
+    file: PathBuf,
+}
+
+impl Restore {
+    pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
+        let runtime = runtime()?;
+        if !desk.file.exists() {
+            let text = runtime.block_on(backup::read_file(&self.file, "controller.toml"))?;
+            let text =
+                text.with_context(|| format!("{} does not exist, and the backup has none", desk.file.display()))?;
+            if let Some(dir) = desk.file.parent() {
+                std::fs::create_dir_all(dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+            }
+            files::write_new(&desk.file, &text, files::PUBLIC)?;
+        }
+        let config = desk.config()?;
+        let restored = runtime.block_on(backup::restore(&config, &self.file))?;
+        let value = serde_json::to_value(&restored)?;
+        desk.show(&value, |value| {
+            print::done(&format!("restored, epoch {}: every login session has ended", text(&value["epoch"])));
+            for (key, said) in [
+                ("previous", "the database that was here lies at"),
+                ("wrote", "written"),
+                ("kept", "was here and stays"),
+                ("missing", "put these keys there before serving:"),
+            ] {
+                if text(&value[key]) != "-" {
+                    println!("  {said} {}", text(&value[key]));
+                }
+            }
+        });
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The audit log.
+#[derive(Debug, Subcommand)]
+pub(super) enum Audit {
+    /// Check the chain from its first record to the database's head.
+    #[command(
+        after_help = "Example:\n  postern-controller audit verify\n  postern-controller audit verify --first 120394      # older files were archived"
+    )]
+    Verify {
+        /// The number with which the log should begin.
+        #[arg(long, default_value_t = 1, value_name = "N")]
+        first: u64,
+    },
+    /// Print the last records.
+    #[command(after_help = "Example:\n  postern-controller audit tail -f")]
+    Tail {
+        /// Go on with new records.
+        #[arg(short, long)]
+        follow: bool,
+        /// How many records.
+        #[arg(short = 'n', long, default_value_t = 10, value_name = "N")]
+        lines: usize,
+    },
+}
+
+impl Audit {
+    pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
+        let config = desk.config()?;
+        match self {
+            Self::Verify { first } => {
+                let database = config.database();
+                let (head, outbox) =
+                    runtime()?.block_on(async { SqliteStore::open_beside(&database).await?.audit_state().await })?;
+                let report = audit::verify(&config.audit_dir(), head, &outbox, first)?;
+                let findings: Vec<_> = report.findings.iter().map(ToString::to_string).collect();
+                let value = serde_json::json!({
+                    "whole": report.is_whole(), "records": report.lines, "files": report.files, "findings": findings,
+                    "last": report.last.seq, "head": hex::encode(report.last.hash),
+                });
+                desk.show(&value, |_| {
+                    if report.is_whole() {
+                        print::done(&format!("{} records in {} files, whole", report.lines, report.files));
+                    } else {
+                        findings.iter().for_each(|finding| print::error(finding));
+                    }
+                });
+                Ok(if report.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            Self::Tail { follow, lines } => tail(&config.audit_dir(), lines, follow, desk.json),
+        }
+    }
+}
+
+/// The most lines that `tail` shows of the past.
+const MAX_TAIL: usize = 100_000;
+
+fn tail(dir: &std::path::Path, wanted: usize, follow: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let mut last = std::collections::VecDeque::new();
+    let all = audit::files(dir)?;
+    // The newest files hold the last lines; files are read whole, oldest first, only as far back as needed.
+    let mut begin = all.len();
+    while begin > 0 && last.len() < wanted.min(MAX_TAIL) {
+        begin -= 1;
+        let mut lines = audit::Lines::open(&all[begin].1)?;
+        let mut here = std::collections::VecDeque::new();
+        while let Some(line) = lines.next_line()? {
+            here.push_back(line);
+            if here.len() > wanted.min(MAX_TAIL) {
+                here.pop_front();
+            }
+        }
+        here.extend(last);
+        last = here;
+    }
+    while last.len() > wanted {
+        last.pop_front();
+    }
+    last.iter().for_each(|line| show(line, json));
+    let Some((mut number, mut path)) = all.last().cloned().filter(|_| follow) else { return Ok(ExitCode::SUCCESS) };
+    let mut reader = BufReader::new(std::fs::File::open(&path)?);
+    reader.seek(std::io::SeekFrom::End(0))?;
+    let mut line = String::new();
+    loop {
+        if reader.read_line(&mut line)? > 0 {
+            if line.ends_with('\n') {
+                show(line.trim_end(), json);
+                line.clear();
+            }
+            continue;
+        }
+        if let Some((next, next_path)) = audit::files(dir)?.into_iter().find(|(next, _)| *next > number) {
+            (number, path) = (next, next_path);
+            reader = BufReader::new(std::fs::File::open(&path)?);
+            line.clear();
+            continue;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn show(line: &str, json: bool) {
+    let entry = serde_json::from_str::<audit::Entry>(line).ok().filter(|_| !json);
+    let Some(entry) = entry else {
+        println!("{line}");
+        return;
+    };
+    let mut event = entry.event;
+    let kind = event.as_object_mut().and_then(|event| event.remove("event"));
+    let what = kind.as_ref().map(text).unwrap_or_else(|| text(&event["what"]["kind"]));
+    let facts: Vec<String> = event
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| format!("{key}={}", fact(value)))
+        .collect();
+    println!("{} {:>6} {what}  {}", entry.at, entry.seq, postern_common::diagnostics::printable(&facts.join(" ")));
+}
+
+fn fact(value: &Value) -> String {
+    match value {
+        Value::String(text) if text.contains(' ') || text.is_empty() => format!("{text:?}"),
+        Value::Object(_) => value.to_string(),
+        other => text(other),
+    }
+}

@@ -1,0 +1,88 @@
+//! What people see on a terminal, and machines otherwise.
+
+use std::io::IsTerminal;
+
+use comfy_table::{Table, presets};
+use postern_common::{
+    diagnostics::{HumanDuration, printable},
+    time::WallTime,
+};
+use serde_json::Value;
+
+/// Whether marks and colours are wanted: only on a terminal, and not where `NO_COLOR` is set.
+pub fn is_decorated() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// Prints a line that says that something was done.
+pub fn done(text: &str) {
+    if is_decorated() {
+        println!("\u{1b}[32m✓\u{1b}[0m {text}");
+    } else {
+        println!("{text}");
+    }
+}
+
+/// Prints an error to standard error, once, in the shape of all our errors.
+pub fn error(text: &str) {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        eprintln!("\u{1b}[31merror:\u{1b}[0m {text}");
+    } else {
+        eprintln!("error: {text}");
+    }
+}
+
+/// Prints an answer for machines.
+pub fn json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// Prints rows under a head, or a sentence if there are none.
+pub fn table(head: &[&str], rows: Vec<Vec<String>>, none: &str) {
+    if rows.is_empty() {
+        println!("{none}");
+        return;
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(head.iter().map(|name| name.to_uppercase()));
+    for row in rows {
+        table.add_row(row.iter().map(|cell| printable(cell)));
+    }
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end().strip_prefix(' ').unwrap_or(line));
+    }
+}
+
+/// Returns a text of a JSON value: strings without quotes, lists with commas, nothing as `-`.
+pub fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) if items.is_empty() => "-".into(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
+        Value::Bool(true) => "yes".into(),
+        Value::Bool(false) => "no".into(),
+        other => other.to_string(),
+    }
+}
+
+/// Reads a time of an answer.
+pub fn time(value: &Value) -> Option<WallTime> {
+    value.as_i64().map(WallTime::from_millis)
+}
+
+/// Writes a time as people read it at `now`: the hour if it is within a day, else with its date.
+pub fn clock_time(at: WallTime, now: WallTime) -> String {
+    let Some(zoned) = at.to_timestamp().map(|at| at.to_zoned(jiff::tz::TimeZone::system())) else {
+        return "never".into();
+    };
+    let near = at.since(now).max(now.since(at)) < std::time::Duration::from_secs(20 * 3_600);
+    zoned.strftime(if near { "%H:%M" } else { "%Y-%m-%d %H:%M" }).to_string()
+}
+
+/// Writes how long ago something was.
+pub fn ago(at: WallTime, now: WallTime) -> String {
+    format!("{} ago", HumanDuration::rounded(now.since(at)))
+}

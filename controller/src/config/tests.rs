@@ -1,0 +1,2 @@
+//! Mistakes in `controller.toml`, one table.
+use super::*;

@@ -1,0 +1,95 @@
+//! What the pages ask of the core, answered through the actor.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use postern_common::{
+    id::{DeviceId, SessionId},
+    key::DevicePublicKey,
+};
+
+use super::{
+    actor::{Handle, Stopped},
+    listener::REMOTE,
+};
+use crate::{
+    identity::{SignedIn, user_code::UserCode},
+    records::Person,
+    stream::CoreError,
+    web::doors::{Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StockConfiguration, StockRequest},
+    web::event::IdentityEvent,
+};
+
+/// Returns the address of the browser whose request this task answers.
+fn browser() -> IpAddr {
+    REMOTE.try_with(|remote| *remote).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
+}
+
+impl From<CoreError> for DoorsError {
+    fn from(error: CoreError) -> Self {
+        match error {
+            CoreError::NotFound { .. } | CoreError::Ambiguous { .. } => Self::NotFound,
+            CoreError::Expired => Self::Expired,
+            CoreError::Changed => Self::Changed,
+            CoreError::NotPermitted(why) | CoreError::Exhausted(why) => Self::NotPermitted(why),
+        }
+    }
+}
+
+impl From<Stopped> for DoorsError {
+    fn from(error: Stopped) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl Doors for Handle {
+    fn pending_join<'a>(&'a self, code: UserCode, who: &'a SignedIn) -> Answer<'a, PendingJoin> {
+        let (who, from) = (Person::from(who), browser());
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.pending_join(code, &who, from, now)).await??) })
+    }
+
+    fn confirm_join<'a>(
+        &'a self,
+        code: UserCode,
+        shown: DevicePublicKey,
+        who: &'a SignedIn,
+    ) -> Answer<'a, JoinedMachine> {
+        let (who, from) = (Person::from(who), browser());
+        Box::pin(
+            async move { Ok(self.call(move |turn, now| turn.core.confirm_join(code, shown, &who, from, now)).await??) },
+        )
+    }
+
+    fn refuse_join<'a>(&'a self, code: UserCode, who: &'a SignedIn) -> Answer<'a, ()> {
+        let (who, from) = (Person::from(who), browser());
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.refuse_join(code, &who, from, now)).await??) })
+    }
+
+    fn portal<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Portal> {
+        let who = Person::from(who);
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.portal(&who, now)).await?) })
+    }
+
+    fn end_session<'a>(&'a self, session: SessionId, who: &'a SignedIn) -> Answer<'a, ()> {
+        let who = Person::from(who);
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.end_own_session(session, &who, now)).await??) })
+    }
+
+    fn remove_device<'a>(&'a self, device: DeviceId, who: &'a SignedIn) -> Answer<'a, ()> {
+        let who = Person::from(who);
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.remove_own_device(device, &who, now)).await??) })
+    }
+
+    fn stock_client<'a>(&'a self, asked: StockRequest, who: &'a SignedIn) -> Answer<'a, StockConfiguration> {
+        let (who, from) = (Person::from(who), browser());
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.export(&asked, &who, from, now)).await??) })
+    }
+
+    fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {
+        let session = who.session();
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.web_session_ended(session, now)).await?) })
+    }
+
+    fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
+        Box::pin(async move { Ok(self.call(move |turn, _| turn.record(&event)).await?) })
+    }
+}

@@ -1,0 +1,463 @@
+//! Starting and stopping.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    extract::{ConnectInfo, ws::WebSocketUpgrade},
+    routing::get,
+};
+use postern_common::{
+    diagnostics::{self, Diagnostics},
+    key::ControllerSigningKey,
+    policy::Policy,
+    protocol::{MAX_NODE_MESSAGE_BYTES, STREAM_PATH},
+};
+use tokio::{
+    net::{TcpListener, UdpSocket},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
+
+use super::{
+    actor::{Actor, ActorError, Handle},
+    clock,
+    files::{self, FileError},
+    listener::{self, ConnectionPermit, Limits},
+    node_stream, tls,
+};
+use crate::{
+    admin,
+    audit::{AuditError, AuditLog},
+    config::Config,
+    identity::{
+        local::{Accounts, SealingKey},
+        oidc::{Provider, ProviderSettings},
+        sessions::{SessionLimits, WebSessions},
+        system_clock,
+    },
+    records::AuditEvent,
+    store::{SqliteStore, Store, StoreError},
+    stream::Core,
+    web::{self, LocalAccounts, SignInWays, Web},
+};
+
+/// How often certificates are looked at.
+const CERTIFICATE_CHECK: Duration = Duration::from_secs(3_600);
+/// How often sign-ins that are over are swept away.
+const SWEEP: Duration = Duration::from_secs(600);
+
+/// Why the controller does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The audit log.
+    #[error("{0}: {source}", source = source_of(.0))]
+    Audit(#[from] AuditError),
+    /// The policy document of the first start.
+    #[error("{0}\nThe controller does not start without a policy that checks.")]
+    Policy(Diagnostics),
+    /// The policy in force cannot be read by this version.
+    #[error(
+        "the policy in force (generation {revision}) does not check in this version:\n{error}\nPut a corrected document at {file} and start with `serve --apply-policy`."
+    )]
+    KeptPolicy {
+        /// Its number.
+        revision: u64,
+        /// What is wrong.
+        error: Diagnostics,
+        /// The document on disk.
+        file: PathBuf,
+    },
+    /// A port is taken.
+    #[error(
+        "{protocol} port {address} is taken by another program: stop it (`ss -lp 'sport = :{port}'` shows it), or change `{key}` in {file}"
+    )]
+    Occupied {
+        /// TCP or UDP.
+        protocol: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Its port.
+        port: u16,
+        /// The key in the configuration.
+        key: &'static str,
+        /// The configuration.
+        file: PathBuf,
+    },
+    /// A port cannot be bound for another reason.
+    #[error("cannot listen on {protocol} {address}: {source}")]
+    Bind {
+        /// TCP or UDP.
+        protocol: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The settings of the provider cannot be used.
+    #[error("[oidc] in {file}: {why}")]
+    Provider {
+        /// The configuration.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The signing key's file holds something else.
+    #[error(
+        "{0} does not hold a signing key (64 hexadecimal digits): restore it, or run `postern-controller init` in a new folder"
+    )]
+    SigningKey(PathBuf),
+    /// The actor ended.
+    #[error("{0}; nothing was told to anybody that is not on disk")]
+    Actor(#[from] ActorError),
+}
+
+fn source_of(error: &AuditError) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
+}
+
+/// A controller that serves.
+#[derive(Debug)]
+pub struct Running {
+    /// Asks the core.
+    pub handle: Handle,
+    /// The addresses on which pages and streams are served, with the ports that the system chose where 0 was asked for.
+    pub listening: Vec<SocketAddr>,
+    /// Where probes arrive.
+    pub probes: SocketAddr,
+    /// What a join link pins.
+    pub pin: Option<[u8; 32]>,
+    stop: watch::Sender<bool>,
+    actor: JoinHandle<Result<(), ActorError>>,
+    tasks: JoinSet<()>,
+}
+
+impl Running {
+    /// Waits until the actor ends by itself, which it does only when something cannot be made durable.
+    ///
+    /// # Errors
+    /// [`ActorError`].
+    pub async fn failed(&mut self) -> Result<(), ActorError> {
+        (&mut self.actor).await.unwrap_or(Ok(()))
+    }
+
+    /// Stops: tells the nodes, lets open requests finish, closes.
+    pub async fn stop(mut self) {
+        self.handle.stop().await;
+        self.stop.send_replace(true);
+        drop(
+            tokio::time::timeout(Duration::from_secs(8), async { while self.tasks.join_next().await.is_some() {} })
+                .await,
+        );
+        self.tasks.abort_all();
+        if !self.actor.is_finished() {
+            self.actor.abort();
+        }
+    }
+}
+
+/// What [`start`] does about a policy document that is not the one in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStart {
+    /// The policy in force stays; the document counts only if none was ever applied.
+    KeepPolicy,
+    /// The document is applied.
+    ApplyPolicy,
+}
+
+/// Starts a controller.
+///
+/// # Errors
+/// [`ServeError`]: what is wrong, where, and what to do. Nothing was served then.
+pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeError> {
+    let now = clock::now();
+    let signing = read_signing_key(&config)?;
+    let certificates = tls::Certificates::open(config.tls.clone(), now.wall)?;
+    let mut sockets = Vec::new();
+    for address in &config.listen {
+        sockets.push(bound("TCP", *address, "listen", &config, listener::bind_tcp(*address))?);
+    }
+    let listening: Vec<_> = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
+    let probes = bind_probes(&config, &listening)?;
+    let probe_address = probes.local_addr().unwrap_or(config.probe_listen);
+
+    let database = config.database();
+    let mut store = SqliteStore::open(&database, now.wall.as_millis().unsigned_abs()).await?;
+    let loaded = store.load().await?;
+    let (head, outbox) = store.audit_state().await?;
+    let (audit, opened) = AuditLog::open(&config.audit_dir(), config.audit_file_size, head, &outbox)?;
+
+    let mut core_config = config.core.clone();
+    core_config.probe_port = Some(probe_address.port());
+    let meta = loaded.meta.clone();
+    let (policy, apply) = choose_policy(&config, &meta, at_start)?;
+    let random = Box::new(|bytes: &mut [u8]| getrandom::fill(bytes).expect("the kernel's random source answers"));
+    let core = Core::new(core_config, signing, policy, loaded, random, now);
+    let (actor, handle) = Actor::new(core, meta, store, audit);
+    let actor = tokio::spawn(actor.run());
+
+    // What the start itself has to record is durable before anything is served.
+    let asked = handle.clone();
+    let begun = asked.call(move |turn, now| {
+        if let Some(partial) = &opened.partial {
+            turn.record_administration("postern-controller", "audit log repaired: a partial line was cut off", partial);
+        }
+        if let Some(broken) = &opened.broken {
+            let detail = format!("the file ended with record {}, hash {}", broken.seq, hex::encode(broken.hash));
+            turn.record_administration(
+                "postern-controller",
+                "AUDIT LOG DOES NOT CONTINUE THE DATABASE'S HEAD",
+                &detail,
+            );
+        }
+        if let Some((policy, text)) = apply {
+            turn.core.apply_policy(policy, text, "start", now);
+        }
+        let status = turn.core.status();
+        turn.record(&AuditEvent::Started { epoch: status.epoch, policy_revision: status.policy_revision });
+    });
+    let mut running = Running {
+        handle,
+        listening,
+        probes: probe_address,
+        pin: certificates.current().pin,
+        stop: watch::Sender::new(false),
+        actor,
+        tasks: JoinSet::new(),
+    };
+    if begun.await.is_err() {
+        running.failed().await?;
+    }
+    serve_all(&mut running, config, certificates, sockets, probes, &database).await?;
+    Ok(running)
+}
+
+async fn serve_all(
+    running: &mut Running,
+    config: Config,
+    certificates: Arc<tls::Certificates>,
+    sockets: Vec<TcpListener>,
+    probes: UdpSocket,
+    database: &std::path::Path,
+) -> Result<(), ServeError> {
+    let pool = SqliteStore::pool(database).await?;
+    let public_url = url::Url::parse(&config.url).expect("the configuration's URL was parsed when it was checked");
+    let accounts = Arc::new(Accounts::new(pool.clone(), config.url.clone(), read_sealing_key(&config)?));
+    let limits = SessionLimits { absolute: config.core.session_length, ..SessionLimits::default() };
+    let sessions = WebSessions::new(pool, limits);
+    let provider = provider(&config, &public_url)?;
+    let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
+    let pages = Arc::new(Web {
+        public_url,
+        ways: SignInWays { provider, local },
+        accounts: Arc::clone(&accounts),
+        sessions: sessions.clone(),
+        doors: Arc::new(running.handle.clone()),
+        clock: system_clock(),
+    });
+    let handle = running.handle.clone();
+    let stream = get(
+        move |upgrade: WebSocketUpgrade,
+              ConnectInfo(remote): ConnectInfo<SocketAddr>,
+              Extension(permit): Extension<ConnectionPermit>| async move {
+            upgrade
+                .max_message_size(MAX_NODE_MESSAGE_BYTES)
+                .max_frame_size(MAX_NODE_MESSAGE_BYTES)
+                .on_upgrade(move |socket| node_stream::serve(socket, remote, handle, permit))
+        },
+    );
+    let router: Router = web::router(pages).route(STREAM_PATH, stream);
+    let acceptor = TlsAcceptor::from(certificates.server_config()?);
+    let limits = Limits::new(config.connections, config.connections_per_address);
+    for socket in sockets {
+        let (acceptor, router, limits) = (acceptor.clone(), router.clone(), Arc::clone(&limits));
+        running.tasks.spawn(listener::serve(socket, acceptor, router, limits, running.stop.subscribe()));
+    }
+    running.tasks.spawn(receive_probes(probes, running.handle.clone(), running.stop.subscribe()));
+    running.tasks.spawn(keep_up(certificates.clone(), sessions.clone(), running.stop.subscribe()));
+    let office = admin::server::Office {
+        handle: running.handle.clone(),
+        accounts,
+        sessions,
+        certificates,
+        limits,
+        config: Arc::new(config),
+        started: clock::now(),
+    };
+    let socket = admin::server::bind(&office.config)?;
+    running.tasks.spawn(admin::server::serve(socket, Arc::new(office), running.stop.subscribe()));
+    Ok(())
+}
+
+fn bound<T>(
+    protocol: &'static str,
+    address: SocketAddr,
+    key: &'static str,
+    config: &Config,
+    result: io::Result<T>,
+) -> Result<T, ServeError> {
+    result.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => {
+            ServeError::Occupied { protocol, address, port: address.port(), key, file: config.file.clone() }
+        }
+        _ => ServeError::Bind { protocol, address, source },
+    })
+}
+
+/// Binds the port of probes: the first TCP port's number if none is written.
+fn bind_probes(config: &Config, listening: &[SocketAddr]) -> Result<UdpSocket, ServeError> {
+    let mut address = config.probe_listen;
+    if address.port() == 0
+        && let Some(first) = listening.first()
+    {
+        address.set_port(first.port());
+    }
+    let socket = || {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(address.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+        }
+        socket.bind(&address.into())?;
+        socket.set_nonblocking(true)?;
+        UdpSocket::from_std(socket.into())
+    };
+    bound("UDP", address, "probe_listen", config, socket())
+}
+
+async fn receive_probes(socket: UdpSocket, handle: Handle, mut stop: watch::Receiver<bool>) {
+    let mut datagram = [0; postern_common::probe::PROBE_BYTES + 1];
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut datagram) => received,
+            () = listener::told(&mut stop) => return,
+        };
+        match received {
+            Ok((length, from)) if length == postern_common::probe::PROBE_BYTES => {
+                handle.probe(&datagram[..length], SocketAddr::new(from.ip().to_canonical(), from.port()));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "receiving probes");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Renews the certificate and sweeps what is over.
+async fn keep_up(certificates: Arc<tls::Certificates>, sessions: WebSessions, mut stop: watch::Receiver<bool>) {
+    let mut certificate = tokio::time::interval(CERTIFICATE_CHECK);
+    let mut sweep = tokio::time::interval(SWEEP);
+    loop {
+        tokio::select! {
+            _ = certificate.tick() => if let Err(error) = certificates.reload(clock::now().wall) {
+                tracing::error!(%error, "the certificate cannot be renewed; the present one stays");
+            },
+            _ = sweep.tick() => if let Err(error) = sessions.sweep(clock::now().wall).await {
+                tracing::warn!(%error, "old sign-ins cannot be swept away");
+            },
+            () = listener::told(&mut stop) => return,
+        }
+    }
+}
+
+/// Reads the key that signs what nodes enforce.
+///
+/// # Errors
+/// [`ServeError`] if it is missing, can be read by others, or is something else.
+fn read_signing_key(config: &Config) -> Result<ControllerSigningKey, ServeError> {
+    let path = config.signing_key();
+    let text = Zeroizing::new(files::read_secret(&path)?);
+    let mut seed = Zeroizing::new([0u8; 32]);
+    hex::decode_to_slice(text.trim(), seed.as_mut_slice()).map_err(|_| ServeError::SigningKey(path))?;
+    Ok(ControllerSigningKey::from_seed(&seed))
+}
+
+fn read_sealing_key(config: &Config) -> Result<SealingKey, ServeError> {
+    let path = config.key_dir.join("seal.key");
+    let text = match files::read_secret(&path) {
+        Err(FileError::Missing(_)) => {
+            let mut fresh = Zeroizing::new([0u8; 32]);
+            getrandom::fill(fresh.as_mut_slice()).expect("the kernel's random source answers");
+            let text = hex::encode(fresh.as_slice());
+            files::write_new(&path, text.as_bytes(), files::SECRET)?;
+            text
+        }
+        other => other?,
+    };
+    let text = Zeroizing::new(text);
+    let mut key = [0u8; 32];
+    hex::decode_to_slice(text.trim(), &mut key).map_err(|_| ServeError::SigningKey(path))?;
+    Ok(SealingKey::from_bytes(key))
+}
+
+fn provider(config: &Config, public_url: &url::Url) -> Result<Option<Arc<Provider>>, ServeError> {
+    let Some(oidc) = &config.oidc else { return Ok(None) };
+    let wrong = |why: String| ServeError::Provider { file: config.file.clone(), why };
+    let issuer = url::Url::parse(&oidc.issuer).map_err(|error| wrong(format!("issuer: {error}")))?;
+    let mut settings = ProviderSettings::new(issuer, oidc.client_id.clone());
+    settings.label = oidc.name.clone();
+    settings.groups_claim = oidc.groups_claim.clone();
+    settings.scopes = oidc.scopes.clone();
+    settings.acr_values = oidc.acr_values.clone();
+    settings.ca_file = oidc.ca_file.clone();
+    if let Some(path) = &oidc.client_secret_file {
+        settings.client_secret = Some(Zeroizing::new(files::read_secret(path)?.trim().to_owned()));
+    }
+    Provider::new(settings, public_url).map(Some).map_err(|error| wrong(error.to_string()))
+}
+
+type Chosen = (Arc<Policy>, Option<(Arc<Policy>, String)>);
+
+/// Chooses the policy with which to start: the one in force, or the document if none was ever applied. DESIGN: a document
+/// takes effect by `policy apply` alone, so a half-written file does not become the policy by a reboot.
+fn choose_policy(config: &Config, meta: &crate::records::Meta, at_start: AtStart) -> Result<Chosen, ServeError> {
+    if meta.policy_revision == 0 || at_start == AtStart::ApplyPolicy {
+        let text = files::read(&config.policy)?;
+        let policy = Arc::new(parse_policy(&config.policy, &text).map_err(ServeError::Policy)?);
+        let unchanged = meta.policy_revision > 0 && text == meta.policy_text;
+        return Ok((Arc::clone(&policy), (!unchanged).then_some((policy, text))));
+    }
+    let kept = parse_policy(&config.policy, &meta.policy_text).map_err(|error| ServeError::KeptPolicy {
+        revision: meta.policy_revision,
+        error,
+        file: config.policy.clone(),
+    })?;
+    match files::read(&config.policy) {
+        Ok(text) if text == meta.policy_text => {}
+        Ok(_) | Err(_) => tracing::warn!(
+            file = %config.policy.display(),
+            generation = meta.policy_revision,
+            "the policy document differs from the policy in force, which stays: `policy apply` makes it count"
+        ),
+    }
+    Ok((Arc::new(kept), None))
+}
+
+/// Reads a policy document under the name by which explanations cite it: `policy.toml:41`.
+///
+/// # Errors
+/// Every mistake.
+pub fn parse_policy(file: &std::path::Path, text: &str) -> Result<Policy, Diagnostics> {
+    let name = file.file_name().map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let text = diagnostics::decode(&name, text.as_bytes())?;
+    Policy::parse(&name, text)
+}
