@@ -1,0 +1,109 @@
+// A certified OpenID provider (npm's oidc-provider) with people for tests. Everything about the protocol is its own;
+// here are only the people, one client, and a plain sign-in form.
+//
+// --redirect URL   where the client is sent back to; may be given several times
+// --port N         0, the default: any free port
+// --host ADDRESS   127.0.0.1 by default: where it listens, and the host in its issuer
+// --users FILE     JSON: {"login": {"password", "email", "groups", "acr", "amr"}}; the people below by default
+import { createServer } from "node:http";
+import { readFileSync } from "node:fs";
+import { parseArgs } from "node:util";
+import { generateKeyPairSync } from "node:crypto";
+import Provider from "oidc-provider";
+
+const { values: options } = parseArgs({
+  options: {
+    redirect: { type: "string", multiple: true, default: [] },
+    port: { type: "string", default: "0" },
+    host: { type: "string", default: "127.0.0.1" },
+    users: { type: "string" },
+  },
+});
+
+const CLIENT = { id: "postern", secret: "a-client-secret-for-tests" };
+const users = options.users ? JSON.parse(readFileSync(options.users, "utf8")) : {
+  alice: { password: "alice-password", email: "alice@corp.example", groups: ["staff", "payroll"], acr: "urn:corp:mfa", amr: ["pwd", "otp"] },
+  bob: { password: "bob-password", email: "bob@corp.example", groups: [] },
+  // The provider says nothing about this one's groups: unknown, which is not the same as none.
+  mallory: { password: "mallory-password", email: "mallory@corp.example" },
+};
+
+const server = createServer();
+await new Promise((done) => server.listen(Number(options.port), options.host, done));
+const bracketed = options.host.includes(":") ? `[${options.host}]` : options.host;
+const issuer = `http://${bracketed}:${server.address().port}`;
+
+const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
+const provider = new Provider(issuer, {
+  clients: [{
+    client_id: CLIENT.id,
+    client_secret: CLIENT.secret,
+    redirect_uris: options.redirect,
+    response_types: ["code"],
+    grant_types: ["authorization_code"],
+    require_auth_time: true,
+  }],
+  jwks: { keys: [{ ...key, kid: "test-1", use: "sig", alg: "RS256" }] },
+  acrValues: ["urn:corp:mfa"],
+  cookies: { keys: ["a-cookie-key-for-tests"] },
+  scopes: ["openid", "profile", "email", "groups"],
+  claims: { openid: ["sub"], profile: ["preferred_username"], email: ["email", "email_verified"], groups: ["groups"],
+    acr: null, amr: null, auth_time: null, iss: null, sid: null },
+  conformIdTokenClaims: false, // the ID token itself carries the claims of the scopes
+  features: { devInteractions: { enabled: false }, rpInitiatedLogout: { enabled: false } },
+  pkce: { required: () => true },
+  interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
+  findAccount: async (_, login) => users[login] && {
+    accountId: login,
+    claims: async () => ({
+      sub: login, preferred_username: login, email: users[login].email, email_verified: true,
+      ...(users[login].groups && { groups: users[login].groups }),
+    }),
+  },
+  // Everybody's consent is taken as given: the client belongs to the people's own organisation.
+  loadExistingGrant: async (context) => {
+    const { client, session, params } = context.oidc;
+    const grant = new provider.Grant({ clientId: client.clientId, accountId: session.accountId });
+    grant.addOIDCScope(params.scope);
+    await grant.save();
+    return grant;
+  },
+});
+provider.on("server_error", (_, error) => console.error(error));
+
+const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+const form = (uid, text) => `<!doctype html><html lang="en"><meta charset="utf-8"><title>Corp SSO</title>
+  <h1>Corp SSO</h1><p>${escape(text)}</p>
+  <form method="post" action="/interaction/${escape(uid)}"><label>Login <input name="login"></label>
+  <label>Password <input name="password" type="password"></label><button>Sign in</button></form></html>`;
+
+async function interaction(request, response, uid) {
+  if (request.method === "GET") {
+    await provider.interactionDetails(request, response);
+    response.setHeader("content-type", "text/html; charset=utf-8");
+    return response.end(form(uid, "Who are you?"));
+  }
+  let body = "";
+  for await (const chunk of request) body += chunk;
+  const fields = new URLSearchParams(body);
+  const user = users[fields.get("login")];
+  if (!user || user.password !== fields.get("password")) {
+    response.statusCode = 403;
+    response.setHeader("content-type", "text/html; charset=utf-8");
+    return response.end(form(uid, "Wrong login or password."));
+  }
+  const login = { accountId: fields.get("login"), acr: user.acr, amr: user.amr ?? ["pwd"], remember: false };
+  return provider.interactionFinished(request, response, { login });
+}
+
+const rest = provider.callback();
+server.on("request", (request, response) => {
+  const uid = request.url.match(/^\/interaction\/([\w-]+)$/)?.[1];
+  if (!uid) return rest(request, response);
+  interaction(request, response, uid).catch((error) => {
+    console.error(error.message);
+    response.statusCode = 400;
+    response.end();
+  });
+});
+console.log(JSON.stringify({ issuer, client_id: CLIENT.id, client_secret: CLIENT.secret }));
