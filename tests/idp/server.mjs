@@ -47,8 +47,7 @@ const provider = new Provider(issuer, {
   acrValues: ["urn:corp:mfa"],
   cookies: { keys: ["a-cookie-key-for-tests"] },
   scopes: ["openid", "profile", "email", "groups"],
-  claims: { openid: ["sub"], profile: ["preferred_username"], email: ["email", "email_verified"], groups: ["groups"],
-    acr: null, amr: null, auth_time: null, iss: null, sid: null },
+  claims: { openid: ["sub", "acr", "amr", "auth_time"], profile: ["preferred_username"], email: ["email", "email_verified"], groups: ["groups"], iss: null, sid: null },
   conformIdTokenClaims: false, // the ID token itself carries the claims of the scopes
   features: { devInteractions: { enabled: false }, rpInitiatedLogout: { enabled: false } },
   pkce: { required: () => true },

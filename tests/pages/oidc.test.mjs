@@ -41,13 +41,16 @@ test("a person without groups, or whose groups are unknown, is signed in and rea
 
 /** Walks the way by hand up to the redirect back, without following it, and returns that URL. */
 async function walk(page) {
-  let back;
-  await page.route(`${world.url}/oidc/callback*`, (route) => { back = route.request().url(); return route.abort(); });
+  const devtools = await page.context().newCDPSession(page);
+  await devtools.send("Fetch.enable", { patterns: [{ urlPattern: `${world.url}/oidc/callback*` }] });
+  const paused = new Promise((seen) => devtools.once("Fetch.requestPaused", seen));
   await toProvider(page);
-  await signIn(page, "alice", "alice-password").catch(() => {});
-  await assert.doesNotReject(async () => { for (const end = Date.now() + 10_000; !back; await page.waitForTimeout(20)) assert.ok(Date.now() < end); });
-  await page.unroute(`${world.url}/oidc/callback*`);
-  return new URL(back);
+  const click = signIn(page, "alice", "alice-password").catch(() => {}); // it waits for the page that does not come
+  const { requestId, request } = await paused;
+  await devtools.send("Fetch.failRequest", { requestId, errorReason: "Aborted" });
+  await click;
+  await devtools.detach();
+  return new URL(request.url);
 }
 
 async function refused(page, url, status, reason) {
@@ -93,6 +96,15 @@ test("an answer that names another issuer, or none, is refused", async () => {
     change(back);
     await refused(page, back, 403, "oidc_issuer");
   }
+});
+
+test("the answer that is told first is the one that counts: a sign-in cannot be finished twice at once", async () => {
+  const page = await world.page();
+  const back = await walk(page);
+  const cookies = (await page.context().cookies()).map(({ name, value }) => `${name}=${value}`).join("; ");
+  const ask = () => fetch(back, { headers: { cookie: cookies }, redirect: "manual" });
+  const answers = await Promise.all([ask(), ask(), ask()]);
+  assert.deepEqual(answers.map((answer) => answer.status).sort(), [303, 400, 400]);
 });
 
 test("a provider that is away is told as such", async () => {

@@ -108,11 +108,12 @@ test("a typed code is forgiven its form, and one that is none is refused", async
   await world.pictures(page, "join-code");
   await page.getByLabel("Code").fill("nonsense");
   await page.keyboard.press("Enter");
+  await page.getByRole("alert").waitFor();
   assert.match(await page.getByRole("alert").innerText(), /four letters and four digits/);
   await world.pictures(page, "join-code-refused");
   await page.getByLabel("Code").fill(" rfsd 2222 ");
   await page.keyboard.press("Enter");
-  assert.equal(await heading(page), "Is this your machine?");
+  await page.getByRole("heading", { name: "Is this your machine?" }).waitFor();
 });
 
 test("guessing codes ends in a wait", async () => {
@@ -173,7 +174,7 @@ test("a second factor is set up once, asked for at the next sign-in, and each co
 });
 
 test("the browser makes the key, and the private half is only in the browser", async () => {
-  const page = await world.signedIn();
+  const page = await world.signedIn("alice@corp.example", { deviceScaleFactor: 2 });
   const sent = [];
   page.on("request", (request) => sent.push(request.url() + (request.postData() ?? "")));
   await page.goto("/wireguard");
@@ -242,11 +243,13 @@ test("a one-time link sets a password once", async () => {
 test("the whole way to a machine works by keyboard alone, and the focus is always visible", async () => {
   const page = await world.page();
   await page.goto("/sign-in?next=%2Fjoin");
+  await page.locator("#login:focus").waitFor();
   await page.keyboard.type("alice@corp.example");
   await page.keyboard.press("Tab");
   await page.keyboard.type(world.pages.password);
   await page.keyboard.press("Enter");
   await page.waitForURL("**/join");
+  await page.locator("#code:focus").waitFor();
   await page.keyboard.type("RFSD2222");
   await page.keyboard.press("Enter");
   await page.getByText("Is this your machine?").waitFor();

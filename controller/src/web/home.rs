@@ -122,9 +122,9 @@ fn devices(person: &Person, portal: &Portal) -> Markup {
                 h2 #machines { "Your machines" }
                 div.actions {
                     @if portal.stock_clients == StockClients::Permitted {
-                        a.button.secondary href="/wireguard" { "WireGuard client" }
+                        a.button.secondary.small href="/wireguard" { "WireGuard client" }
                     }
-                    a.button.secondary href="/join" { "Add a machine" }
+                    a.button.secondary.small href="/join" { "Add a machine" }
                 }
             }
             @if portal.devices.is_empty() {
@@ -150,9 +150,9 @@ fn card(person: &Person, device: &PortalDevice) -> Markup {
             }
             p.presence {
                 @match device.presence {
-                    Presence::Connected => { span.dot.on aria-hidden="true" {} "Connected" },
-                    Presence::LastHeard(Some(at)) => { span.dot aria-hidden="true" {} "Last heard " (words::ago(at, now)) },
-                    Presence::LastHeard(None) => { span.dot aria-hidden="true" {} "Not heard yet" },
+                    Presence::Connected => { span.dot.on aria-hidden="true" {} span { "Connected" } },
+                    Presence::LastHeard(Some(at)) => { span.dot aria-hidden="true" {} span { "Last heard " (words::ago(at, now)) } },
+                    Presence::LastHeard(None) => { span.dot aria-hidden="true" {} span { "Not heard yet" } },
                 }
             }
             p.session {

@@ -44,10 +44,10 @@ pub(super) fn qr(text: &str, label: &str) -> Markup {
     let mut path = String::new();
     for (i, color) in code.to_colors().into_iter().enumerate() {
         if color == qrcode::Color::Dark {
-            path.push_str(&format!("M{} {}h1v1h-1z", i % width + 2, i / width + 2));
+            path.push_str(&format!("M{} {}h1v1h-1z", i % width + 4, i / width + 4));
         }
     }
-    let size = width + 4;
+    let size = width + 8;
     html! {
         svg.qr role="img" aria-label=(label) viewBox=(format!("0 0 {size} {size}")) shape-rendering="crispEdges" {
             rect.qr-light width=(size) height=(size) {}

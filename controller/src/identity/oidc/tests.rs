@@ -1,1 +1,360 @@
+use std::sync::{
+    Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
 
+use axum::{
+    Form, Json, Router,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use ed25519_dalek::{Signer, SigningKey};
+use hmac::{Hmac, Mac};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::*;
+use crate::identity::system_clock;
+
+const CLIENT: &str = "postern";
+const SECRET: &str = "client-secret";
+const CODE: &str = "the-code";
+
+/// How the hostile provider signs.
+#[derive(Clone, Copy)]
+enum Sign {
+    Own,
+    /// By another key, under the identifier of its own.
+    Stranger,
+    /// Nothing, `alg: none`.
+    Nothing,
+    /// HMAC by the client's secret.
+    ClientSecret,
+    /// HMAC by the bytes of the public key (key confusion).
+    PublicKey,
+    /// By its own key, and then a claim is changed.
+    ThenTamper,
+}
+
+/// A provider in this process that says what a test tells it to.
+struct Idp {
+    issuer: String,
+    key: Mutex<(SigningKey, String)>,
+    change: Box<dyn Fn(&mut Value) + Send + Sync>,
+    sign: Sign,
+    challenge_and_nonce: Mutex<(String, String)>,
+    metadata_issuer: Option<String>,
+    key_fetches: AtomicUsize,
+}
+
+fn base64(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+impl Idp {
+    async fn start(sign: Sign, change: impl Fn(&mut Value) + Send + Sync + 'static) -> Arc<Self> {
+        Self::start_as(sign, change, None).await
+    }
+
+    async fn start_as(
+        sign: Sign,
+        change: impl Fn(&mut Value) + Send + Sync + 'static,
+        metadata_issuer: Option<String>,
+    ) -> Arc<Self> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let idp = Arc::new(Self {
+            issuer: format!("http://{}", listener.local_addr().expect("an address")),
+            key: Mutex::new((SigningKey::from_bytes(&[1; 32]), "k1".into())),
+            change: Box::new(change),
+            sign,
+            challenge_and_nonce: Mutex::default(),
+            metadata_issuer,
+            key_fetches: AtomicUsize::new(0),
+        });
+        let router = Router::new()
+            .route("/.well-known/openid-configuration", get(Self::metadata))
+            .route("/jwks", get(Self::keys))
+            .route("/token", post(Self::token))
+            .with_state(idp.clone());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        idp
+    }
+
+    async fn metadata(State(idp): State<Arc<Self>>) -> Json<Value> {
+        let at = |path: &str| format!("{}{path}", idp.issuer);
+        Json(json!({
+            "issuer": idp.metadata_issuer.as_ref().unwrap_or(&idp.issuer),
+            "authorization_endpoint": at("/auth"), "token_endpoint": at("/token"), "jwks_uri": at("/jwks"),
+            "response_types_supported": ["code"], "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["EdDSA", "RS256", "HS256", "none"],
+            "authorization_response_iss_parameter_supported": true,
+        }))
+    }
+
+    async fn keys(State(idp): State<Arc<Self>>) -> Json<Value> {
+        idp.key_fetches.fetch_add(1, Ordering::SeqCst);
+        let (key, kid) = &*idp.key.lock().expect("not poisoned");
+        let x = base64(key.verifying_key().as_bytes());
+        Json(json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": kid, "x": x}]}))
+    }
+
+    async fn token(State(idp): State<Arc<Self>>, Form(form): Form<Vec<(String, String)>>) -> Response {
+        let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let challenge = base64(Sha256::digest(field("code_verifier").unwrap_or_default()));
+        if field("code") != Some(CODE) || challenge != idp.challenge_and_nonce.lock().expect("not poisoned").0 {
+            return (StatusCode::BAD_REQUEST, Json(json!({"error": "invalid_grant"}))).into_response();
+        }
+        let mut answer = json!({"access_token": "access", "token_type": "Bearer"});
+        let token = idp.id_token();
+        if !token.is_empty() {
+            answer["id_token"] = token.into();
+        }
+        Json(answer).into_response()
+    }
+
+    fn id_token(&self) -> String {
+        let now = system_clock()().as_millis() / 1_000;
+        let mut claims = json!({
+            "iss": self.issuer, "sub": "alice-1", "aud": CLIENT, "iat": now, "exp": now + 300,
+            "nonce": self.challenge_and_nonce.lock().expect("not poisoned").1,
+            "email": "alice@corp.example", "groups": ["staff"], "acr": "mfa", "amr": ["pwd", "otp"], "auth_time": now - 60,
+        });
+        (self.change)(&mut claims);
+        if claims.is_null() {
+            return String::new();
+        }
+        let (key, kid) = &*self.key.lock().expect("not poisoned");
+        let algorithm = match self.sign {
+            Sign::Own | Sign::Stranger | Sign::ThenTamper => "EdDSA",
+            Sign::Nothing => "none",
+            Sign::ClientSecret | Sign::PublicKey => "HS256",
+        };
+        let head = base64(json!({"alg": algorithm, "kid": kid}).to_string());
+        let text = format!("{head}.{}", base64(claims.to_string()));
+        let hmac = |key: &[u8]| {
+            let mac = Hmac::<Sha256>::new_from_slice(key).expect("any length").chain_update(&text);
+            base64(mac.finalize().into_bytes())
+        };
+        let signature = match self.sign {
+            Sign::Own | Sign::ThenTamper => base64(key.sign(text.as_bytes()).to_bytes()),
+            Sign::Stranger => base64(SigningKey::from_bytes(&[9; 32]).sign(text.as_bytes()).to_bytes()),
+            Sign::Nothing => String::new(),
+            Sign::ClientSecret => hmac(SECRET.as_bytes()),
+            Sign::PublicKey => hmac(key.verifying_key().as_bytes()),
+        };
+        if matches!(self.sign, Sign::ThenTamper) {
+            claims["groups"] = json!(["staff", "admins"]);
+            return format!("{head}.{}.{signature}", base64(claims.to_string()));
+        }
+        format!("{text}.{signature}")
+    }
+}
+
+fn provider(idp: &Idp) -> Arc<Provider> {
+    let mut settings = ProviderSettings::new(idp.issuer.parse().expect("a URL"), CLIENT);
+    settings.client_secret = Some(SECRET.to_owned().into());
+    Provider::new(settings, &"https://ctl.corp.example/".parse().expect("a URL")).expect("usable")
+}
+
+/// One person's browser on the way to the provider and back.
+struct Walk {
+    idp: Arc<Idp>,
+    provider: Arc<Provider>,
+    browser: Token,
+    callback: Callback,
+}
+
+impl Walk {
+    async fn begin(idp: &Arc<Idp>, provider: &Arc<Provider>) -> Self {
+        let browser = Token::draw();
+        let url = provider.begin(&browser, "/join", system_clock()()).await.expect("begins");
+        let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).expect("is there").1.into_owned();
+        assert_eq!((query("response_type").as_str(), query("code_challenge_method").as_str()), ("code", "S256"));
+        assert_eq!(query("redirect_uri"), "https://ctl.corp.example/oidc/callback");
+        *idp.challenge_and_nonce.lock().expect("not poisoned") = (query("code_challenge"), query("nonce"));
+        let callback = Callback {
+            state: Some(query("state")),
+            code: Some(CODE.into()),
+            iss: Some(idp.issuer.clone()),
+            error: None,
+        };
+        Self { idp: idp.clone(), provider: provider.clone(), browser, callback }
+    }
+
+    async fn fresh(sign: Sign, change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
+        let idp = Idp::start(sign, change).await;
+        let provider = provider(&idp);
+        Self::begin(&idp, &provider).await
+    }
+
+    async fn finish(&self) -> Result<Proof, OidcError> {
+        let finished = self.provider.finish(self.callback.clone(), Some(&self.browser), system_clock()()).await;
+        finished.map(|(proof, next)| {
+            assert_eq!(next, "/join");
+            proof
+        })
+    }
+}
+
+/// Asserts that a sign-in was refused because of its token, with the given words in the operator's log.
+async fn token_refused(sign: Sign, words: &str, change: impl Fn(&mut Value) + Send + Sync + 'static) {
+    match Walk::fresh(sign, change).await.finish().await {
+        Err(OidcError::Token(why)) => assert!(why.contains(words), "`{why}` does not say `{words}`"),
+        other => panic!("expected a refusal for `{words}`: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_good_token_proves_who_signed_in_and_how() {
+    let walk = Walk::fresh(Sign::Own, |_| ()).await;
+    let proof = walk.finish().await.expect("verifies");
+    assert_eq!((proof.issuer, proof.subject.as_str()), (walk.idp.issuer.clone(), "alice-1"));
+    assert_eq!((proof.name.as_str(), proof.acr.as_deref()), ("alice@corp.example", Some("mfa")));
+    assert_eq!(proof.groups.map(|groups| groups.into_iter().collect::<Vec<_>>()), Some(vec!["staff".to_owned()]));
+    assert_eq!((proof.amr.len(), proof.auth_time.is_some()), (2, true));
+}
+
+#[tokio::test]
+async fn groups_missing_from_the_token_are_unknown() {
+    let remove = |claims: &mut Value| drop(claims.as_object_mut().and_then(|claims| claims.remove("groups")));
+    assert_eq!(Walk::fresh(Sign::Own, remove).await.finish().await.expect("verifies").groups, None);
+    assert_eq!(
+        Walk::fresh(Sign::Own, |claims| claims["groups"] = json!([])).await.finish().await.expect("verifies").groups,
+        Some(Default::default())
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_the_provider_calls_unverified_is_not_shown() {
+    let change = |claims: &mut Value| {
+        claims["email_verified"] = json!(false);
+        claims["email"] = json!("ceo@corp.example");
+        claims["preferred_username"] = json!("ceo@corp.example");
+    };
+    assert_eq!(Walk::fresh(Sign::Own, change).await.finish().await.expect("verifies").name, "alice-1");
+}
+
+#[tokio::test]
+async fn a_token_for_somebody_else_is_refused() {
+    token_refused(Sign::Own, "must contain", |claims| claims["aud"] = json!("other-client")).await;
+    token_refused(Sign::Own, "not a trusted audience", |claims| claims["aud"] = json!([CLIENT, "other"])).await;
+    token_refused(Sign::Own, "another client", |claims| claims["azp"] = json!("other-client")).await;
+    token_refused(Sign::Own, "expected `http", |claims| claims["iss"] = json!("https://evil.example")).await;
+}
+
+#[tokio::test]
+async fn a_token_of_another_time_or_sign_in_is_refused() {
+    let now = || system_clock()().as_millis() / 1_000;
+    token_refused(Sign::Own, "nonce", |claims| claims["nonce"] = json!("another")).await;
+    token_refused(Sign::Own, "nonce", |claims| claims["nonce"] = Value::Null).await;
+    token_refused(Sign::Own, "xpired", move |claims| claims["exp"] = json!(now() - 1)).await;
+    token_refused(Sign::Own, "issued", move |claims| claims["iat"] = json!(now() - TOKEN_AGE - 5)).await;
+    token_refused(Sign::Own, "issued", move |claims| claims["iat"] = json!(now() + CLOCK_SKEW + 5)).await;
+}
+
+#[tokio::test]
+async fn a_token_that_the_provider_did_not_sign_is_refused() {
+    token_refused(Sign::Stranger, "a key that the provider does not list", |_| ()).await;
+    token_refused(Sign::ThenTamper, "a key that the provider does not list", |_| ()).await;
+    token_refused(Sign::Nothing, "ignature", |_| ()).await;
+    token_refused(Sign::ClientSecret, "HS256", |_| ()).await;
+    token_refused(Sign::PublicKey, "HS256", |_| ()).await;
+}
+
+#[tokio::test]
+async fn a_token_without_what_it_must_hold_is_refused() {
+    token_refused(Sign::Own, "there is none", |claims| *claims = Value::Null).await;
+    token_refused(Sign::Own, "subject", |claims| claims["sub"] = json!("")).await;
+    token_refused(Sign::Own, "access token", |claims| claims["at_hash"] = json!("AAAAAAAAAAAAAAAAAAAAAA")).await;
+}
+
+#[tokio::test]
+async fn an_answer_counts_once_for_its_own_browser_and_in_time() {
+    let walk = Walk::fresh(Sign::Own, |_| ()).await;
+    let later = system_clock()().saturating_add(PENDING_LIFETIME);
+    let ask = async |walk: &Walk, browser: Option<&Token>, at| {
+        walk.provider.finish(walk.callback.clone(), browser, at).await.map(drop)
+    };
+    walk.finish().await.expect("the first time");
+    assert!(matches!(walk.finish().await, Err(OidcError::State)), "reused");
+    let walk = Walk::begin(&walk.idp, &walk.provider).await;
+    assert!(matches!(ask(&walk, Some(&walk.browser), later).await, Err(OidcError::State)), "late");
+    let walk = Walk::begin(&walk.idp, &walk.provider).await;
+    assert!(matches!(ask(&walk, Some(&Token::draw()), system_clock()()).await, Err(OidcError::State)), "another's");
+    let walk = Walk::begin(&walk.idp, &walk.provider).await;
+    assert!(matches!(ask(&walk, None, system_clock()()).await, Err(OidcError::State)), "nobody's");
+    let mut walk = Walk::begin(&walk.idp, &walk.provider).await;
+    for forged in [None, Some(String::new()), Some("x".into()), Some(Token::draw().expose().to_owned())] {
+        walk.callback.state = forged;
+        assert!(matches!(walk.finish().await, Err(OidcError::State)), "forged");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_code_and_another_sign_ins_code_are_refused() {
+    let mut walk = Walk::fresh(Sign::Own, |_| ()).await;
+    walk.callback.code = Some("another-code".into());
+    assert!(matches!(walk.finish().await, Err(OidcError::Code(_))));
+    let mut walk = Walk::begin(&walk.idp, &walk.provider).await;
+    walk.callback.code = None;
+    assert!(matches!(walk.finish().await, Err(OidcError::Code(_))));
+    let injected = Walk::begin(&walk.idp, &walk.provider).await;
+    let _victims = Walk::begin(&walk.idp, &walk.provider).await; // the code belongs to this one's challenge now
+    assert!(matches!(injected.finish().await, Err(OidcError::Code(_))), "PKCE");
+}
+
+#[tokio::test]
+async fn an_answer_of_another_issuer_is_refused() {
+    for issuer in [Some("https://evil.example".to_owned()), None] {
+        let mut walk = Walk::fresh(Sign::Own, |_| ()).await;
+        walk.callback.iss = issuer;
+        assert!(matches!(walk.finish().await, Err(OidcError::Issuer)));
+    }
+    let idp = Idp::start_as(Sign::Own, |_| (), Some("https://evil.example".into())).await;
+    let began = provider(&idp).begin(&Token::draw(), "/", system_clock()()).await;
+    assert!(matches!(began, Err(OidcError::Unavailable(_))), "metadata of another issuer");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_provider_is_told_as_such() {
+    let mut walk = Walk::fresh(Sign::Own, |_| ()).await;
+    walk.callback.error = Some("access_denied\n<script>".into());
+    match walk.finish().await {
+        Err(OidcError::Refused(why)) => assert_eq!(why, "access_denied<script>"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_read_once_and_unknown_keys_do_not_become_a_flood() {
+    let walk = Walk::fresh(Sign::Own, |_| ()).await;
+    walk.finish().await.expect("verifies");
+    assert_eq!(walk.idp.key_fetches.load(Ordering::SeqCst), 1);
+    *walk.idp.key.lock().expect("not poisoned") = (SigningKey::from_bytes(&[2; 32]), "k2".into());
+    let walk = Walk::begin(&walk.idp, &walk.provider).await;
+    walk.finish().await.expect("verifies by the new key");
+    assert_eq!(walk.idp.key_fetches.load(Ordering::SeqCst), 2);
+
+    let walk = Walk::fresh(Sign::Stranger, |_| ()).await;
+    for _ in 0..20 {
+        let walk = Walk::begin(&walk.idp, &walk.provider).await;
+        walk.finish().await.expect_err("a stranger's key");
+    }
+    let fetches = walk.idp.key_fetches.load(Ordering::SeqCst);
+    assert!(fetches <= FETCHES.burst as usize + 1, "{fetches} fetches");
+}
+
+#[tokio::test]
+async fn a_provider_that_is_away_refuses_and_one_in_clear_is_not_accepted() {
+    let public_url = "https://ctl.corp.example/".parse().expect("a URL");
+    let settings = ProviderSettings::new("http://127.0.0.1:9/".parse().expect("a URL"), CLIENT);
+    let away = Provider::new(settings, &public_url).expect("usable");
+    assert!(matches!(away.begin(&Token::draw(), "/", system_clock()()).await, Err(OidcError::Unavailable(_))));
+    for clear in ["http://idp.corp.example/", "http://localhost/", "http://192.0.2.1/"] {
+        let settings = ProviderSettings::new(clear.parse().expect("a URL"), CLIENT);
+        assert!(matches!(Provider::new(settings, &public_url), Err(SettingsError::Insecure(_))), "{clear}");
+    }
+}

@@ -63,14 +63,14 @@ function completeResult() {
 }
 
 function qrDrawing(modules) {
-  const size = modules.length + 4;
+  const size = modules.length + 8; // a quiet zone of four modules (ISO/IEC 18004 section 5.3.8)
   const element = (name, attributes) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
     return made;
   };
   let path = "";
-  modules.forEach((row, y) => row.forEach((dark, x) => { if (dark) path += `M${x + 2} ${y + 2}h1v1h-1z`; }));
+  modules.forEach((row, y) => row.forEach((dark, x) => { if (dark) path += `M${x + 4} ${y + 4}h1v1h-1z`; }));
   const drawing = element("svg", {
     class: "qr", role: "img", "aria-label": "QR code of the configuration", viewBox: `0 0 ${size} ${size}`,
     "shape-rendering": "crispEdges",
