@@ -174,7 +174,7 @@ impl Deployment {
     /// # Errors
     /// Fails with the agent's log when it does not start.
     pub fn adopt(&self, host: Host, node_toml: &str) -> Result<Node> {
-        let authority = self.controller.read(format!("{CONTROLLER}/keys/ca.pem"))?;
+        let authority = self.controller.read(format!("{CONTROLLER}/keys/ca.crt"))?;
         host.write(AUTHORITY, authority)?;
         host.write("/etc/postern/node.toml", node_toml)?;
         let node = Node { host, program: binaries::find("postern")?, agent: Mutex::new(None) };
@@ -261,7 +261,7 @@ impl Deployment {
     /// # Errors
     /// Fails when the machine cannot keep cookies.
     pub fn browser(&self, host: &Host) -> Result<Browser> {
-        host.write(AUTHORITY, self.controller.read(format!("{CONTROLLER}/keys/ca.pem"))?)?;
+        host.write(AUTHORITY, self.controller.read(format!("{CONTROLLER}/keys/ca.crt"))?)?;
         Browser::open(host, AUTHORITY)
     }
 
@@ -297,8 +297,9 @@ impl Node {
     pub fn start(&self) -> Result<()> {
         *lock(&self.agent) = Some(self.command().arg("run").spawn()?);
         let what = format!("the agent on {} does not answer", self.host.name());
-        eventually(PATIENCE, &what, || self.command().arg("status").run().ok()?.success().then_some(()))
-            .with_context(|| self.log())
+        // `status` says no until the machine has joined, but it says so on standard output.
+        let answers = || (!self.command().arg("status").run().ok()?.stdout.is_empty()).then_some(());
+        eventually(PATIENCE, &what, answers).with_context(|| self.log())
     }
 
     /// Ends the agent with a signal and waits until it is gone.
