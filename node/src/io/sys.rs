@@ -294,3 +294,11 @@ fn socket_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
         _other => None,
     }
 }
+
+/// Moves the calling thread into a network namespace, so that tests can open sockets and interfaces there.
+#[cfg(test)]
+pub(super) fn enter_network_namespace(name: &str) -> io::Result<()> {
+    let file = std::fs::File::open(format!("/run/netns/{name}"))?;
+    // SAFETY: setns takes a descriptor, which lives through the call, and a flag.
+    check(unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) }).map(drop)
+}

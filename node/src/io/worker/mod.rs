@@ -384,3 +384,6 @@ struct Ready {
     ipv4: bool,
     ipv6: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,254 @@
+//! Two workers, real TUN interfaces and a veth pair between two network namespaces. Needs root.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use postern_common::flow_record::{FlowEnd, FlowEvent};
+
+use super::{
+    super::{
+        bench, sys,
+        tun::{Offloads, Tun, TunError},
+        udp::Segmentation,
+    },
+    *,
+};
+
+const INNER: [[IpAddr; 2]; 2] = [
+    [IpAddr::V4(std::net::Ipv4Addr::new(100, 80, 0, 1)), IpAddr::V4(std::net::Ipv4Addr::new(100, 80, 0, 2))],
+    [
+        IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0x80, 0, 0, 0, 0, 0, 1)),
+        IpAddr::V6(std::net::Ipv6Addr::new(0xfd00, 0x80, 0, 0, 0, 0, 0, 2)),
+    ],
+];
+
+/// Runs `ip` and panics with what it said if it fails.
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Namespaces that end with the test.
+struct Namespaces(Vec<String>);
+
+impl Namespaces {
+    fn new(count: usize) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = |side| format!("pio-{}-{number}-{side}", std::process::id());
+        let names: Vec<_> = (0..count).map(name).collect();
+        for name in &names {
+            ip(&format!("netns add {name}"));
+            ip(&format!("-n {name} link set lo up"));
+        }
+        Self(names)
+    }
+
+    /// Runs something on a thread of its own inside.
+    fn inside<T: Send + 'static>(
+        &self,
+        side: usize,
+        run: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
+        let name = self.0[side].clone();
+        thread::spawn(move || {
+            sys::enter_network_namespace(&name).expect("root may enter a namespace");
+            run()
+        })
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in &self.0 {
+            let _gone = Command::new("ip").args(["netns", "del", name]).status();
+        }
+    }
+}
+
+/// Two nodes that may open TCP and UDP 5000 to 60000 on each other.
+struct Pair {
+    namespaces: Namespaces,
+    nodes: Vec<(WorkerHandle, mpsc::Receiver<WorkerEvent>)>,
+}
+
+impl Pair {
+    fn new(offloads: Offloads, segmentation: Segmentation, outer_mtu: u16, outer: [&str; 2]) -> Self {
+        let namespaces = Namespaces::new(2);
+        let [a, b] = [&namespaces.0[0], &namespaces.0[1]];
+        ip(&format!("-n {a} link add outer mtu {outer_mtu} type veth peer name outer mtu {outer_mtu} netns {b}"));
+        for (side, name) in namespaces.0.iter().enumerate() {
+            let length = if outer[side].contains(':') { "64 nodad" } else { "24" };
+            ip(&format!("-n {name} addr add {}/{length} dev outer", outer[side]));
+            ip(&format!("-n {name} link set outer up"));
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let endpoint = |side: usize| SocketAddr::new(outer[side].parse().unwrap(), 51_820);
+        bench::prepare(directory.path(), [endpoint(0), endpoint(1)], 20, 3).unwrap();
+        let start = |side: usize| {
+            let file = directory.path().join(["a.json", "b.json"][side]);
+            let run = move || bench::start(&file, "inner", 1_420, offloads, segmentation).unwrap();
+            namespaces.inside(side, run).join().unwrap()
+        };
+        let nodes = vec![start(0), start(1)];
+        for (side, name) in namespaces.0.iter().enumerate() {
+            ip(&format!("-n {name} addr add {}/16 dev inner", INNER[0][side]));
+            ip(&format!("-n {name} addr add {}/64 dev inner nodad", INNER[1][side]));
+            ip(&format!("-n {name} link set inner mtu 1420 up"));
+        }
+        Self { namespaces, nodes }
+    }
+
+    /// Sends `length` bytes over TCP from the first node to the second and gets them back.
+    fn tcp_echoes(&self, family: usize, length: usize) {
+        let address = SocketAddr::new(INNER[family][1], 5_201);
+        let listener = self.namespaces.inside(1, move || TcpListener::bind(address).unwrap()).join().unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut reader = stream.try_clone().unwrap();
+            std::io::copy(&mut reader, &mut stream).unwrap();
+        });
+        let client = self.namespaces.inside(0, move || {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            let sent: Vec<u8> = (0..length as u32).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
+            let mut writer = stream.try_clone().unwrap();
+            let bytes = sent.clone();
+            let writing = thread::spawn(move || {
+                writer.write_all(&bytes).unwrap();
+                writer.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            let mut back = Vec::new();
+            stream.read_to_end(&mut back).unwrap();
+            writing.join().unwrap();
+            assert!(back == sent, "{} of {length} bytes came back, or others", back.len());
+        });
+        client.join().unwrap();
+        server.join().unwrap();
+    }
+
+    fn udp_echoes(&self, family: usize, sizes: &'static [usize]) {
+        let address = SocketAddr::new(INNER[family][1], 5_300);
+        let server = self.namespaces.inside(1, move || UdpSocket::bind(address).unwrap()).join().unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let echo = thread::spawn(move || {
+            let mut buffer = [0; 65_535];
+            for _datagram in sizes {
+                let (length, from) = server.recv_from(&mut buffer).unwrap();
+                server.send_to(&buffer[..length], from).unwrap();
+            }
+        });
+        let client = self.namespaces.inside(0, move || {
+            let socket = UdpSocket::bind(SocketAddr::new(INNER[family][0], 0)).unwrap();
+            socket.connect(address).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            for (index, size) in sizes.iter().enumerate() {
+                let sent = vec![index as u8; *size];
+                socket.send(&sent).unwrap();
+                let mut buffer = [0; 65_535];
+                let length = socket.recv(&mut buffer).unwrap();
+                assert!(buffer[..length] == sent[..], "datagram {index} of {size} bytes came back as {length}");
+            }
+        });
+        client.join().unwrap();
+        echo.join().unwrap();
+    }
+}
+
+const OUTER_V4: [&str; 2] = ["10.97.0.1", "10.97.0.2"];
+const OUTER_V6: [&str; 2] = ["fd00:97::1", "fd00:97::2"];
+
+#[test]
+fn everything_passes_whole_with_offloads() {
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    for family in 0..2 {
+        pair.tcp_echoes(family, 8 << 20);
+        pair.udp_echoes(family, &[0, 1, 1_000, 1_392, 9_000, 60_000]); // the last two in fragments
+    }
+    let io = pair.nodes[0].0.status_blocking().unwrap().io;
+    assert!(io.tun_read_bytes / io.tun_reads > 5_000, "the TUN gave super-packets: {io:?}");
+    assert!(io.sent.sent > 4 * io.sent.calls, "runs left by one call: {io:?}");
+    assert!(io.tun_packets > 2 * io.tun_writes, "segments were joined: {io:?}");
+    assert_eq!((io.tun_refused, io.sent.failed, io.sent.split), (0, 0, 0), "{io:?}");
+}
+
+#[test]
+fn everything_passes_whole_without_offloads() {
+    let pair = Pair::new(Offloads::None, Segmentation::Off, 1_500, OUTER_V6);
+    for family in 0..2 {
+        pair.tcp_echoes(family, 2 << 20);
+        pair.udp_echoes(family, &[0, 1, 1_000, 1_392, 9_000, 60_000]);
+    }
+    let io = pair.nodes[0].0.status_blocking().unwrap().io;
+    assert_eq!(io.sent.sent, io.sent.calls, "{io:?}");
+    assert_eq!((io.tun_packets, io.tun_refused), (io.tun_writes, 0), "{io:?}");
+}
+
+#[test]
+fn an_underlay_that_is_too_narrow_costs_fragments_and_loses_nothing() {
+    for outer in [OUTER_V4, OUTER_V6] {
+        let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_300, outer);
+        pair.tcp_echoes(0, 1 << 20);
+        let io = pair.nodes[0].0.status_blocking().unwrap().io;
+        assert!(io.sent.split > 0, "runs were refused and sent one by one: {io:?}");
+    }
+}
+
+#[test]
+fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    pair.tcp_echoes(0, 1_000);
+    pair.udp_echoes(0, &[10]);
+    let (handle, mut events) = pair.nodes.remove(1);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(handle.shut_down()).unwrap();
+    let mut ends = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        if let WorkerEvent::Record(record) = event {
+            if let FlowEvent::End { why, .. } = record.event {
+                ends.push(why);
+            }
+        }
+    }
+    assert!(ends.contains(&FlowEnd::Shutdown), "{ends:?}");
+    assert_eq!(handle.status_blocking(), Err(WorkerGone));
+}
+
+#[test]
+fn an_interface_that_is_taken_away_is_reported() {
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    ip(&format!("-n {} link del inner", pair.namespaces.0[0]));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let lost = std::iter::from_fn(|| pair.nodes[0].1.blocking_recv())
+        .take_while(|_| Instant::now() < deadline)
+        .any(|event| matches!(event, WorkerEvent::TunLost { .. }));
+    assert!(lost);
+}
+
+#[test]
+fn the_interface_outlives_its_process_and_is_attached_again() {
+    let namespaces = Namespaces::new(1);
+    let name = namespaces.0[0].clone();
+    let test = namespaces.inside(0, move || {
+        let tun = Tun::open("door", Offloads::All).unwrap();
+        assert!(matches!(Tun::open("door", Offloads::All), Err(TunError::Busy { .. })), "one process at a time");
+        ip(&format!("-n {name} addr add 100.80.0.1/16 dev door"));
+        ip(&format!("-n {name} link set door up"));
+        drop(tun); // as by kill -9
+        assert!(ip(&format!("-n {name} addr show dev door")).contains("100.80.0.1/16"));
+        assert!(ip(&format!("-n {name} route")).contains("100.80.0.0/16"), "the route stands");
+        let tun = Tun::open("door", Offloads::All).unwrap();
+        tun.remove().unwrap();
+        assert!(!ip(&format!("-n {name} link")).contains("door"), "`down` removes it");
+        let taken = Tun::open("lo", Offloads::All).unwrap_err();
+        assert!(matches!(taken, TunError::Name { .. }), "{taken}");
+    });
+    test.join().unwrap();
+}
