@@ -15,11 +15,14 @@ use crate::agent::{
 
 /// Show how the node is
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  postern status\n  postern status --verbose\n  postern status --json")]
+#[command(after_help = "Examples:\n  postern status\n  postern status --verbose\n  postern status --check --json")]
 pub(super) struct Status {
     /// Also show addresses, keys, and what was dropped and why
     #[arg(long, short)]
     verbose: bool,
+    /// Exit with 1 unless all is well, for monitoring
+    #[arg(long)]
+    check: bool,
 }
 
 impl Status {
@@ -40,7 +43,7 @@ impl Status {
                 details(&report);
             }
         }
-        Ok(if is_well(&report) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if self.check && !is_well(&report) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
 
@@ -59,7 +62,7 @@ fn lines(report: &StatusReport) -> Vec<String> {
     let controller = report.controller.as_deref().unwrap_or("no controller");
     let enforcing = |current: &str| match report.generation {
         Some(generation) => format!("enforcing generation {generation} ({current})"),
-        None => "enforcing nothing: every door is closed".into(),
+        None => "nothing to enforce yet: every door is closed".into(),
     };
     let state = match &report.phase {
         Phase::Down => "down: postern up".into(),
@@ -72,7 +75,7 @@ fn lines(report: &StatusReport) -> Vec<String> {
         Phase::Offline { since, error } => {
             let since = since.map(|since| format!(" since {}", show::time(since))).unwrap_or_default();
             let error = error.as_ref().map(|error| format!("\n{}", show::safe(error))).unwrap_or_default();
-            let text = format!("not connected to {controller}{since}   {}{error}", enforcing("until its leases end"));
+            let text = format!("without {controller}{since}   {}{error}", enforcing("its leases run to their end"));
             text
         }
         Phase::Connected { current } => {
