@@ -66,6 +66,11 @@ impl Flow {
         }
     }
 
+    /// Tells whether the flow has been silent for its idle time.
+    pub(crate) fn is_idle(&self, now: Monotonic) -> bool {
+        now.since(self.last_seen) >= self.idle_time()
+    }
+
     /// Tells why the flow ends when it has been silent for [`Flow::idle_time`].
     pub(crate) fn end_when_idle(&self) -> FlowEnd {
         match self.tcp.as_ref().map(|tcp| tcp.state) {
@@ -163,6 +168,7 @@ impl TcpTrack {
             TcpState::Established if fin => TcpState::HalfClosed(sender),
             TcpState::HalfClosed(first) if fin && first != sender => TcpState::Closed,
             // Somebody speaks on: the RST was not believed.
+            TcpState::Reset if fin => TcpState::HalfClosed(sender),
             TcpState::Reset => TcpState::Established,
             TcpState::Established | TcpState::HalfClosed(_) | TcpState::Closed => self.state,
         }

@@ -54,7 +54,7 @@ impl Permit {
 impl Enforcer {
     /// Judges a packet. On `Allow` the flow has an entry; [`Enforcer::account`] counts what passed.
     pub(crate) fn judge(&mut self, facts: &Facts, now: Now) -> Verdict {
-        let Some(index) = self.table.find(&facts.key) else {
+        let Some(index) = self.find_live(facts, now) else {
             return self.judge_new(facts, now);
         };
         if self.opens_anew(index, facts) {
@@ -78,13 +78,25 @@ impl Enforcer {
 
     /// Judges a later fragment of a packet that passed as part of the flow with this key.
     pub(crate) fn judge_fragment(&mut self, facts: &Facts, now: Now) -> Verdict {
-        let Some(index) = self.table.find(&facts.key) else {
+        let Some(index) = self.find_live(facts, now) else {
             return Verdict::Deny(DenyReason::NoFlow);
         };
         match self.check(index, now) {
             Ok(()) => self.allow(index, facts, now),
             Err(reason) => Verdict::Deny(reason),
         }
+    }
+
+    /// Finds the flow; one that has been silent too long is over, whether or not the wheel has come to it.
+    fn find_live(&mut self, facts: &Facts, now: Now) -> Option<FlowIndex> {
+        let index = self.table.find(&facts.key)?;
+        let flow = self.table.flow(index);
+        if !flow.is_idle(now.monotonic) {
+            return Some(index);
+        }
+        let end = flow.end_when_idle();
+        self.forget_flow(index, end, now);
+        None
     }
 
     /// Counts what passed under a permit.

@@ -48,7 +48,7 @@ mod table;
 #[cfg(test)]
 mod reference_tests;
 #[cfg(test)]
-mod tests;
+mod table_tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
