@@ -1,19 +1,21 @@
 //! Postern's policy enforcement point: a sans-IO WireGuard data plane that judges every flow.
 //!
 //! ```text
-//! TUN frame ─> handle_tun ─> packet::view ─> cryptokey routing ─> enforce: verdict ─Permit─> split ─> wireguard: seal ─> UdpBatch
+//! TUN frame ─> handle_tun ─> packet::view ─> whose destination ─> enforce: verdict ─Permit─> split ─> seal ─> UdpBatch
 //! datagram ─> handle_udp ─> wireguard: open ─> Authenticated ─> enforce: verdict ─Permit─> TunBatch (joins) ─> TUN
 //! VerifiedGrants ─> apply ─> peers, pairs of keys, compiled rules; flows that may not go on are cut
 //! time ─> handle_timeout ─> deadlines, silence, handshakes, keepalives
 //! ```
 //!
-//! [`DataPlane`] takes bytes and [`Now`](postern_common::time::Now) and gives bytes and effects: no socket, no file, no runtime, no clock. (The
-//! WireGuard library behind [`wireguard`] reads the clock and the system's randomness for its handshakes; simulations use
-//! [`wireguard::simulated`] there.) It runs without root, in tests and under fuzzers, in virtual time.
+//! [`DataPlane`] takes bytes and [`Now`](postern_common::time::Now) and gives bytes and effects: no socket, no file,
+//! no runtime, no clock. (The WireGuard library behind [`wireguard`] reads the clock and the system's randomness for
+//! its handshakes; simulations use [`wireguard::simulated`] there.) It runs without root, in tests and under fuzzers,
+//! in virtual time.
 //!
-//! Invariants, each with tests that go red without it: nothing passes that no live grant names; a key that no live grant names is answered
-//! nothing; nothing outlives its grant, established or idle, in either direction; a packet belongs to whom the session that opened it
-//! and the source address both name; every drop is counted under a closed reason. Everything is bounded: see [`Settings`].
+//! Invariants, each with tests that go red without it: nothing passes that no live grant names; a key that no live
+//! grant names is answered nothing; nothing outlives its grant, established or idle, in either direction; a packet
+//! belongs to whom the session that opened it and the source address both name; every drop is counted under a closed
+//! reason. Everything is bounded: see [`Settings`].
 //!
 //! | module | holds |
 //! | --- | --- |

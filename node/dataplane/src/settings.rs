@@ -35,7 +35,8 @@ pub struct Settings {
     /// Handshake initiations and responses in one second, for each local key, before cookies are asked for
     /// (WireGuard whitepaper §5.3).
     pub handshakes_per_second: u64,
-    /// Handshakes that this node begins by itself after its start, so that peers notice at once that their old sessions are gone.
+    /// Handshakes that this node begins by itself after its start, so that peers notice at once that their old
+    /// sessions are gone.
     pub greetings: usize,
     /// Over how long these greetings are spread.
     pub greeting_spread: Duration,
@@ -74,8 +75,8 @@ pub enum LocalRefusal {
     Drop,
 }
 
-/// The most that this node will ever let in, whatever a grant says: `[ceiling]` in `node.toml`. It bounds what peers open here, not
-/// what this node opens.
+/// The most that this node will ever let in, whatever a grant says: `[ceiling]` in `node.toml`. It bounds what peers
+/// open here, not what this node opens.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ceiling {
     /// Services that may be let in; absent means every service, empty means none.

@@ -39,7 +39,8 @@ impl Enforcer {
         })
     }
 
-    /// Tells whether `flow` may be opened now, and under what. The originator is this node if the source is its own address.
+    /// Tells whether `flow` may be opened now, and under what. The originator is this node if the source is its own
+    /// address.
     pub(crate) fn explain(&mut self, flow: FiveTuple, now: Now) -> LocalExplanation {
         let originator = if self.is_own(flow.source) { Originator::Local } else { Originator::Peer };
         let (near, far) = match originator {

@@ -1,5 +1,5 @@
-//! How flows end: by deadline, by change, by silence, for want of room. Each ending leaves a record; a live TCP connection that is cut
-//! also leaves a [`Cut`], from which an RST for the local socket is made.
+//! How flows end: by deadline, by change, by silence, for want of room. Each ending leaves a record; a live TCP
+//! connection that is cut also leaves a [`Cut`], from which an RST for the local socket is made.
 
 use postern_common::{
     flow_record::{FlowEnd, FlowEvent, FlowRecord},
@@ -32,8 +32,8 @@ impl Enforcer {
         self.records.handle_timeout(now.monotonic);
     }
 
-    /// Returns when [`Enforcer::handle_timeout`] has work. While there are flows, that is within a second, so that a wall clock
-    /// which somebody sets forward closes within a second.
+    /// Returns when [`Enforcer::handle_timeout`] has work. While there are flows, that is within a second, so that a
+    /// wall clock which somebody sets forward closes within a second.
     pub(crate) fn poll_timeout(&self) -> Monotonic {
         let expiry = self.expiries.first().map_or(Monotonic::NEVER, |(due, _)| *due);
         expiry.min(self.table.next_turn()).min(self.records.poll_timeout())
@@ -47,8 +47,8 @@ impl Enforcer {
         }
     }
 
-    /// Judges every flow of a peer again that is of an old generation or past its deadline, and cuts what may not go on. Returns
-    /// how many were cut.
+    /// Judges every flow of a peer again that is of an old generation or past its deadline, and cuts what may not go
+    /// on. Returns how many were cut.
     pub(crate) fn rejudge_flows(&mut self, slot: PeerSlot, now: Now) -> usize {
         let mut cut = 0;
         let mut next = self.table.first_of_peer(slot);

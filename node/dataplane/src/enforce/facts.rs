@@ -13,14 +13,15 @@ use crate::{
     packet::view::{EchoKind, Layout, TcpView, Transport},
 };
 
-/// The peer's place in the tables of this data plane. It stands for the peer's device for as long as the device is a peer.
+/// The peer's place in the tables of this data plane. It stands for the peer's device for as long as the device is a
+/// peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct PeerSlot(pub(crate) u32);
 
 /// A flow's canonical key: the same for both directions.
 ///
-/// An ICMP echo identifier is chosen by whoever asks, so both ends may choose the same one: there, the key says who asks. For TCP
-/// and UDP `asker` is always [`Originator::Local`].
+/// An ICMP echo identifier is chosen by whoever asks, so both ends may choose the same one: there, the key says who
+/// asks. For TCP and UDP `asker` is always [`Originator::Local`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FlowKey {
     pub(crate) peer: PeerSlot,
@@ -106,8 +107,8 @@ impl Facts {
     /// Reads the facts off a packet.
     ///
     /// # Errors
-    /// [`DenyReason::UnsupportedProtocol`] for what no rule can name. A later fragment is the caller's business; here it is
-    /// [`DenyReason::Unclassifiable`].
+    /// [`DenyReason::UnsupportedProtocol`] for what no rule can name. A later fragment is the caller's business; here
+    /// it is [`DenyReason::Unclassifiable`].
     pub(crate) fn read(peer: PeerSlot, layout: &Layout, direction: Direction) -> Result<Self, DenyReason> {
         let sender = match direction {
             Direction::Outbound => Originator::Local,

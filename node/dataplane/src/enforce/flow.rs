@@ -13,7 +13,8 @@ use crate::packet::view::{TcpFlags, TcpView};
 
 /// How long an unanswered TCP opening is remembered.
 const OPENING: Duration = Duration::from_secs(60);
-/// How long a silent, established TCP connection is remembered. Longer than RFC 5382 §5 asks (2 h 4 min): an SSH session over a night lives.
+/// How long a silent, established TCP connection is remembered. Longer than RFC 5382 §5 asks (2 h 4 min): an SSH
+/// session over a night lives.
 const ESTABLISHED: Duration = Duration::from_secs(24 * 3_600);
 /// How long a connection that one end has closed is remembered.
 const HALF_CLOSED: Duration = Duration::from_secs(600);
@@ -113,8 +114,8 @@ impl TcpState {
     }
 }
 
-/// TCP's state, and the numbers that an RST to the local socket must carry to be believed (RFC 5961 §3.2: exactly the next
-/// sequence number that the socket expects).
+/// TCP's state, and the numbers that an RST to the local socket must carry to be believed (RFC 5961 §3.2: exactly the
+/// next sequence number that the socket expects).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TcpTrack {
     pub(crate) state: TcpState,

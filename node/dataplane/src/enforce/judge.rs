@@ -35,8 +35,8 @@ pub(crate) enum Verdict {
     Deny(DenyReason),
 }
 
-/// Leave for one packet to pass as part of a flow. Sealing and delivering ask for it, and only [`Enforcer::judge`] makes one. It is
-/// used up at once, in the same call.
+/// Leave for one packet to pass as part of a flow. Sealing and delivering ask for it, and only [`Enforcer::judge`]
+/// makes one. It is used up at once, in the same call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Permit {
     flow: FlowIndex,
@@ -169,8 +169,8 @@ impl Enforcer {
         self.is_own(*local) && self.owner(*remote) == Some(slot)
     }
 
-    /// Tells whether a packet opens a connection of its own, although its ports are those of a known flow: the other end calls back
-    /// (and must not pass as an answer), or the originator begins again after the end.
+    /// Tells whether a packet opens a connection of its own, although its ports are those of a known flow: the other
+    /// end calls back (and must not pass as an answer), or the originator begins again after the end.
     fn opens_anew(&self, index: FlowIndex, facts: &Facts) -> bool {
         let Act::Segment(segment) = &facts.act else { return false };
         let flow = self.table.flow(index);

@@ -10,19 +10,20 @@
 //! in their own ways.
 //!
 //! Invariants:
-//! - Only this module makes a [`Permit`], and only from a live permission that names protocol and port in the direction of the
-//!   flow's originator. Empty, unknown, expired: deny, with one closed reason.
-//! - An entry of the flow table is valid as of a generation of its peer's rules. A change makes a new generation, and a packet of
-//!   an older one is judged again as its originator's flow; only then is the deadline tested. One mechanism serves revocation,
-//!   expiry, posture and policy changes.
+//! - Only this module makes a [`Permit`], and only from a live permission that names protocol and port in the
+//!   direction of the flow's originator. Empty, unknown, expired: deny, with one closed reason.
+//! - An entry of the flow table is valid as of a generation of its peer's rules. A change makes a new generation, and
+//!   a packet of an older one is judged again as its originator's flow; only then is the deadline tested. One
+//!   mechanism serves revocation, expiry, posture and policy changes.
 //! - A renewal moves deadlines where the entry looks them up; it touches neither entry nor generation.
-//! - Whatever answers (replies, ICMP errors) passes only through an entry; a new opening never does, even if it looks like an answer.
+//! - Whatever answers (replies, ICMP errors) passes only through an entry; a new opening never does, even if it looks
+//!   like an answer.
 //!
-//! Threats: a peer that spoofs, scans, reuses the ports of a live flow for an opening in the other direction, floods the
-//! table, or goes on after its lease; a wall clock that somebody sets.
+//! Threats: a peer that spoofs, scans, reuses the ports of a live flow for an opening in the other direction, floods
+//! the table, or goes on after its lease; a wall clock that somebody sets.
 //!
-//! Rejected: connection tracking that accepts what is established before it asks the rules, as packet filters do: revocation then
-//! never reaches a live flow.
+//! Rejected: connection tracking that accepts what is established before it asks the rules, as packet filters do:
+//! revocation then never reaches a live flow.
 //!
 //! | module | holds |
 //! | --- | --- |
@@ -134,8 +135,8 @@ impl Enforcer {
         }
     }
 
-    /// Takes the clocks' reading. If the wall clock was set, every deadline is tested anew; a clock that was set back gives
-    /// nothing back that was cut.
+    /// Takes the clocks' reading. If the wall clock was set, every deadline is tested anew; a clock that was set back
+    /// gives nothing back that was cut.
     pub(crate) fn watch_clock(&mut self, now: Now) {
         let expected = self.clock.wall.as_millis().saturating_add(elapsed_ms(self.clock.monotonic, now.monotonic));
         let drift = now.wall.as_millis().saturating_sub(expected);

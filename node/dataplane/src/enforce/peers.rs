@@ -54,7 +54,8 @@ pub(crate) enum Upserted {
 }
 
 impl Enforcer {
-    /// Takes what this node is told of itself. Flows of addresses that it owns no longer, or of another subject, are cut.
+    /// Takes what this node is told of itself. Flows of addresses that it owns no longer, or of another subject, are
+    /// cut.
     pub(crate) fn set_own(&mut self, own: OwnGrant<Deadline>, now: Now) {
         let subject_changed = self.own.as_ref().is_some_and(|known| known.subject != own.subject);
         let addresses = own.addresses.clone();

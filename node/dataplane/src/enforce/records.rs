@@ -1,8 +1,9 @@
 //! Flow records on their way to the caller: a bounded queue, with repeated refusals gathered.
 //!
-//! The first refusal of a kind is recorded at once; those that follow within a while are only counted, and the count is written
-//! when the while is over. One kind is: same ends, same protocol and service port, same reason; the originator's own port
-//! does not count, because every attempt has another. A scan makes many kinds: beyond a rate they are counted as unrecorded.
+//! The first refusal of a kind is recorded at once; those that follow within a while are only counted, and the count
+//! is written when the while is over. One kind is: same ends, same protocol and service port, same reason; the
+//! originator's own port does not count, because every attempt has another. A scan makes many kinds: beyond a rate
+//! they are counted as unrecorded.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -1,7 +1,7 @@
 //! The compiled rules and the flow table against a slow, obvious evaluator, for any grants and any sequence of packets.
 //!
-//! The reference keeps a list of flows and asks every permission in turn, as DESIGN section 4 says it, sharing no code with what it checks
-//! but the words of `postern_common` and the packet parser.
+//! The reference keeps a list of flows and asks every permission in turn, as DESIGN section 4 says it, sharing no
+//! code with what it checks but the words of `postern_common` and the packet parser.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -148,7 +148,8 @@ impl RefFlow {
 }
 
 impl Reference {
-    /// The rule under which `originator` may open this now: enforced before watched, then the longest lived, then the first.
+    /// The rule under which `originator` may open this now: enforced before watched, then the longest lived, then the
+    /// first.
     fn policy(&self, peer: u8, originator: Originator, protocol: Protocol, port: u16, now: Now) -> Option<String> {
         let known = self.peers[usize::from(peer)].as_ref()?;
         let inbound = originator == Originator::Peer;

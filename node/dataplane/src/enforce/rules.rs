@@ -4,12 +4,13 @@
 //! bisection. So a lookup costs the same few steps for ten rules and for a hundred thousand, and memory grows with the
 //! number of permissions, not with their overlaps.
 //!
-//! Two such indices are kept. `live` leads to the best permission that has not expired: enforced before watched, then the one that lives
-//! longest. It is laid out anew, lazily, when a renewal moved deadlines or when the best permission somewhere has expired, so
-//! that the next best takes over. `named` ignores time; it tells *expired* from *never permitted* without a search.
+//! Two such indices are kept. `live` leads to the best permission that has not expired: enforced before watched, then
+//! the one that lives longest. It is laid out anew, lazily, when a renewal moved deadlines or when the best
+//! permission somewhere has expired, so that the next best takes over. `named` ignores time; it tells *expired* from
+//! *never permitted* without a search.
 //!
-//! A permission keeps its place in the list for as long as its content lives, whatever happens to its deadline. Flow entries
-//! hold that place and the generation, and thereby follow a renewal without being touched.
+//! A permission keeps its place in the list for as long as its content lives, whatever happens to its deadline. Flow
+//! entries hold that place and the generation, and thereby follow a renewal without being touched.
 //!
 //! Rejected: a list of every permission that covers a segment. It is quadratic in overlapping rules.
 

@@ -1,12 +1,13 @@
 //! The flow table: one entry a flow, found by its key, bounded in all and for each peer.
 //!
-//! Entries stand in a slab. Three things lead to one: the map from keys, the list of its peer's flows in the order of their last
-//! use (roughly: it is brought up to date once a second and flow), and the wheel of seconds in which idle flows are
-//! looked at. All are links inside the entry, so that a packet of a known flow allocates nothing and moves little.
+//! Entries stand in a slab. Three things lead to one: the map from keys, the list of its peer's flows in the order of
+//! their last use (roughly: it is brought up to date once a second and flow), and the wheel of seconds in which idle
+//! flows are looked at. All are links inside the entry, so that a packet of a known flow allocates nothing and moves
+//! little.
 //!
-//! Bounds: a peer that has its quota loses its own least recently used flow. When the table is full, the peer with the
-//! most flows loses one, so a scan of one peer never evicts the flows of a peer that has fewer; if the newcomer's peer itself has
-//! the most and nothing to give, the flow is refused.
+//! Bounds: a peer that has its quota loses its own least recently used flow. When the table is full, the peer with
+//! the most flows loses one, so a scan of one peer never evicts the flows of a peer that has fewer; if the newcomer's
+//! peer itself has the most and nothing to give, the flow is refused.
 //!
 //! The map hashes with SipHash and a random key: ports and addresses are chosen by whoever attacks.
 
@@ -231,7 +232,8 @@ impl FlowTable {
         if self.by_key.is_empty() { Monotonic::NEVER } else { Monotonic::from_nanos((self.turned + 1) * SECOND) }
     }
 
-    /// Turns the wheel to `now` and hands over one flow that has been silent for its idle time; call it until it returns `None`.
+    /// Turns the wheel to `now` and hands over one flow that has been silent for its idle time; call it until it
+    /// returns `None`.
     pub(crate) fn turn(&mut self, now: Monotonic) -> Option<FlowIndex> {
         let present = now.as_nanos() / SECOND;
         // After a long sleep almost a whole turn is made up for at once, and the rest with the next seconds.

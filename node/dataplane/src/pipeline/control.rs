@@ -11,7 +11,8 @@ use super::{DataPlane, Out};
 use crate::{enforce::Upserted, settings::Ceiling, status::Applied, wireguard::Tunnels};
 
 impl<W: Tunnels> DataPlane<W> {
-    /// Takes this node's private keys, newest first. Keys that are not named any more are wiped, and their sessions with them.
+    /// Takes this node's private keys, newest first. Keys that are not named any more are wiped, and their sessions
+    /// with them.
     pub fn set_local_keys(&mut self, keys: &[WireGuardPrivateKey], now: Now) {
         self.links.set_local_keys(keys, now.monotonic);
     }
@@ -22,8 +23,8 @@ impl<W: Tunnels> DataPlane<W> {
         self.finish(now, out);
     }
 
-    /// Enforces a verified document. When it returns, what is gone is gone: sessions destroyed, flows cut, and the RSTs for local
-    /// sockets stand in `out.tun`.
+    /// Enforces a verified document. When it returns, what is gone is gone: sessions destroyed, flows cut, and the
+    /// RSTs for local sockets stand in `out.tun`.
     pub fn apply(&mut self, grants: VerifiedGrants, now: Now, out: &mut Out<'_>) -> Applied {
         let mut applied = Applied {
             position: grants.position(),

@@ -23,6 +23,7 @@ use crate::{
 };
 
 /// What is to be done with an opened packet, once it is not looked at any more.
+#[expect(clippy::large_enum_variant, reason = "it lives within one call; a box would be an allocation per refusal")]
 enum Outcome {
     Deliver { permit: Permit, length: usize, layout: Layout },
     Refuse { peer: PeerSlot, flow: Option<FiveTuple>, reason: DenyReason, answer: Option<Reply> },
@@ -60,8 +61,8 @@ impl<W: Tunnels> DataPlane<W> {
                 self.enforcer.counters.parse_error(error);
                 Outcome::Refuse { peer: opened.peer(), flow: None, reason: error.deny_reason(), answer: None }
             }
-            Err(Suspect::Misaddressed(view, reason)) => {
-                Outcome::Refuse { peer: opened.peer(), flow: view.five_tuple(), reason, answer: None }
+            Err(Suspect::Misaddressed(flow, reason)) => {
+                Outcome::Refuse { peer: opened.peer(), flow, reason, answer: None }
             }
         };
         match outcome {

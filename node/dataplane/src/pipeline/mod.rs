@@ -11,7 +11,8 @@
 //!
 //! Packets that waited for a handshake go the whole way again: what was revoked meanwhile is not sent.
 //!
-//! A super-packet of up to 64 KiB is viewed and judged once; its segments share the verdict because they share the 5-tuple.
+//! A super-packet of up to 64 KiB is viewed and judged once; its segments share the verdict because they share the
+//! 5-tuple.
 
 mod authenticated;
 mod control;
@@ -153,8 +154,8 @@ impl<W: Tunnels> DataPlane<W> {
         self.enforcer.whois(remote)
     }
 
-    /// Tells whether `flow` may be opened now, and under what: the same evaluator that judges packets. The originator is this
-    /// node if the source is its own address, else the peer that owns the source.
+    /// Tells whether `flow` may be opened now, and under what: the same evaluator that judges packets. The originator
+    /// is this node if the source is its own address, else the peer that owns the source.
     pub fn explain(&mut self, flow: FiveTuple, now: Now) -> LocalExplanation {
         self.enforcer.explain(flow, now)
     }

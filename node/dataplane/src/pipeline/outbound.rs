@@ -140,8 +140,8 @@ impl<W: Tunnels> DataPlane<W> {
         }
     }
 
-    /// Tells a peer that its packet was refused. This needs no permit: it is our own word, of the size of a header, to a peer that
-    /// a grant names.
+    /// Tells a peer that its packet was refused. This needs no permit: it is our own word, of the size of a header,
+    /// to a peer that a grant names.
     pub(super) fn answer_peer(&mut self, slot: PeerSlot, reply: &[u8], now: Now, out: &mut Out<'_>) {
         let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return };
         self.scratch[..reply.len()].copy_from_slice(reply);

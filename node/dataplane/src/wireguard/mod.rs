@@ -7,20 +7,22 @@
 //!                     └─ none: the packet waits, the newest pair begins a handshake
 //! ```
 //!
-//! A peer is a device. A tunnel is a pair of keys, one of this node's and one of the peer's, with the pair's pre-shared key. While either
-//! end rotates its key a peer has several pairs; sending prefers the newest with a confirmed session, and what arrives
-//! is accepted on each. A pair or peer that is taken away loses its sessions in the same call.
+//! A peer is a device. A tunnel is a pair of keys, one of this node's and one of the peer's, with the pair's
+//! pre-shared key. While either end rotates its key a peer has several pairs; sending prefers the newest with a
+//! confirmed session, and what arrives is accepted on each. A pair or peer that is taken away loses its sessions in
+//! the same call.
 //!
-//! The protocol itself stands behind [`Tunnels`] and [`Tunnel`]: [`WireGuard`] is boringtun's, [`simulated`] has no cryptography and runs in
-//! virtual time. Our own code does what boringtun leaves out: padding to 16 bytes and the limit of messages (whitepaper
-//! §5.4.6, §6.1), finding the tunnel of a message, cookies for both handshake messages, the least time between initiations of one
-//! key, queues, endpoints.
+//! The protocol itself stands behind [`Tunnels`] and [`Tunnel`]: [`WireGuard`] is boringtun's, [`simulated`] has no
+//! cryptography and runs in virtual time. Our own code does what boringtun leaves out: padding to 16 bytes and the
+//! limit of messages (whitepaper §5.4.6, §6.1), finding the tunnel of a message, cookies for both handshake messages,
+//! the least time between initiations of one key, queues, endpoints.
 //!
-//! Threats: scans and floods of handshakes (mac1, cookies, least time between initiations, all before a session exists); replayed
-//! initiations, also after a restart (they may be answered, but neither move the endpoint nor replace a session: only what
-//! proves a live session does); a key without a grant (silence).
+//! Threats: scans and floods of handshakes (mac1, cookies, least time between initiations, all before a session
+//! exists); replayed initiations, also after a restart (they may be answered, but neither move the endpoint nor
+//! replace a session: only what proves a live session does); a key without a grant (silence).
 //!
-//! Rejected: one boringtun tunnel per peer with `set_static_private` on rotation. It drops every session at that moment.
+//! Rejected: one boringtun tunnel per peer with `set_static_private` on rotation. It drops every session at that
+//! moment.
 
 mod endpoint;
 pub(crate) mod links;
@@ -113,11 +115,12 @@ pub trait Tunnels: std::fmt::Debug {
     /// Tells whether this node has the private key of `local`.
     fn has_local_key(&self, local: &WireGuardPublicKey) -> bool;
 
-    /// Makes a tunnel without a session; `index` has 24 bits and stands in the upper bits of its session indices. `None` without
-    /// the private key.
+    /// Makes a tunnel without a session; `index` has 24 bits and stands in the upper bits of its session indices.
+    /// `None` without the private key.
     fn open(&mut self, pair: &KeyPair, index: u32, now: Monotonic) -> Option<Self::Tunnel>;
 
-    /// Looks at an initiation: mac1 against each local key, the load, and whose key it shows. `buffer` takes a cookie reply.
+    /// Looks at an initiation: mac1 against each local key, the load, and whose key it shows. `buffer` takes a cookie
+    /// reply.
     fn admit_initiation(&mut self, message: &[u8], from: IpAddr, buffer: &mut [u8], now: Monotonic) -> Admission;
 
     /// Looks at a response for a tunnel of these keys: mac1 and the load.
@@ -138,8 +141,8 @@ pub trait Tunnel: std::fmt::Debug {
     /// Tells whether there is a session to send with.
     fn is_ready(&self, now: Monotonic) -> bool;
 
-    /// Seals `plaintext`, padded by the caller, into `datagram`, which has room for 32 bytes more and for 148 at least. Returns
-    /// the length; `None` if there is no session or it has used up its messages.
+    /// Seals `plaintext`, padded by the caller, into `datagram`, which has room for 32 bytes more and for 148 at
+    /// least. Returns the length; `None` if there is no session or it has used up its messages.
     fn seal(&mut self, plaintext: &[u8], datagram: &mut [u8], now: Monotonic) -> Option<usize>;
 
     /// Tells whether the session should be replaced because of the number of its messages.
@@ -160,7 +163,8 @@ pub(crate) fn read_index(message: &[u8], at: usize) -> Option<u32> {
     message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
 }
 
-/// Returns the length to which a packet of `length` bytes is padded: a multiple of 16, not beyond the MTU (whitepaper §5.4.6).
+/// Returns the length to which a packet of `length` bytes is padded: a multiple of 16, not beyond the MTU (whitepaper
+/// §5.4.6).
 pub(crate) fn padded_length(length: usize, mtu: usize) -> usize {
     length.next_multiple_of(PADDING).min(mtu.max(length))
 }

@@ -1,7 +1,8 @@
 //! [`Tunnels`] over boringtun's `noise`.
 //!
-//! boringtun reads `CLOCK_BOOTTIME` and the system's randomness by itself; nothing of that leaves this file. It may queue packets when it
-//! has no session, and would then send what nobody judged again: it is never asked to seal without one.
+//! boringtun reads `CLOCK_BOOTTIME` and the system's randomness by itself; nothing of that leaves this file. It may
+//! queue packets when it has no session, and would then send what nobody judged again: it is never asked to seal
+//! without one.
 
 use std::{net::IpAddr, sync::Arc};
 

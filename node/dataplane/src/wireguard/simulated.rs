@@ -1,8 +1,10 @@
-//! [`Tunnels`] without cryptography, in virtual time: for simulations of many nodes and for tests of everything around the tunnels.
+//! [`Tunnels`] without cryptography, in virtual time: for simulations of many nodes and for tests of everything
+//! around the tunnels.
 //!
-//! Messages have WireGuard's types, lengths and indices, and its timers (whitepaper §6): rekey after 120 s, reject after 180 s,
-//! retry after 5 s, give up after 90 s, keepalive after 10 s. Who holds which keys is checked by plain comparison; a session's
-//! 'key' is a number that both ends know. **It protects nothing.** It is built only for tests or with the feature `simulation`.
+//! Messages have WireGuard's types, lengths and indices, and its timers (whitepaper §6): rekey after 120 s, reject
+//! after 180 s, retry after 5 s, give up after 90 s, keepalive after 10 s. Who holds which keys is checked by plain
+//! comparison; a session's 'key' is a number that both ends know. **It protects nothing.** It is built only for tests
+//! or with the feature `simulation`.
 
 use std::{net::IpAddr, time::Duration};
 

@@ -1,10 +1,11 @@
 //! Every tunnel of this node: which peer it belongs to, which message is meant for it, when it needs attention.
 //!
-//! Tunnels are made when they are first needed, so a thousand peers that are silent cost neither key agreements nor timers. A
-//! tunnel is ticked four times a second while it is in use or asks for a session, once a minute while it only holds one, and then no more.
+//! Tunnels are made when they are first needed, so a thousand peers that are silent cost neither key agreements nor
+//! timers. A tunnel is ticked four times a second while it is in use or asks for a session, once a minute while it
+//! only holds one, and then no more.
 //!
-//! Bounds: pairs in all ([`MAX_PAIRS`], 16 bits of the index; 8 more bits are drawn, so that a stale index does not meet a new tunnel), waiting packets for
-//! each peer and their bytes in all ([`Settings`]).
+//! Bounds: pairs in all ([`MAX_PAIRS`], 16 bits of the index; 8 more bits are drawn, so that a stale index does not
+//! meet a new tunnel), waiting packets for each peer and their bytes in all ([`Settings`]).
 
 mod receiving;
 mod sending;
@@ -46,7 +47,8 @@ const IN_USE: Duration = Duration::from_secs(30);
 const TICK: Duration = Duration::from_millis(250);
 /// How often a tunnel is ticked that only holds a session.
 const IDLE_TICK: Duration = Duration::from_secs(60);
-/// How long after its last session was confirmed a tunnel holds nothing any more (whitepaper §6.3: three times Reject-After-Time, and a little).
+/// How long after its last session was confirmed a tunnel holds nothing any more (whitepaper §6.3: three times
+/// Reject-After-Time, and a little).
 const SPENT: Duration = Duration::from_secs(545);
 /// The least time between two initiations of one key that are answered.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
@@ -216,7 +218,8 @@ impl<W: Tunnels> Links<W> {
         self.drop_waiting(slot, peer.waiting);
     }
 
-    /// Notes whether any permission of the peer lives. Without one its sessions are destroyed, and it is answered nothing.
+    /// Notes whether any permission of the peer lives. Without one its sessions are destroyed, and it is answered
+    /// nothing.
     pub(crate) fn set_entitled(&mut self, slot: PeerSlot, entitled: bool) {
         let Some(peer) = self.peer_mut(slot) else { return };
         if std::mem::replace(&mut peer.entitled, entitled) == entitled || entitled {

@@ -55,8 +55,8 @@ impl Opened {
 }
 
 impl<W: Tunnels> Links<W> {
-    /// Takes a datagram. An inner packet is opened into the room that `tun` lends next, and is not committed there. `entitled` tells
-    /// whether a peer has any live permission: without one, its handshakes get no answer.
+    /// Takes a datagram. An inner packet is opened into the room that `tun` lends next, and is not committed there.
+    /// `entitled` tells whether a peer has any live permission: without one, its handshakes get no answer.
     pub(crate) fn receive(
         &mut self,
         datagram: &[u8],

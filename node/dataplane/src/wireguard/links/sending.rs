@@ -30,12 +30,14 @@ pub(crate) enum Sealed {
 }
 
 impl<W: Tunnels> Links<W> {
-    /// Finds the session with which to send to a peer: that of the newest pair which has one. A newer pair without one begins
-    /// a handshake. `None`: there is no session, and a handshake is under way if there is anywhere to send it.
+    /// Finds the session with which to send to a peer: that of the newest pair which has one. A newer pair without
+    /// one begins a handshake. `None`: there is no session, and a handshake is under way if there is anywhere to send
+    /// it.
     pub(crate) fn route(&mut self, slot: PeerSlot, now: Monotonic, udp: &mut UdpBatch) -> Option<Route> {
         let peer = self.peers.get(slot.0 as usize)?.as_ref().filter(|peer| peer.entitled)?;
         let ready = |pair: &PairSlot| {
-            // A session that we only answered for is not used before its initiator has proved that it lives (whitepaper §5.1).
+            // A session that we only answered for is not used before its initiator has proved that it lives
+            // (whitepaper §5.1).
             let pair = self.pair_if_any(*pair).filter(|pair| pair.confirmed.is_some());
             pair.and_then(|pair| pair.tunnel.as_ref()).is_some_and(|tunnel| tunnel.is_ready(now))
         };
@@ -56,7 +58,8 @@ impl<W: Tunnels> Links<W> {
         Some(Route { pair, to: to? })
     }
 
-    /// Seals one packet. `plaintext` begins with the `length` bytes of the packet, and has room for the padding behind them.
+    /// Seals one packet. `plaintext` begins with the `length` bytes of the packet, and has room for the padding
+    /// behind them.
     pub(crate) fn seal(
         &mut self,
         route: Route,
@@ -78,7 +81,8 @@ impl<W: Tunnels> Links<W> {
         Sealed::Sent
     }
 
-    /// Keeps a packet until there is a session. The peer's oldest gives way; when all packets together are too many, this one does.
+    /// Keeps a packet until there is a session. The peer's oldest gives way; when all packets together are too many,
+    /// this one does.
     pub(crate) fn wait(&mut self, slot: PeerSlot, header: VirtioHeader, packet: &[u8], now: Monotonic) {
         self.drop_overdue(slot, now);
         let (per_peer, bytes) = (self.settings.pending_per_peer, self.settings.pending_bytes);
