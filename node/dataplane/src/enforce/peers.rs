@@ -126,7 +126,7 @@ impl Enforcer {
                 self.counters.peers_renewed += 1;
                 Upserted::Renewed
             } else {
-                Upserted::Unchanged
+                return (slot, Upserted::Unchanged);
             }
         };
         self.schedule_expiry(slot, now);
@@ -218,7 +218,8 @@ impl Enforcer {
         peer.outbound = Rules::compile(grant.outbound.clone());
     }
 
-    /// Notes when the next permission of the peer expires.
+    /// Notes when the next permission of the peer expires. What has passed already is not noted: the caller has judged
+    /// the peer's flows again at `now`.
     pub(crate) fn schedule_expiry(&mut self, slot: PeerSlot, now: Now) {
         let peer = self.peer(slot);
         let coming = |until: Deadline| now.monotonic.saturating_add(until.remaining(now));

@@ -431,9 +431,12 @@ impl Both {
                 let parse =
                     |list: &Vec<&str>| list.iter().map(|service| service.parse().unwrap()).collect::<Vec<Service>>();
                 let services = services.as_ref().map(parse);
+                let changed = self.slow.ceiling != services;
                 self.slow.ceiling.clone_from(&services);
                 self.fast.set_ceiling(Ceiling { services, tags: None }, self.now);
-                self.slow.cut(None, self.now);
+                if changed {
+                    self.slow.cut(None, self.now);
+                }
             }
         }
     }
