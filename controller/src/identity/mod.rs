@@ -2,9 +2,9 @@
 //! and the limits on guessing.
 //!
 //! ```text
-//! browser --/sign-in--> local::Accounts::sign_in ----\
-//! browser --/oidc-----> oidc::Provider::begin         +--> SignedIn --> sessions::WebSessions (cookie) --> web pages
-//! provider --callback-> oidc::Provider::finish ------/
+//! browser --/sign-in--> local::Accounts: password, then code --+
+//! browser --/oidc-----> oidc::Provider::begin                  +--> SignedIn --> sessions::WebSessions --> web pages
+//! provider --callback-> oidc::Provider::finish ---------------+
 //! ```
 //!
 //! Invariants:
@@ -24,11 +24,12 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `oidc` | the relying party: discovery, authorization code with PKCE, verification of ID tokens |
-//! | `local` | local accounts: passwords, one-time codes, administration |
-//! | `sessions` | login sessions of browsers |
+//! | [`oidc`] | the relying party: discovery, authorization code with PKCE, verification of ID tokens |
+//! | [`local`] | local accounts: passwords, one-time codes, administration |
+//! | [`sessions`] | login sessions of browsers |
 //! | [`user_code`] | the short code that ties a waiting machine to a signed-in person |
-//! | `rate` | bounded token buckets |
+//! | [`pending`] | half-finished sign-ins |
+//! | [`rate`] | bounded token buckets |
 //! | [`random`] | random tokens and their hashes |
 
 use std::{collections::BTreeSet, sync::Arc};

@@ -1,1 +1,436 @@
+//! The pages as a client without good manners sees them.
 
+use std::{net::SocketAddr, sync::Mutex};
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::ConnectInfo,
+    http::{HeaderMap, Method, Request, StatusCode, header},
+};
+use postern_common::{
+    id::{DeviceId, SessionId},
+    key::DevicePublicKey,
+    time::WallTime,
+};
+use tower::ServiceExt;
+
+use super::{
+    doors::{Answer, DoorsError, JoinedMachine, PendingJoin, Portal, StockConfiguration, StockRequest},
+    event::{IdentityAction, IdentityEvent},
+    *,
+};
+use crate::identity::{
+    SignedIn,
+    local::{AccountRole, NewAccount, SealingKey},
+    sessions::{SessionLimits, test_pool},
+    system_clock,
+    user_code::UserCode,
+};
+
+const OWN: &str = "https://ctl.corp.example";
+const PASSWORD: &str = "correct horse battery";
+
+/// No machines; remembers what was recorded, and can fail to record.
+#[derive(Default)]
+struct Nothing {
+    events: Mutex<Vec<IdentityEvent>>,
+    signed_out: Mutex<Vec<SessionId>>,
+    audit_fails: std::sync::atomic::AtomicBool,
+}
+
+fn not_found<'a, T>() -> Answer<'a, T> {
+    Box::pin(async { Err(DoorsError::NotFound) })
+}
+
+impl Doors for Nothing {
+    fn pending_join<'a>(&'a self, _: UserCode, _: &'a SignedIn) -> Answer<'a, PendingJoin> {
+        not_found()
+    }
+
+    fn confirm_join<'a>(&'a self, _: UserCode, _: DevicePublicKey, _: &'a SignedIn) -> Answer<'a, JoinedMachine> {
+        not_found()
+    }
+
+    fn refuse_join<'a>(&'a self, _: UserCode, _: &'a SignedIn) -> Answer<'a, ()> {
+        not_found()
+    }
+
+    fn portal<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Portal> {
+        Box::pin(async { Ok(Portal::default()) })
+    }
+
+    fn end_session<'a>(&'a self, _: SessionId, _: &'a SignedIn) -> Answer<'a, ()> {
+        not_found()
+    }
+
+    fn remove_device<'a>(&'a self, _: DeviceId, _: &'a SignedIn) -> Answer<'a, ()> {
+        not_found()
+    }
+
+    fn stock_client<'a>(&'a self, _: StockRequest, _: &'a SignedIn) -> Answer<'a, StockConfiguration> {
+        not_found()
+    }
+
+    fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {
+        self.signed_out.lock().expect("not poisoned").push(who.session());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
+        if self.audit_fails.load(std::sync::atomic::Ordering::SeqCst) {
+            return Box::pin(async { Err(DoorsError::Unavailable("the disk is full".into())) });
+        }
+        self.events.lock().expect("not poisoned").push(event);
+        Box::pin(async { Ok(()) })
+    }
+}
+
+struct Site {
+    router: Router,
+    doors: Arc<Nothing>,
+    web: Arc<Web>,
+    now: Arc<Mutex<WallTime>>,
+}
+
+struct Page {
+    status: StatusCode,
+    headers: HeaderMap,
+    text: String,
+}
+
+impl Page {
+    fn cookie(&self, name: &str) -> Option<String> {
+        let set = self.headers.get_all(header::SET_COOKIE).iter().filter_map(|value| value.to_str().ok());
+        set.filter_map(|text| text.split(';').next()).find(|pair| pair.split('=').next() == Some(name)).map(Into::into)
+    }
+
+    fn token(&self) -> String {
+        let (_, rest) = self.text.split_once(r#"name="token" value=""#).expect("a form");
+        rest.split('"').next().expect("a value").to_owned()
+    }
+}
+
+async fn site(local: LocalAccounts) -> Site {
+    let pool = test_pool().await;
+    let accounts = Arc::new(Accounts::new(pool.clone(), OWN, SealingKey::from_bytes([7; 32])));
+    let now = Arc::new(Mutex::new(system_clock()()));
+    let clock = now.clone();
+    let new = NewAccount { login: "alice".into(), groups: Default::default(), role: AccountRole::Person };
+    accounts.add(new, system_clock()()).await.expect("adds");
+    accounts.set_password("alice", PASSWORD).await.expect("sets");
+    let doors = Arc::new(Nothing::default());
+    let web = Arc::new(Web {
+        public_url: format!("{OWN}/").parse().expect("a URL"),
+        ways: SignInWays { provider: None, local },
+        accounts,
+        sessions: WebSessions::new(pool, SessionLimits::default()),
+        doors: doors.clone(),
+        clock: Arc::new(move || *clock.lock().expect("not poisoned")),
+    });
+    Site { router: router(web.clone()), doors, web, now }
+}
+
+impl Site {
+    async fn ask(&self, request: Request<Body>) -> Page {
+        let mut request = request;
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 7], 1))));
+        let answer = self.router.clone().oneshot(request).await.expect("infallible");
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let bytes = to_bytes(answer.into_body(), 1 << 20).await.expect("a body");
+        Page { status, headers, text: String::from_utf8(bytes.into()).expect("UTF-8") }
+    }
+
+    async fn get(&self, path: &str, cookie: &str) -> Page {
+        self.ask(Request::get(path).header(header::COOKIE, cookie).body(Body::empty()).expect("a request")).await
+    }
+
+    async fn post_from(&self, origin: &str, path: &str, cookie: &str, form: &[(&str, &str)]) -> Page {
+        let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(form).finish();
+        let request = Request::post(path)
+            .header(header::COOKIE, cookie)
+            .header(header::ORIGIN, origin)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+        self.ask(request.body(Body::from(body)).expect("a request")).await
+    }
+
+    async fn post(&self, path: &str, cookie: &str, form: &[(&str, &str)]) -> Page {
+        self.post_from(OWN, path, cookie, form).await
+    }
+
+    /// Signs in and returns the answer and the visit's cookie.
+    async fn sign_in(&self, next: &str) -> (Page, String) {
+        let page = self.get("/sign-in", "").await;
+        let visit = page.cookie("__Host-postern-visit").expect("a visit");
+        let form =
+            [("token", page.token()), ("login", "alice".into()), ("password", PASSWORD.into()), ("next", next.into())];
+        let form: Vec<_> = form.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        (self.post("/sign-in", &visit, &form).await, visit)
+    }
+
+    async fn session(&self) -> String {
+        let (page, _) = self.sign_in("/").await;
+        page.cookie("__Host-postern").expect("signed in")
+    }
+
+    fn reasons(&self) -> Vec<&'static str> {
+        let events = self.doors.events.lock().expect("not poisoned");
+        events
+            .iter()
+            .filter_map(|event| match event.what {
+                IdentityAction::SignInRefused { reason } => Some(reason),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn every_answer_carries_the_headers_that_keep_others_out() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    for (path, cookie) in
+        [("/", ""), ("/", &*session), ("/sign-in", ""), ("/nowhere", ""), ("/sign-out", ""), (assets::style(), "")]
+    {
+        let page = site.get(path, cookie).await;
+        let header =
+            |name: &str| page.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let policy = header("content-security-policy");
+        for part in [
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+            "base-uri 'none'",
+        ] {
+            assert!(policy.contains(part), "{path}: {policy}");
+        }
+        assert!(!policy.contains("unsafe"));
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        assert_eq!(header("referrer-policy"), "no-referrer");
+        assert_eq!(header("x-frame-options"), "DENY");
+        assert!(header("strict-transport-security").starts_with("max-age="));
+        let cached = path.starts_with("/assets/");
+        assert_eq!(
+            header("cache-control"),
+            if cached { "public, max-age=31536000, immutable" } else { "no-store" },
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn pages_hold_no_inline_script_or_style() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    for path in ["/", "/sign-in", "/join", "/wireguard", "/second-factor", "/nowhere"] {
+        let page = site.get(path, &session).await;
+        for inline in ["<style", " style=", " onclick", " onload", "javascript:", "<script>"] {
+            assert!(!page.text.contains(inline), "{path} holds {inline}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_sessions_cookie_is_new_at_sign_in_and_safe() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let (page, visit) = site.sign_in("/").await;
+    assert_eq!(page.status, StatusCode::SEE_OTHER);
+    let set: Vec<_> =
+        page.headers.get_all(header::SET_COOKIE).iter().map(|value| value.to_str().expect("text")).collect();
+    for flag in ["; Path=/", "; Secure", "; HttpOnly", "; SameSite=Lax"] {
+        assert!(set.iter().all(|cookie| cookie.contains(flag)), "{set:?} {flag}");
+    }
+    let session = page.cookie("__Host-postern").expect("a session");
+    assert_ne!(session.split('=').nth(1), visit.split('=').nth(1));
+    assert_eq!(site.get("/", &session).await.status, StatusCode::OK);
+    let (again, _) = site.sign_in("/").await;
+    assert_ne!(again.cookie("__Host-postern"), Some(session), "never the same again");
+    // A session's name with somebody's own value, or a visit's value, is no session.
+    for forged in
+        ["__Host-postern=x".to_owned(), visit.replace("-visit", ""), format!("__Host-postern={}", "A".repeat(43))]
+    {
+        assert_eq!(site.get("/", &forged).await.status, StatusCode::SEE_OTHER, "{forged}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_ends_by_idleness_by_time_and_by_signing_out() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    *site.now.lock().expect("not poisoned") = system_clock()().saturating_add(Duration::from_secs(3 * 3_600));
+    assert_eq!(site.get("/", &session).await.status, StatusCode::SEE_OTHER, "idle");
+    let session = site.session().await;
+    let token = site.get("/", &session).await.token();
+    let out = site.post("/sign-out", &session, &[("token", &token)]).await;
+    assert_eq!(out.status, StatusCode::OK);
+    assert!(
+        out.headers
+            .get_all(header::SET_COOKIE)
+            .iter()
+            .any(|cookie| cookie.to_str().is_ok_and(|c| c.contains("Max-Age=0")))
+    );
+    assert_eq!(site.get("/", &session).await.status, StatusCode::SEE_OTHER, "signed out");
+    assert_eq!(site.doors.signed_out.lock().expect("not poisoned").len(), 1, "stock clients end with it");
+}
+
+#[tokio::test]
+async fn forms_from_other_sites_and_with_other_tokens_change_nothing() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    let others = site.session().await;
+    let token = site.get("/", &session).await.token();
+    let others_token = site.get("/", &others).await.token();
+    assert_ne!(token, others_token);
+    for origin in ["https://evil.example", "null", "http://ctl.corp.example", "https://ctl.corp.example:8443"] {
+        let page = site.post_from(origin, "/sign-out", &session, &[("token", &token)]).await;
+        assert_eq!(page.status, StatusCode::FORBIDDEN, "{origin}");
+    }
+    for wrong in ["", "x", &others_token, &token[1..]] {
+        assert_eq!(site.post("/sign-out", &session, &[("token", wrong)]).await.status, StatusCode::FORBIDDEN);
+    }
+    assert_eq!(site.post("/sign-out", &session, &[]).await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(site.get("/", &session).await.status, StatusCode::OK, "still signed in");
+    for path in
+        ["/join", "/join/confirm", "/join/refuse", "/wireguard", "/sessions/end", "/devices/remove", "/second-factor"]
+    {
+        let form = [
+            ("token", "x"),
+            ("code", "KTRM-4821"),
+            ("key", "k"),
+            ("name", "n"),
+            ("public_key", "k"),
+            ("session", "s"),
+            ("device", "d"),
+        ];
+        assert_eq!(site.post(path, &session, &form).await.status, StatusCode::FORBIDDEN, "{path}");
+        let unsigned = site.post(path, "", &form).await;
+        assert_eq!(unsigned.status, StatusCode::FORBIDDEN, "{path} without a session");
+    }
+    let login = [("token", "x"), ("login", "alice"), ("password", PASSWORD)];
+    assert_eq!(site.post("/sign-in", "", &login).await.status, StatusCode::FORBIDDEN, "login CSRF");
+}
+
+#[tokio::test]
+async fn nobody_is_sent_to_another_site() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    for (next, to) in
+        [("//evil.example", "/"), ("https://evil.example/", "/"), ("/join?code=ktrm4821", "/join?code=KTRM-4821")]
+    {
+        let (page, _) = site.sign_in(next).await;
+        assert_eq!(page.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()), Some(to));
+    }
+    let page = site.get("/join?code=%22%3E%3Cscript%3E", "").await;
+    assert_eq!(page.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()), Some("/sign-in?next=%2Fjoin"));
+}
+
+#[tokio::test]
+async fn what_people_type_comes_back_as_text() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let page = site.get("/sign-in", "").await;
+    let visit = page.cookie("__Host-postern-visit").expect("a visit");
+    let hostile = r#""><script>alert(1)</script>"#;
+    let form = [("token", &*page.token()), ("login", hostile), ("password", "x"), ("next", hostile)];
+    let page = site.post("/sign-in", &visit, &form).await;
+    assert_eq!(page.status, StatusCode::FORBIDDEN);
+    assert!(page.text.contains("&lt;script&gt;") && !page.text.contains("<script>"));
+    let session = site.session().await;
+    let page = site.get("/join?code=%3Cscript%3E", &session).await;
+    assert!(page.text.contains("&lt;script&gt;") && !page.text.contains("<script>"));
+}
+
+#[tokio::test]
+async fn a_sign_in_that_cannot_be_recorded_does_not_happen() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    site.doors.audit_fails.store(true, std::sync::atomic::Ordering::SeqCst);
+    let (page, _) = site.sign_in("/").await;
+    assert_eq!((page.status, page.cookie("__Host-postern")), (StatusCode::SERVICE_UNAVAILABLE, None));
+    assert!(!page.text.contains("disk"), "nothing of the inside is told");
+    assert!(site.web.sessions.list(system_clock()()).await.expect("works").is_empty());
+}
+
+#[tokio::test]
+async fn where_a_second_factor_is_required_a_password_opens_no_session() {
+    let site = site(LocalAccounts::SecondFactorRequired).await;
+    let (page, _) = site.sign_in("/").await;
+    let half = page.cookie("__Host-postern-visit").expect("half way");
+    assert_eq!(page.cookie("__Host-postern").as_deref(), None);
+    let step = site.get("/sign-in/code", &half).await;
+    assert!(step.text.contains("Set up a second factor"));
+    let wrong = site.post("/sign-in/code", &half, &[("token", &step.token()), ("code", "000000")]).await;
+    assert_eq!((wrong.status, wrong.cookie("__Host-postern")), (StatusCode::FORBIDDEN, None));
+    assert_eq!(site.reasons(), ["code"]);
+    assert_eq!(site.get("/sign-in/code", "").await.status, StatusCode::SEE_OTHER, "only with the half-way cookie");
+}
+
+#[tokio::test]
+async fn guesses_are_refused_recorded_and_stopped() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let page = site.get("/sign-in", "").await;
+    let (visit, token) = (page.cookie("__Host-postern-visit").expect("a visit"), page.token());
+    let mut last = StatusCode::OK;
+    for _ in 0..8 {
+        let form = [("token", &*token), ("login", "alice"), ("password", "guess")];
+        last = site.post("/sign-in", &visit, &form).await.status;
+    }
+    assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        site.reasons(),
+        ["password", "password", "password", "password", "password", "password", "too_many", "too_many"]
+    );
+    let session = {
+        *site.now.lock().expect("not poisoned") = system_clock()().saturating_add(Duration::from_secs(600));
+        site.session().await
+    };
+    let mut answers = Vec::new();
+    for i in 0..12 {
+        answers.push(site.get(&format!("/join?code=BCDF-{i:04}"), &session).await);
+    }
+    assert_eq!(answers[9].status, StatusCode::NOT_FOUND);
+    assert_eq!(answers[10].status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(answers[10].headers.contains_key(header::RETRY_AFTER));
+}
+
+#[tokio::test]
+async fn one_address_cannot_ask_without_end() {
+    let site = site(LocalAccounts::Off).await;
+    let mut refused = 0;
+    for _ in 0..260 {
+        refused += usize::from(site.get("/nowhere", "").await.status == StatusCode::TOO_MANY_REQUESTS);
+    }
+    assert_eq!(refused, 60);
+}
+
+#[tokio::test]
+async fn long_and_broken_forms_are_refused() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    let token = site.get("/", &session).await.token();
+    let long = "x".repeat(security::MAX_BODY + 1);
+    assert_eq!(
+        site.post("/join", &session, &[("token", &token), ("code", &long)]).await.status,
+        StatusCode::BAD_REQUEST
+    );
+    assert_eq!(site.post("/join", &session, &[("token", &token)]).await.status, StatusCode::BAD_REQUEST);
+    let binary = Request::post("/join")
+        .header(header::COOKIE, &session)
+        .header(header::ORIGIN, OWN)
+        .body(Body::from(vec![0xff; 100]))
+        .expect("a request");
+    assert_eq!(site.ask(binary).await.status, StatusCode::BAD_REQUEST);
+    for method in [Method::PUT, Method::DELETE, Method::PATCH] {
+        let request = Request::builder().method(method).uri("/join").header(header::ORIGIN, OWN).body(Body::empty());
+        assert_eq!(site.ask(request.expect("a request")).await.status, StatusCode::METHOD_NOT_ALLOWED);
+    }
+}
+
+#[tokio::test]
+async fn with_local_accounts_off_there_is_no_form_and_none_is_taken() {
+    let site = site(LocalAccounts::Off).await;
+    let page = site.get("/sign-in", "").await;
+    assert!(!page.text.contains("<form"));
+    let visit = page.cookie("__Host-postern-visit").expect("a visit");
+    let token = visit::form_token_for_test(visit.split('=').nth(1).expect("a value"));
+    let form = [("token", &*token), ("login", "alice"), ("password", PASSWORD)];
+    assert_eq!(site.post("/sign-in", &visit, &form).await.status, StatusCode::NOT_FOUND);
+}

@@ -242,6 +242,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<Pages>> for Posted<T> {
     }
 }
 
+/// Returns the form token of a cookie's value, for tests that have no form to read it from.
+#[cfg(test)]
+pub(super) fn form_token_for_test(cookie: &str) -> String {
+    form_token(&Token::presented(cookie).expect("a token"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

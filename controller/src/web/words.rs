@@ -11,7 +11,7 @@ pub(super) fn span(span: Duration) -> String {
         0 => "1 s".into(),
         seconds @ 1..60 => format!("{seconds} s"),
         seconds @ 60..3_600 => format!("{} min", seconds / 60),
-        seconds @ 3_600..172_800 => format!("{} h", seconds / 3_600),
+        seconds @ 3_600..172_800 => format!("{} h", (seconds + 1_800) / 3_600),
         seconds => format!("{} days", seconds / 86_400),
     }
 }
