@@ -64,3 +64,6 @@ mod timers;
 pub use api::*;
 
 pub use self::core::{Core, restored};
+
+#[cfg(test)]
+mod tests;

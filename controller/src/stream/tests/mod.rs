@@ -1,0 +1,11 @@
+//! The core among simulated nodes, in virtual time.
+//!
+//! `world` is the clock, the network and the store; `node` a small honest node that verifies what it is told with the
+//! real verifier; the others are claims about them.
+
+mod claims;
+mod joining;
+mod node;
+mod property;
+mod restart;
+mod world;
