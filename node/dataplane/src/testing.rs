@@ -210,16 +210,16 @@ impl<W: Tunnels> Node<W> {
         applied
     }
 
-    pub(crate) fn from_local(&mut self, packet: &[u8], now: Now) {
-        self.from_tun(VirtioHeader::PLAIN, packet, now);
+    pub(crate) fn local_sends(&mut self, packet: &[u8], now: Now) {
+        self.tun_gives(VirtioHeader::PLAIN, packet, now);
     }
 
-    pub(crate) fn from_tun(&mut self, header: VirtioHeader, packet: &[u8], now: Now) {
+    pub(crate) fn tun_gives(&mut self, header: VirtioHeader, packet: &[u8], now: Now) {
         self.plane.handle_tun(header, packet, now, &mut Out { udp: &mut self.udp, tun: &mut self.tun });
         self.drain();
     }
 
-    pub(crate) fn from_network(&mut self, datagram: &[u8], from: SocketAddr, now: Now) {
+    pub(crate) fn network_brings(&mut self, datagram: &[u8], from: SocketAddr, now: Now) {
         self.plane.handle_udp(datagram, from, now, &mut Out { udp: &mut self.udp, tun: &mut self.tun });
         self.drain();
     }
@@ -255,7 +255,7 @@ pub(crate) fn settle<W: Tunnels>(nodes: &mut [&mut Node<W>], now: Now) {
                 carried = true;
                 let source = outer(nodes[from].number);
                 if let Some(node) = nodes.iter_mut().find(|node| outer(node.number) == to) {
-                    node.from_network(&datagram, source, now);
+                    node.network_brings(&datagram, source, now);
                 }
             }
         }

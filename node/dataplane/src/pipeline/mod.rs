@@ -20,6 +20,8 @@ mod inbound;
 mod outbound;
 
 #[cfg(test)]
+mod policy_tests;
+#[cfg(test)]
 mod tests;
 
 use std::{collections::VecDeque, net::SocketAddr};

@@ -154,6 +154,13 @@ impl<W: Tunnels> DataPlane<W> {
     pub(super) fn send_waiting(&mut self, slot: PeerSlot, now: Now, out: &mut Out<'_>) {
         for _ in 0..self.links.waiting_for(slot) {
             let Some(waiting) = self.links.next_waiting(slot) else { return };
+            // Its first fragment was admitted when it came, and is admitted again: that is no overlap.
+            if let Ok(view) = PacketView::parse(&waiting.packet)
+                && let Some(fragment) = view.first_fragment()
+            {
+                let datagram = datagram_of(&view, fragment.id);
+                self.outbound_fragments.retain(|key, _| *key != datagram);
+            }
             self.send(waiting.header, &waiting.packet, now, out);
         }
     }

@@ -52,11 +52,11 @@ fn simulated(remaining_ms: u64) -> (Node<Simulated>, Node<Simulated>) {
 /// Opens tcp/443 from 1 to 2 and returns both ends.
 fn connect<W: Tunnels>(a: &mut Node<W>, b: &mut Node<W>, family: usize, ms: u64) -> [(IpAddr, u16); 2] {
     let (client, server) = ((inner(1)[family], 40_000), (inner(2)[family], 443));
-    a.from_local(&segment(client, server, TcpFlags::SYN, 100, 0), at(ms));
+    a.local_sends(&segment(client, server, TcpFlags::SYN, 100, 0), at(ms));
     settle(&mut [a, b], at(ms));
-    b.from_local(&segment(server, client, TcpFlags::SYN | TcpFlags::ACK, 500, 101), at(ms));
+    b.local_sends(&segment(server, client, TcpFlags::SYN | TcpFlags::ACK, 500, 101), at(ms));
     settle(&mut [a, b], at(ms));
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(ms));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(ms));
     settle(&mut [a, b], at(ms));
     assert_eq!((a.take_delivered().len(), b.take_delivered().len()), (1, 2), "family {family}");
     [client, server]
@@ -89,11 +89,11 @@ fn another_port_another_protocol_and_the_other_direction_get_nothing() {
         segment((client, 40_001), (server, 22), TcpFlags::SYN, 1, 0),
         datagram((client, 40_001), (server, 443), b"x"),
     ] {
-        a.from_local(&packet, at(20));
+        a.local_sends(&packet, at(20));
         assert!(a.sent.is_empty(), "nothing leaves");
         assert_eq!(a.take_delivered().len(), 1, "the program is told");
     }
-    b.from_local(&segment((server, 50_000), (client, 443), TcpFlags::SYN, 1, 0), at(20));
+    b.local_sends(&segment((server, 50_000), (client, 443), TcpFlags::SYN, 1, 0), at(20));
     assert!(b.sent.is_empty());
     assert_eq!(a.plane.counters().denied(Direction::Outbound, DenyReason::NoRule), 3);
     assert_eq!(b.plane.counters().denied(Direction::Outbound, DenyReason::NoRule), 1);
@@ -118,9 +118,9 @@ fn hostile() -> (Node<Simulated>, Node<Simulated>) {
 fn the_destination_refuses_what_a_hostile_source_lets_out_and_stays_silent() {
     let (mut a, mut b) = hostile();
     let (client, server) = (inner(1)[1], inner(2)[1]);
-    a.from_local(&segment((client, 1), (server, 22), TcpFlags::SYN, 1, 0), at(5));
-    a.from_local(&segment((client, 1), (server, 23), TcpFlags::ACK, 1, 0), at(5));
-    a.from_local(&datagram((client, 1), (server, 5353), b"x"), at(5));
+    a.local_sends(&segment((client, 1), (server, 22), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&segment((client, 1), (server, 23), TcpFlags::ACK, 1, 0), at(5));
+    a.local_sends(&datagram((client, 1), (server, 5353), b"x"), at(5));
     settle(&mut [&mut a, &mut b], at(5));
     assert!(b.delivered.is_empty() && a.delivered.is_empty());
     assert_eq!(b.plane.counters().denied(Direction::Inbound, DenyReason::NoRule), 2);
@@ -136,7 +136,7 @@ fn a_rule_that_rejects_answers_the_peer_with_an_rst() {
     let mut reject = permission("rule", &["tcp/443"], HOUR);
     reject.on_deny = OnDeny::Reject;
     b.upsert(peer(2, 1, vec![reject], vec![]), at(1));
-    a.from_local(&segment((inner(1)[0], 7), (inner(2)[0], 22), TcpFlags::SYN, 9, 0), at(5));
+    a.local_sends(&segment((inner(1)[0], 7), (inner(2)[0], 22), TcpFlags::SYN, 9, 0), at(5));
     settle(&mut [&mut a, &mut b], at(5));
     let answers = a.take_delivered();
     assert_eq!(flags_of(&answers[0]), Some((TcpFlags::RST | TcpFlags::ACK, 0, 10)));
@@ -152,7 +152,7 @@ fn a_peer_that_uses_an_address_of_another_gets_nothing() {
     let lax = peer(1, 2, vec![], vec![permission("all", &["tcp/*"], HOUR)]);
     let grants = a.authority.snapshot(identity, vec![lax]);
     a.apply(grants, at(1));
-    a.from_local(&segment((spoofed, 40_000), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&segment((spoofed, 40_000), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
     settle(&mut [&mut a, &mut b], at(5));
     assert!(b.delivered.is_empty());
     assert_eq!(b.plane.counters().denied(Direction::Inbound, DenyReason::SourceNotOwned), 1);
@@ -165,7 +165,7 @@ fn a_packet_for_somebody_else_is_not_delivered() {
     let mut lax = peer(1, 2, vec![], vec![permission("all", &["tcp/*"], HOUR)]);
     lax.addresses.push(elsewhere);
     a.upsert(lax, at(1));
-    a.from_local(&segment((inner(1)[0], 40_000), (elsewhere, 443), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&segment((inner(1)[0], 40_000), (elsewhere, 443), TcpFlags::SYN, 1, 0), at(5));
     settle(&mut [&mut a, &mut b], at(5));
     assert!(b.delivered.is_empty());
     assert_eq!(b.plane.counters().denied_total(), 1);
@@ -175,15 +175,15 @@ fn a_packet_for_somebody_else_is_not_delivered() {
 fn an_unknown_key_gets_no_answer_to_a_correct_initiation() {
     let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
     b.remove(1, at(1));
-    a.from_local(&segment((inner(1)[0], 40_000), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&segment((inner(1)[0], 40_000), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
     let (_, initiation) = a.sent.pop_front().expect("an initiation");
     assert_eq!(initiation.len(), 148);
-    b.from_network(&initiation, outer(1), at(5));
+    b.network_brings(&initiation, outer(1), at(5));
     assert!(b.sent.is_empty());
     assert_eq!(b.plane.counters().dropped(DropReason::UnknownInitiator), 1);
     // The same initiation is answered by a node that knows the key.
     let (_, mut known) = couple(WireGuard::default(), WireGuard::default(), HOUR);
-    known.from_network(&initiation, outer(1), at(5));
+    known.network_brings(&initiation, outer(1), at(5));
     assert_eq!(known.sent.len(), 1);
 }
 
@@ -194,19 +194,19 @@ fn a_peer_whose_last_permission_expired_is_not_there() {
     b.tick(at(30_000));
     b.delivered.clear();
     a.upsert(peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)]), at(30_000));
-    a.from_local(&segment((inner(1)[0], 40_000), (inner(2)[0], 443), TcpFlags::ACK, 101, 501), at(30_001));
+    a.local_sends(&segment((inner(1)[0], 40_000), (inner(2)[0], 443), TcpFlags::ACK, 101, 501), at(30_001));
     let (_, transport) = a.sent.pop_front().unwrap();
-    b.from_network(&transport, outer(1), at(30_001));
+    b.network_brings(&transport, outer(1), at(30_001));
     assert_eq!(b.plane.counters().dropped(DropReason::UnknownIndex), 1, "its sessions are destroyed");
     let mut stranger = Node::new(1, Settings::default(), Simulated::new(9), at(0));
     stranger.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(30_002));
-    stranger.from_local(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(30_002));
+    stranger.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(30_002));
     settle(&mut [&mut stranger, &mut b], at(30_002));
     assert_eq!(b.plane.counters().dropped(DropReason::UnknownInitiator), 1);
     assert!(b.delivered.is_empty());
     // A renewal lets it in again.
     b.upsert(peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![]), at(31_000));
-    stranger.from_local(&segment((inner(1)[0], 2), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(37_000));
+    stranger.local_sends(&segment((inner(1)[0], 2), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(37_000));
     stranger.tick(at(37_000));
     settle(&mut [&mut stranger, &mut b], at(37_000));
     assert_eq!(b.delivered.len(), 2, "also what waited");
@@ -224,7 +224,7 @@ fn an_idle_flow_gets_its_rst_within_a_second_of_its_deadline_without_a_packet() 
     assert_eq!(flags_of(&at_a[0]), Some((TcpFlags::RST | TcpFlags::ACK, 501, 101)));
     assert_eq!(flags_of(&at_b[0]), Some((TcpFlags::RST | TcpFlags::ACK, 101, 501)));
     assert_eq!(a.plane.flow_count(), 0);
-    b.from_local(&segment(server, client, TcpFlags::ACK, 501, 101), at(31_001));
+    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(31_001));
     assert!(b.sent.is_empty(), "the reply direction is closed too");
     let ends: Vec<_> = std::iter::from_fn(|| b.plane.poll_record()).map(|record| record.event).collect();
     assert!(ends.iter().any(|event| matches!(event, FlowEvent::End { why: FlowEnd::Expired, packets_out: 2, .. })));
@@ -249,11 +249,11 @@ fn revocation_cuts_established_flows_at_once_and_leaves_no_session() {
     let applied = b.remove(1, at(20));
     assert_eq!((applied.cut, applied.removed), (1, vec![device(1)]));
     assert_eq!(flags_of(&b.take_delivered()[0]), Some((TcpFlags::RST | TcpFlags::ACK, 101, 501)));
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(21));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(21));
     settle(&mut [&mut a, &mut b], at(21));
     assert!(b.delivered.is_empty());
     assert_eq!(b.plane.counters().dropped(DropReason::UnknownIndex), 1);
-    b.from_local(&segment(server, client, TcpFlags::ACK, 501, 101), at(22));
+    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(22));
     assert!(b.sent.is_empty());
 }
 
@@ -261,13 +261,13 @@ fn revocation_cuts_established_flows_at_once_and_leaves_no_session() {
 fn a_rule_taken_away_cuts_its_flows_and_no_others() {
     let (mut a, mut b) = simulated(HOUR);
     connect(&mut a, &mut b, 0, 10);
-    a.from_local(&datagram((inner(1)[0], 9), (inner(2)[0], 53), b"q"), at(11));
+    a.local_sends(&datagram((inner(1)[0], 9), (inner(2)[0], 53), b"q"), at(11));
     settle(&mut [&mut a, &mut b], at(11));
     b.delivered.clear();
     let applied = b.upsert(peer(2, 1, vec![permission("rule", &["udp/53"], HOUR)], vec![]), at(20));
     assert_eq!((applied.cut, applied.compiled), (1, vec![device(1)]));
     assert_eq!(b.plane.flows().len(), 1);
-    a.from_local(&datagram((inner(1)[0], 9), (inner(2)[0], 53), b"q"), at(21));
+    a.local_sends(&datagram((inner(1)[0], 9), (inner(2)[0], 53), b"q"), at(21));
     settle(&mut [&mut a, &mut b], at(21));
     assert_eq!(b.take_delivered().len(), 2, "the RST, and the datagram that still passes");
 }
@@ -322,7 +322,7 @@ fn a_renewal_carries_live_flows_past_their_first_deadline() {
         a.upsert(peer(1, 2, vec![], vec![permission("rule", &services, ms + 30_000)]), at(ms));
     }
     assert!(a.delivered.is_empty() && b.delivered.is_empty(), "no RST");
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(200_100));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(200_100));
     settle(&mut [&mut a, &mut b], at(200_100));
     assert_eq!(b.take_delivered().len(), 1);
     assert_eq!(b.plane.counters().flows_begun, 1, "it is the same flow");
@@ -331,8 +331,8 @@ fn a_renewal_carries_live_flows_past_their_first_deadline() {
 #[test]
 fn what_waited_for_a_handshake_is_judged_again() {
     let (mut a, mut b) = simulated(HOUR);
-    a.from_local(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
-    a.from_local(&datagram((inner(1)[0], 1), (inner(2)[0], 53), b"q"), at(5));
+    a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&datagram((inner(1)[0], 1), (inner(2)[0], 53), b"q"), at(5));
     a.upsert(peer(1, 2, vec![], vec![permission("rule", &["udp/53"], HOUR)]), at(6));
     settle(&mut [&mut a, &mut b], at(7));
     let got = b.take_delivered();
@@ -344,7 +344,7 @@ fn what_waited_for_a_handshake_is_judged_again() {
 fn waiting_packets_are_bounded_and_do_not_wait_for_ever() {
     let (mut a, _) = simulated(HOUR);
     for port in 0..100 {
-        a.from_local(&datagram((inner(1)[0], 1 + port), (inner(2)[0], 53), b"q"), at(5));
+        a.local_sends(&datagram((inner(1)[0], 1 + port), (inner(2)[0], 53), b"q"), at(5));
     }
     assert_eq!(a.plane.counters().dropped(DropReason::Pending), 100 - 32);
     a.tick(at(10_005));
@@ -357,12 +357,12 @@ fn a_peer_cannot_call_back_over_the_ports_of_a_live_flow() {
     // Node 2 is the honest one that dials out; node 1 answers and is hostile.
     b.upsert(peer(2, 1, vec![], vec![permission("out", &["tcp/80"], HOUR)]), at(1));
     let (me, it) = ((inner(2)[0], 33_000), (inner(1)[0], 80));
-    b.from_local(&segment(me, it, TcpFlags::SYN, 1, 0), at(5));
+    b.local_sends(&segment(me, it, TcpFlags::SYN, 1, 0), at(5));
     settle(&mut [&mut a, &mut b], at(5));
-    a.from_local(&segment(it, me, TcpFlags::SYN | TcpFlags::ACK, 9, 2), at(6));
+    a.local_sends(&segment(it, me, TcpFlags::SYN | TcpFlags::ACK, 9, 2), at(6));
     settle(&mut [&mut a, &mut b], at(6));
     assert_eq!(b.take_delivered().len(), 1, "an answer passes");
-    a.from_local(&segment(it, me, TcpFlags::SYN, 90, 0), at(7));
+    a.local_sends(&segment(it, me, TcpFlags::SYN, 90, 0), at(7));
     settle(&mut [&mut a, &mut b], at(7));
     assert!(b.delivered.is_empty(), "an opening does not, although its ports are those of a live flow");
     assert_eq!(b.plane.flow_count(), 1, "and it does not harm the flow");
@@ -373,11 +373,11 @@ fn an_echo_request_does_not_pass_as_an_answer() {
     let (mut a, mut b) = hostile();
     b.upsert(peer(2, 1, vec![], vec![permission("out", &["icmp"], HOUR)]), at(1));
     let (me, it) = (inner(2)[0], inner(1)[0]);
-    b.from_local(&icmp(me, it, 128, 0, &[0, 7, 0, 1]), at(5));
+    b.local_sends(&icmp(me, it, 128, 0, &[0, 7, 0, 1]), at(5));
     settle(&mut [&mut a, &mut b], at(5));
     assert_eq!(a.take_delivered().len(), 1);
-    a.from_local(&icmp(it, me, 129, 0, &[0, 7, 0, 1]), at(6));
-    a.from_local(&icmp(it, me, 128, 0, &[0, 7, 0, 2]), at(6));
+    a.local_sends(&icmp(it, me, 129, 0, &[0, 7, 0, 1]), at(6));
+    a.local_sends(&icmp(it, me, 128, 0, &[0, 7, 0, 2]), at(6));
     settle(&mut [&mut a, &mut b], at(6));
     let got = b.take_delivered();
     assert_eq!(got.len(), 1);
@@ -389,11 +389,11 @@ fn an_icmp_error_passes_only_about_a_packet_of_a_flow() {
     let (mut a, mut b) = simulated(HOUR);
     let (me, it) = ((inner(1)[0], 9), (inner(2)[0], 53));
     let asked = datagram(me, it, b"q");
-    a.from_local(&asked, at(5));
+    a.local_sends(&asked, at(5));
     settle(&mut [&mut a, &mut b], at(5));
     let quote = |packet: &[u8]| [&[0, 0, 0, 0], packet].concat();
-    b.from_local(&icmp(it.0, me.0, 1, 4, &quote(&asked)), at(6));
-    b.from_local(&icmp(it.0, me.0, 1, 4, &quote(&datagram((me.0, 10), it, b"q"))), at(6));
+    b.local_sends(&icmp(it.0, me.0, 1, 4, &quote(&asked)), at(6));
+    b.local_sends(&icmp(it.0, me.0, 1, 4, &quote(&datagram((me.0, 10), it, b"q"))), at(6));
     settle(&mut [&mut a, &mut b], at(6));
     assert_eq!(a.take_delivered().len(), 1);
     assert_eq!(b.plane.counters().denied(Direction::Outbound, DenyReason::NoFlow), 1);
@@ -403,10 +403,10 @@ fn an_icmp_error_passes_only_about_a_packet_of_a_flow() {
 fn after_a_restart_denied_segments_get_no_rst_until_it_has_settled() {
     let (_, mut b) = simulated(HOUR);
     let reply = segment((inner(2)[0], 443), (inner(1)[0], 40_000), TcpFlags::ACK, 501, 101);
-    b.from_local(&reply, at(60_000));
+    b.local_sends(&reply, at(60_000));
     assert!(b.delivered.is_empty() && b.sent.is_empty());
     assert_eq!(b.plane.counters().denied(Direction::Outbound, DenyReason::Settling), 1);
-    b.from_local(&reply, at(120_000));
+    b.local_sends(&reply, at(120_000));
     assert_eq!(b.take_delivered().len(), 1, "later the program is told");
 }
 
@@ -419,20 +419,20 @@ fn an_established_connection_comes_back_after_each_end_was_restarted() {
     let services = ["tcp/443", "udp/53", "icmp"];
     b.snapshot(vec![peer(2, 1, vec![permission("rule", &services, HOUR)], vec![])], at(20_000));
     pass_time(&mut [&mut a, &mut b], 20_000, 24_000);
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(24_000));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(24_000));
     settle(&mut [&mut a, &mut b], at(24_000));
     assert_eq!(b.take_delivered().len(), 1, "no wait for a timeout: the greeting brought a session");
-    b.from_local(&segment(server, client, TcpFlags::ACK, 501, 101), at(24_001));
+    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(24_001));
     settle(&mut [&mut a, &mut b], at(24_001));
     assert_eq!(a.take_delivered().len(), 1);
     // The laptop's node restarts.
     let mut a = Node::new(1, Settings::default(), Simulated::new(4), at(30_000));
     a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &services, HOUR)])], at(30_000));
     pass_time(&mut [&mut a, &mut b], 30_000, 34_000);
-    b.from_local(&segment(server, client, TcpFlags::ACK, 501, 101), at(34_000));
+    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(34_000));
     settle(&mut [&mut a, &mut b], at(34_000));
     assert!(a.delivered.is_empty() && b.delivered.is_empty(), "dropped, but nobody is reset");
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(35_000));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(35_000));
     settle(&mut [&mut a, &mut b], at(35_000));
     assert_eq!(b.take_delivered().len(), 1);
 }
@@ -441,20 +441,20 @@ fn an_established_connection_comes_back_after_each_end_was_restarted() {
 fn captured_datagrams_are_worth_nothing_when_they_are_sent_again() {
     let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
     let mut captured = Vec::new();
-    a.from_local(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+    a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
     for _ in 0..4 {
         captured.extend(a.sent.iter().map(|(_, datagram)| datagram.clone()));
         while let Some((_, datagram)) = a.sent.pop_front() {
-            b.from_network(&datagram, outer(1), at(5));
+            b.network_brings(&datagram, outer(1), at(5));
         }
         while let Some((_, datagram)) = b.sent.pop_front() {
-            a.from_network(&datagram, outer(2), at(5));
+            a.network_brings(&datagram, outer(2), at(5));
         }
     }
     assert_eq!(b.take_delivered().len(), 1);
     assert!(captured.len() >= 3);
     for datagram in &captured {
-        b.from_network(datagram, outer(66), at(1_000));
+        b.network_brings(datagram, outer(66), at(1_000));
     }
     assert!(b.delivered.is_empty() && b.sent.is_empty());
     let status = &b.plane.peers(at(1_000))[0];
@@ -486,7 +486,7 @@ fn rotation_of_a_key_moves_to_the_new_pair_and_drops_no_packet() {
             b.upsert(grant(2, 1, vec![pair(2, 11)]), at(ms));
             a.plane.set_local_keys(&[secret(11)], at(ms));
         }
-        a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(ms));
+        a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(ms));
         a.tick(at(ms));
         b.tick(at(ms));
         settle(&mut [&mut a, &mut b], at(ms));
@@ -508,10 +508,10 @@ fn rotation_of_a_key_moves_to_the_new_pair_and_drops_no_packet() {
 fn a_roaming_peer_is_followed() {
     let (mut a, mut b) = simulated(HOUR);
     let [client, server] = connect(&mut a, &mut b, 0, 10);
-    a.from_local(&segment(client, server, TcpFlags::ACK, 101, 501), at(20));
+    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(20));
     let (_, datagram) = a.sent.pop_front().unwrap();
-    b.from_network(&datagram, outer(201), at(20));
-    b.from_local(&segment(server, client, TcpFlags::ACK, 501, 101), at(21));
+    b.network_brings(&datagram, outer(201), at(20));
+    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(21));
     assert_eq!(b.sent.pop_front().unwrap().0, outer(201));
 }
 
@@ -523,9 +523,9 @@ fn a_flood_of_initiations_is_asked_for_cookies() {
     let mut lengths = Vec::new();
     for round in 0..10_u64 {
         let (mut a, _) = couple(WireGuard::default(), WireGuard::default(), HOUR);
-        a.from_local(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+        a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
         let (_, initiation) = a.sent.pop_front().unwrap();
-        b.from_network(&initiation, outer(1), at(100 * round));
+        b.network_brings(&initiation, outer(1), at(100 * round));
         lengths.extend(b.sent.drain(..).map(|(_, answer)| answer.len()));
     }
     assert_eq!(&lengths[..5], [92; 5]);
@@ -550,10 +550,10 @@ fn sealed_plaintext_is_padded_to_sixteen_bytes() {
     let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
     connect(&mut a, &mut b, 0, 10);
     for size in 0..40 {
-        a.from_local(&datagram((inner(1)[0], 9), (inner(2)[0], 53), &vec![1; size]), at(20));
+        a.local_sends(&datagram((inner(1)[0], 9), (inner(2)[0], 53), &vec![1; size]), at(20));
         let (_, sealed) = a.sent.pop_back().unwrap();
         assert_eq!(sealed.len() % 16, 0, "{size}");
-        b.from_network(&sealed, outer(1), at(20));
+        b.network_brings(&sealed, outer(1), at(20));
         assert_eq!(b.take_delivered()[0].len(), 48 + size, "and the padding is cut off again");
     }
 }

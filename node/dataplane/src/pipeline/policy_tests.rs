@@ -1,0 +1,133 @@
+//! Ceiling, watched rules, fragments, overlapping permissions, replays after a restart.
+
+use postern_common::{grant::Mode, id::Tag, reason::DenyReason};
+
+use crate::{
+    Ceiling, Direction, LocalVerdict, Settings,
+    packet::{
+        batch::{Joining, TunBatch, UdpBatch},
+        build::{Tcp, fragment, udp_body},
+        view::TcpFlags,
+    },
+    testing::*,
+    wireguard::{WireGuard, simulated::Simulated},
+};
+
+const HOUR: u64 = 3_600_000;
+
+fn couple() -> (Node<Simulated>, Node<Simulated>) {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let mut a = Node::new(1, settings.clone(), Simulated::new(1), at(0));
+    let mut b = Node::new(2, settings, Simulated::new(2), at(0));
+    b.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443", "udp/53"], HOUR)], vec![])], at(0));
+    a.snapshot(vec![peer(1, 2, vec![], vec![permission("all", &["tcp/*", "udp/*"], HOUR)])], at(0));
+    (a, b)
+}
+
+fn syn(port: u16) -> Vec<u8> {
+    let (source, destination) = ((inner(1)[0], 40_000), (inner(2)[0], port));
+    Tcp { source, destination, sequence: 1, acknowledgement: 0, flags: TcpFlags::SYN, options: &[], payload: b"" }
+        .packet()
+}
+
+fn ceiling(node: &mut Node<Simulated>, ceiling: Ceiling, ms: u64) -> usize {
+    let (mut udp, mut tun) = (UdpBatch::new(), TunBatch::new(Joining::Nothing));
+    node.plane.set_ceiling(ceiling, at(ms), &mut crate::Out { udp: &mut udp, tun: &mut tun });
+    tun.frames().len()
+}
+
+#[test]
+fn the_ceiling_closes_what_a_grant_opens_and_cuts_what_lives() {
+    let (mut a, mut b) = couple();
+    a.local_sends(&syn(443), at(5));
+    settle(&mut [&mut a, &mut b], at(5));
+    assert_eq!(b.take_delivered().len(), 1);
+    let only_dns = Ceiling { services: Some(vec!["udp/53".parse().unwrap()]), tags: None };
+    assert_eq!(ceiling(&mut b, only_dns, 6), 1, "an RST for the local socket");
+    a.local_sends(&syn(443), at(7));
+    settle(&mut [&mut a, &mut b], at(7));
+    assert!(b.delivered.is_empty());
+    assert_eq!(b.plane.counters().denied(Direction::Inbound, DenyReason::Ceiling), 1);
+    let tagged: Tag = "admin".parse().unwrap();
+    ceiling(&mut b, Ceiling { services: None, tags: Some(vec![tagged.clone()]) }, 8);
+    a.local_sends(&syn(443), at(9));
+    settle(&mut [&mut a, &mut b], at(9));
+    assert!(b.delivered.is_empty());
+    let mut admin = peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![]);
+    admin.tags.push(tagged);
+    b.upsert(admin, at(10));
+    a.local_sends(&syn(443), at(11));
+    settle(&mut [&mut a, &mut b], at(11));
+    assert_eq!(b.take_delivered().len(), 1);
+}
+
+#[test]
+fn a_watched_rule_lets_pass_and_records_why_it_would_not() {
+    let (mut a, mut b) = couple();
+    let mut watched = permission("watched", &["tcp/8080"], HOUR);
+    watched.mode = Mode::Monitor { would_deny: "posture is stale".into() };
+    b.upsert(peer(2, 1, vec![watched], vec![]), at(1));
+    a.local_sends(&syn(8080), at(5));
+    settle(&mut [&mut a, &mut b], at(5));
+    assert_eq!(b.take_delivered().len(), 1);
+    let record = b.plane.poll_record().unwrap();
+    assert_eq!(record.permit.unwrap().would_deny.as_deref(), Some("posture is stale"));
+    assert_eq!(b.plane.counters().would_deny, 1);
+}
+
+#[test]
+fn when_one_permission_expires_the_flow_goes_on_under_another() {
+    let (mut a, mut b) = couple();
+    let both = vec![permission("short", &["tcp/443"], 10_000), permission("long", &["tcp/*"], HOUR)];
+    let mut both = both;
+    both[1].mode = Mode::Monitor { would_deny: "why".into() };
+    b.upsert(peer(2, 1, both, vec![]), at(1));
+    a.local_sends(&syn(443), at(5));
+    settle(&mut [&mut a, &mut b], at(5));
+    assert_eq!(b.plane.flows()[0].permit.rule.as_str(), "short", "enforced comes before watched");
+    pass_time(&mut [&mut a, &mut b], 5, 10_500);
+    assert_eq!(b.take_delivered().len(), 1, "no RST");
+    assert_eq!(b.plane.flows()[0].permit.rule.as_str(), "long");
+    let flow = b.plane.flows()[0].flow;
+    assert!(matches!(b.plane.explain(flow, at(10_500)).verdict, LocalVerdict::Allow { .. }));
+}
+
+#[test]
+fn later_fragments_pass_only_after_an_admitted_first() {
+    let (mut a, mut b) = couple();
+    for family in 0..2 {
+        let (from, to) = (inner(1)[family], inner(2)[family]);
+        let parts = |port: u16| {
+            let body = udp_body((from, 9), (to, port), &[1; 56]);
+            [fragment(from, to, 17, 0, true, &body[..32]), fragment(from, to, 17, 32, false, &body[32..])]
+        };
+        let [first, later] = parts(53);
+        let ms = 10_000 * (family as u64 + 1);
+        a.local_sends(&later, at(ms));
+        settle(&mut [&mut a, &mut b], at(ms));
+        assert!(b.delivered.is_empty(), "before its first");
+        a.local_sends(&first, at(ms + 1));
+        a.local_sends(&later, at(ms + 1));
+        settle(&mut [&mut a, &mut b], at(ms + 1));
+        assert_eq!(b.take_delivered().len(), 2);
+        let [refused, orphan] = parts(54);
+        a.local_sends(&refused, at(ms + 6_000));
+        a.local_sends(&orphan, at(ms + 6_000));
+        settle(&mut [&mut a, &mut b], at(ms + 6_000));
+        assert!(b.delivered.is_empty(), "the first was refused there");
+    }
+}
+
+#[test]
+fn an_initiation_replayed_after_a_restart_moves_no_endpoint() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let mut a = Node::new(1, settings.clone(), WireGuard::default(), at(0));
+    a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(0));
+    a.local_sends(&syn(443), at(5));
+    let (_, initiation) = a.sent.pop_front().unwrap();
+    let mut restarted = Node::new(2, settings, WireGuard::default(), at(10));
+    restarted.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![])], at(10));
+    restarted.network_brings(&initiation, outer(66), at(11));
+    let status = &restarted.plane.peers(at(11))[0];
+    assert_eq!((status.endpoint, status.session_since), (Some(outer(1)), None), "what it told proves nothing");
+}
