@@ -93,6 +93,9 @@ enum Command {
     Run(run::Run),
     /// Write completions for a shell
     Completions(completions::Completions),
+    /// Run the packet path by itself, to measure it
+    #[command(hide = true)]
+    BenchPlane(crate::io::bench::BenchPlane),
 }
 
 /// What a command comes to.
@@ -140,6 +143,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Logout(logout) => logout.run(&places),
         Command::Run(run) => run.run(&places),
         Command::Completions(completions) => completions.run(),
+        Command::BenchPlane(bench) => bench.run().map(|()| ExitCode::SUCCESS).map_err(Failure::from),
     };
     match outcome {
         Ok(code) => code,

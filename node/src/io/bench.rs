@@ -39,8 +39,11 @@ use super::{
 /// How long the throw-away grants hold.
 const LIFETIME: Duration = Duration::from_secs(24 * 3_600);
 
-/// Runs the packet path by itself, to measure it.
+/// Run the packet path by itself, to measure it
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  postern bench-plane prepare /tmp/bench --a 10.0.0.1:51820 --b 10.0.0.2:51820\n  sudo postern bench-plane run /tmp/bench/a.json\n\nscripts/bench does all of it."
+)]
 pub struct BenchPlane {
     #[command(subcommand)]
     step: Step,

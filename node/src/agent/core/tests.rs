@@ -107,7 +107,9 @@ impl Node {
                             self.core.handle_persisted(Persisted::Identity, self.now);
                         }
                         Disk::Waits => {}
-                        Disk::Full => self.core.handle_persist_failed(Persisted::Identity, "the disk is full", self.now),
+                        Disk::Full => {
+                            self.core.handle_persist_failed(Persisted::Identity, "the disk is full", self.now)
+                        }
                     }
                 }
                 Effect::PersistGrants(saved) => {
@@ -533,12 +535,7 @@ fn a_code_that_nobody_confirms_ends_the_join() {
     node.command(Command::Up { target: Some(target()), token: None, name: "laptop".parse().expect("a name") });
     node.hear(controller.challenge());
     let expires = node.now.wall.saturating_add(Duration::from_secs(600));
-    node.hear(ToNode::JoinPending {
-        code: "KTRM-4821".into(),
-        url: "u".into(),
-        url_with_code: "uc".into(),
-        expires,
-    });
+    node.hear(ToNode::JoinPending { code: "KTRM-4821".into(), url: "u".into(), url_with_code: "uc".into(), expires });
     assert!(matches!(node.core.phase(), Phase::Joining { code: Some(code), .. } if code == "KTRM-4821"));
     node.pass(Duration::from_secs(590));
     assert!(node.connected, "the person still has time");
