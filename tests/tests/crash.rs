@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -86,11 +86,9 @@ fn killing_node_and_controller_at_random_points_never_opens_a_door_and_leaks_no_
                 scene.closed_elsewhere()?;
                 let started = node.command().arg("run").spawn()?;
                 // let it get somewhere, then kill it there
-                let mut waited = 0;
-                eventually(Duration::from_secs(5), "", || {
-                    waited += 1;
-                    (waited * 10 >= delay_ms).then_some(())
-                })?;
+                let began = Instant::now();
+                let there = || (began.elapsed() >= Duration::from_millis(delay_ms)).then_some(());
+                eventually(PATIENCE, "time stands still", there)?;
                 started.kill();
                 scene.closed_elsewhere()?;
                 node.start()?;

@@ -98,7 +98,7 @@ fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Res
     let mut done = BTreeSet::new();
     let mut once = |name: &'static str, due: bool| due && done.insert(name);
     eventually(Duration::from_secs(420), "three rotations of each end", || {
-        let step = || -> Result<bool> {
+        let mut step = || -> Result<bool> {
             keys_of(&world, "build", &mut at_build)?;
             keys_of(&world, "erin-laptop", &mut at_laptop)?;
             let rotations = at_build.len().min(at_laptop.len()).saturating_sub(1);
@@ -114,9 +114,13 @@ fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Res
             // ten renewals of a 30 s lease, one every 20 s
             Ok(rotations >= 3 && began.elapsed() >= Duration::from_secs(205))
         };
-        step().ok().filter(|done| *done)
+        match step() {
+            Ok(true) => Some(Ok(())),
+            Ok(false) => None,
+            Err(error) => Some(Err(error)),
+        }
     })
-    .with_context(|| format!("keys seen: {at_build:?} {at_laptop:?}\n{}", laptop.log()))?;
+    .with_context(|| format!("keys seen: {at_build:?} {at_laptop:?}\n{}", laptop.log()))??;
 
     let intervals = |output: &str| output.matches("Mbits/sec").count();
     let before = intervals(&iperf.output());

@@ -224,7 +224,7 @@ fn send(keys: &Keys, packets: &[Vec<u8>]) -> Result<serde_json::Value> {
     Ok(json!({ "session": true, "sent": packets.len(), "received": received }))
 }
 
-/// Names an inner packet: `syn-ack from 80`, `rst from 81`, `icmp`, `udp from 53`.
+/// Names an inner packet: `syn-ack from 80 to 40000`, `rst from 81 to 40000`, `icmp type 3`, `udp from 53`.
 fn describe(packet: &[u8]) -> String {
     let (protocol, transport) = match packet.first().map(|b| b >> 4) {
         Some(4) if packet.len() >= 20 => (packet[9], packet.get(usize::from(packet[0] & 15) * 4..)),
@@ -239,7 +239,7 @@ fn describe(packet: &[u8]) -> String {
                 flags if flags & 0x12 == 0x12 => "syn-ack",
                 _ => "tcp",
             };
-            format!("{what} from {}", port(tcp))
+            format!("{what} from {} to {}", port(tcp), port(&tcp[2..]))
         }
         (17, Some(udp)) if udp.len() >= 8 => format!("udp from {}", port(udp)),
         (1 | 58, Some(icmp)) if !icmp.is_empty() => format!("icmp type {}", icmp[0]),
