@@ -212,6 +212,8 @@ def small_packets(pace, tries, seconds):
     for _ in range(tries):
         rate = int((low * high) ** 0.5)
         sent, received = offer(pace, rate, seconds)
+        if received < 0.99 * sent:
+            sent, received = offer(pace, rate, seconds)  # one stall of the machine overflows a queue: once more
         if received >= 0.99 * sent:
             best = max(best, received)
             if sent < 0.95 * rate:

@@ -48,10 +48,10 @@ impl Sources {
         if self.local.insert(remote, local).is_some() {
             return;
         }
-        if self.order.len() == MAX_SOURCES {
-            if let Some(oldest) = self.order.pop_front() {
-                self.local.remove(&oldest);
-            }
+        if self.order.len() == MAX_SOURCES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.local.remove(&oldest);
         }
         self.order.push_back(remote);
     }

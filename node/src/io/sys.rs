@@ -4,6 +4,8 @@
 //! Rejected: `nix` (allocates for control messages on each call), `rustix` (no `UDP_SEGMENT`, no TUN ioctls), `tun-rs` and
 //! `quinn-udp` (see `docs/decisions/0001-tun.md`).
 #![allow(unsafe_code)]
+// Other C libraries than glibc give these fields other widths.
+#![allow(clippy::unnecessary_cast)]
 
 use std::{
     ffi::{c_int, c_uint, c_void},

@@ -39,7 +39,7 @@ fn with_checksum(source: IpAddr, destination: IpAddr, protocol: u8, mut body: Ve
         1 => Sum::ZERO,
         protocol => Sum::ZERO.add_pseudo_header(source, destination, protocol, body.len()),
     };
-    let checksum = sum.add(&body).finish();
+    let checksum = sum.add_bytes(&body).finish();
     body[field..field + 2].copy_from_slice(&checksum);
     body
 }

@@ -15,7 +15,7 @@ impl Sum {
 
     /// Adds bytes that begin at an even offset of what is summed. Only the last piece may have odd length.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
         // Eight independent 32-bit lanes in 64-bit accumulators: the compiler makes vector code of this, and
         // 2^32 words would be needed to overflow a lane.
         let mut lanes = [0u64; 8];
@@ -47,8 +47,12 @@ impl Sum {
     #[must_use]
     pub fn add_pseudo_header(self, source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Self {
         let sum = match (source, destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => self.add(&source.octets()).add(&destination.octets()),
-            (IpAddr::V6(source), IpAddr::V6(destination)) => self.add(&source.octets()).add(&destination.octets()),
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                self.add_bytes(&source.octets()).add_bytes(&destination.octets())
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                self.add_bytes(&source.octets()).add_bytes(&destination.octets())
+            }
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => self,
         };
         let length = length as u32;
@@ -81,7 +85,7 @@ const fn fold(sum: u64) -> u16 {
 
 /// Returns the checksum of one piece of bytes, as it stands in a header.
 pub fn checksum(bytes: &[u8]) -> [u8; 2] {
-    Sum::ZERO.add(bytes).finish()
+    Sum::ZERO.add_bytes(bytes).finish()
 }
 
 #[cfg(test)]
@@ -103,7 +107,7 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071_sums_as_printed() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Sum::ZERO.add(&bytes).partial(), [0xdd, 0xf2]);
+        assert_eq!(Sum::ZERO.add_bytes(&bytes).partial(), [0xdd, 0xf2]);
     }
 
     proptest! {
@@ -111,7 +115,7 @@ mod tests {
         fn the_fast_sum_equals_the_slow_one(bytes in proptest::collection::vec(any::<u8>(), 0..300), cut in 0usize..150) {
             prop_assert_eq!(checksum(&bytes), slow(&bytes).to_be_bytes());
             let cut = (cut * 2).min(bytes.len() / 2 * 2);
-            let sum = Sum::ZERO.add(&bytes[..cut]).add(&bytes[cut..]);
+            let sum = Sum::ZERO.add_bytes(&bytes[..cut]).add_bytes(&bytes[cut..]);
             prop_assert_eq!(sum.finish(), slow(&bytes).to_be_bytes(), "in two pieces");
         }
     }

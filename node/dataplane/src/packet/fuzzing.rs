@@ -95,10 +95,10 @@ pub fn fuzz_fragments(mut bytes: &[u8]) {
         let key = |id| DatagramKey { source, destination, id, protocol };
         if let Some(first) = view.first_fragment() {
             let _overlap = table.admit(key(first.id), first, first.length, now);
-        } else if let Transport::LaterFragment(later) = view.transport() {
-            if let Ok(end) = table.check(key(later.id), later, now) {
-                assert!(later.offset >= end);
-            }
+        } else if let Transport::LaterFragment(later) = view.transport()
+            && let Ok(end) = table.check(key(later.id), later, now)
+        {
+            assert!(later.offset >= end);
         }
     }
 }

@@ -65,7 +65,7 @@ fn only_equal_headers_with_right_checksums_are_joined() {
         if fix {
             write_ipv4_checksum(&mut second);
             second[36..38].fill(0);
-            let sum = Sum::ZERO.add_pseudo_header(A4, B4, 6, second.len() - 20).add(&second[20..]).finish();
+            let sum = Sum::ZERO.add_pseudo_header(A4, B4, 6, second.len() - 20).add_bytes(&second[20..]).finish();
             second[36..38].copy_from_slice(&sum);
         }
         let mut batch = TunBatch::new(Joining::TcpAndUdp);

@@ -127,7 +127,7 @@ fn icmp_error(view: &PacketView<'_>, kind: u8, code: u8, word: u32) -> Option<Re
         IpAddr::V4(_) => Sum::ZERO,
         IpAddr::V6(_) => Sum::ZERO.add_pseudo_header(view.destination(), view.source(), ICMPV6, body.len()),
     };
-    let checksum = sum.add(body).finish();
+    let checksum = sum.add_bytes(body).finish();
     body[2..4].copy_from_slice(&checksum);
     write_network(&mut reply, view.destination(), view.source(), protocol);
     Some(reply)
@@ -143,7 +143,7 @@ fn tcp_segment(flow: &FiveTuple, sequence: u32, acknowledgement: u32, flags: u8)
     segment[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
     segment[12] = 5 << 4;
     segment[13] = flags;
-    let checksum = Sum::ZERO.add_pseudo_header(flow.source, flow.destination, TCP, 20).add(segment).finish();
+    let checksum = Sum::ZERO.add_pseudo_header(flow.source, flow.destination, TCP, 20).add_bytes(segment).finish();
     segment[16..18].copy_from_slice(&checksum);
     write_network(&mut reply, flow.source, flow.destination, TCP);
     reply

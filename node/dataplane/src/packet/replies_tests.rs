@@ -9,7 +9,7 @@ fn parsed(reply: &Reply) -> PacketView<'_> {
         ICMP => Sum::ZERO,
         protocol => Sum::ZERO.add_pseudo_header(view.source(), view.destination(), protocol, rest.len()),
     };
-    assert!(sum.add(rest).is_right(), "the answer's checksum");
+    assert!(sum.add_bytes(rest).is_right(), "the answer's checksum");
     view
 }
 

@@ -184,7 +184,7 @@ fn finish_checksum(packet: &mut [u8], view: &PacketView<'_>, field: usize) {
         super::view::ICMP => Sum::ZERO, // ICMP for IPv4 has no pseudo-header
         protocol => Sum::ZERO.add_pseudo_header(view.source(), view.destination(), protocol, length),
     };
-    let mut checksum = sum.add(&packet[transport..]).finish();
+    let mut checksum = sum.add_bytes(&packet[transport..]).finish();
     if view.protocol() == UDP && checksum == [0, 0] {
         checksum = [0xff, 0xff]; // zero means 'none' (RFC 768)
     }
@@ -198,7 +198,7 @@ pub(super) fn transport_checksum_is_right(packet: &[u8], layout: &Layout) -> boo
         UDP if rest[6..8] == [0, 0] => false,
         TCP | UDP => Sum::ZERO
             .add_pseudo_header(layout.source(), layout.destination(), layout.protocol(), rest.len())
-            .add(rest)
+            .add_bytes(rest)
             .is_right(),
         _other => false,
     }

@@ -292,7 +292,7 @@ impl<'a> PacketView<'a> {
         if header_length < 20 || total < header_length || total != bytes.len() {
             return Err(ParseError::Length);
         }
-        if !super::checksum::Sum::ZERO.add(&bytes[..header_length]).is_right() {
+        if !super::checksum::Sum::ZERO.add_bytes(&bytes[..header_length]).is_right() {
             return Err(ParseError::HeaderChecksum);
         }
         check_ipv4_options(&bytes[20..header_length])?;

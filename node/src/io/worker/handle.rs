@@ -17,10 +17,13 @@ use super::{Batches, IoCounters, Link, sys};
 /// Commands that may wait for the worker. Beyond it the asker waits.
 pub(super) const COMMANDS: usize = 64;
 
+/// Runs between two batches, with everything that the worker owns.
+type Question = dyn FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) + Send;
+
 /// What runs on the worker's thread.
 pub(super) enum Command {
     /// A question or an order.
-    Run(Box<dyn FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) + Send>),
+    Run(Box<Question>),
     /// The end.
     ShutDown,
 }

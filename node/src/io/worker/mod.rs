@@ -63,6 +63,7 @@ pub const EVENT_CAPACITY: usize = 1_024;
 const ROOM: usize = 80 << 10;
 
 /// What the worker tells the agent.
+#[expect(clippy::large_enum_variant, reason = "nearly every event is a record")]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WorkerEvent {
     /// A flow record.
