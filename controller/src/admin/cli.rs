@@ -146,6 +146,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Runs a command as its words are typed, for tests.
+#[cfg(test)]
+pub(crate) fn typed(words: &[&str]) -> anyhow::Result<ExitCode> {
+    let cli = Cli::try_parse_from(std::iter::once("postern-controller").chain(words.iter().copied()))?;
+    run(&Desk { file: cli.config, json: cli.json }, cli.command)
+}
+
 fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Init(command) => command.run(desk),

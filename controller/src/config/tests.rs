@@ -1,2 +1,66 @@
 //! Mistakes in `controller.toml`, one table.
+
 use super::*;
+
+fn example() -> &'static str {
+    include_str!("../../../configs/controller.toml")
+}
+
+#[test]
+fn the_annotated_example_checks_as_it_is_and_with_every_sign_taken_away() {
+    Config::parse(Path::new("controller.toml"), example()).unwrap();
+    let mut text = String::new();
+    for line in example().lines() {
+        let uncommented = line.strip_prefix("# ").filter(|rest| rest.starts_with('[') || rest.contains(" = "));
+        text.push_str(uncommented.unwrap_or(line));
+        text.push('\n');
+    }
+    let config = Config::parse(Path::new("/etc/x/controller.toml"), &text).map_err(|error| error.to_string()).unwrap();
+    assert!(config.oidc.is_some() && config.admin_group.is_some());
+    assert!(matches!(config.tls, tls::Source::Given { .. }));
+}
+
+#[test]
+fn what_init_writes_checks() {
+    let places = Places { state: "state", keys: "keys", policy: "policy.toml", socket: "run/admin.sock" };
+    let text = controller_toml("https://c.test:8443", "[\"127.0.0.1:8443\"]", "fd12:3456:789a::/48", None, &places);
+    let config = Config::parse(Path::new("/x/controller.toml"), &text).unwrap();
+    assert_eq!(config.url, "https://c.test:8443");
+    assert_eq!(config.listen, ["127.0.0.1:8443".parse().unwrap()]);
+    assert_eq!(config.core.overlay_v6.to_string(), "fd12:3456:789a::/48");
+    assert_eq!(config.admin_socket, Path::new("/x/run/admin.sock"));
+    assert_eq!(config.database(), Path::new("/x/state/controller.db"));
+}
+
+#[test]
+fn every_mistake_names_its_line_and_what_to_do() {
+    for (from, to, expected) in [
+        ("listen =", "lisen =", "did you mean `listen`"),
+        ("[leases]", "[lease]", "did you mean `leases`"),
+        ("shortest = \"30s\"", "shortest = \"1s\"", "out of range"),
+        ("shortest = \"30s\"", "shortest = 30", "controller.toml:"),
+        ("length = \"12h\"", "length = \"12\"", "has no unit"),
+        ("length = \"12h\"", "length = \"12 parsecs\"", "not a"),
+        ("\"100.96.0.0/16\"", "\"100.96.0.1/16\"", "did you mean 100.96.0.0/16"),
+        ("\"100.96.0.0/16\"", "\"127.0.0.0/16\"", "overlaps 127.0.0.0/8"),
+        ("\"100.96.0.0/16\"", "\"0.0.0.0/8\"", "overlaps"),
+        ("\"100.96.0.0/16\"", "\"100.96.0.0/33\"", "controller.toml:"),
+        ("\"fd5e:9a41:c07d::/48\"", "\"2001:db8::/48\"", "unique local"),
+        ("\"fd5e:9a41:c07d::/48\"", "\"fd5e:9a41::/32\"", "not a /48"),
+        ("https://ctl.corp.example\"", "http://ctl.corp.example\"", "https://"),
+        ("https://ctl.corp.example\"", "https://ctl.corp.example/path\"", "no path"),
+        ("https://ctl.corp.example\"", "ctl\"", "not an URL"),
+        ("[\"[::]:443\"]", "[]", "listens nowhere"),
+        ("[\"[::]:443\"]", "[\"443\"]", "controller.toml:"),
+        ("domain = \"internal\"", "domain = \"in ternal\"", "not a domain"),
+        ("local = true", "local = false", "nobody can sign in"),
+        ("url = \"https", "url = https", "controller.toml:"),
+        ("[overlay]", "[overlay", "controller.toml:"),
+    ] {
+        assert!(example().contains(from), "{from}");
+        let text = example().replacen(from, to, 1);
+        let error = Config::parse(Path::new("controller.toml"), &text).expect_err(to).to_string();
+        assert!(error.contains(expected), "{to}: {error}");
+        assert!(error.contains("--> controller.toml"), "{to}: {error}");
+    }
+}

@@ -23,6 +23,8 @@ pub mod files;
 pub mod listener;
 pub mod node_stream;
 mod start;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 
 pub use start::{AtStart, Running, ServeError, parse_policy, start};

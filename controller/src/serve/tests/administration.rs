@@ -1,0 +1,157 @@
+//! Administration over the socket, starts that cannot succeed, backup and restore.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::{admin::client::ClientError, store::backup};
+
+async fn apply(controller: &Controller, text: &str) -> Result<Value, ClientError> {
+    controller.ask(Request::PolicyApply { file: "next.toml".into(), text: text.into() }).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_are_made_changed_and_removed_and_all_of_it_is_recorded() {
+    let controller = Controller::start("").await;
+    let add = Request::UserAdd {
+        login: "alice@corp.example".into(),
+        groups: ["payroll".to_owned()].into(),
+        admin: false,
+        password: None,
+    };
+    let made = controller.ask(add.clone()).await.unwrap();
+    assert!(made["link"].as_str().unwrap().starts_with("https://127.0.0.1/password/"), "{made}");
+    assert!(controller.ask(add).await.unwrap_err().to_string().contains("already"));
+    let user = "alice@corp.example".to_owned();
+    let groups = ["staff".to_owned()].into();
+    controller.ask(Request::UserSetGroups { user: user.clone(), groups }).await.unwrap();
+    let disabled = controller.ask(Request::UserDisable { user: user.clone(), reason: "left".into() }).await.unwrap();
+    assert_eq!(disabled["account"]["disabled"], true);
+    let list = controller.ask(Request::UserList).await.unwrap();
+    assert_eq!(list["accounts"][0]["groups"][0], "staff");
+    controller.ask(Request::UserRemove { user }).await.unwrap();
+    let list = controller.ask(Request::UserList).await.unwrap();
+    assert_eq!(list["accounts"].as_array().map(Vec::len), Some(0));
+
+    let log = audit_text(&controller);
+    let me = nix::unistd::User::from_uid(nix::unistd::geteuid()).unwrap().unwrap().name;
+    for action in ["user add", "user set-groups", "user disable", "user remove"] {
+        assert!(log.contains(&format!("\"action\":\"{action}\",\"by\":\"{me}\"")), "{action}: {log}");
+    }
+}
+
+fn audit_text(controller: &Controller) -> String {
+    let files = crate::audit::files(&controller.config().audit_dir()).unwrap();
+    files.iter().map(|(_, path)| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_socket_is_for_its_owner_alone() {
+    let controller = Controller::start("").await;
+    let socket = controller.config().admin_socket;
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&socket), 0o600);
+    assert_eq!(mode(socket.parent().unwrap()), 0o700);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_does_not_check_changes_nothing_and_says_which_one_stays() {
+    let controller = Controller::start(POLICY).await;
+    let before = controller.ask(Request::PolicyShow).await.unwrap();
+    let refused = apply(&controller, &POLICY.replace("ports", "port")).await.unwrap_err().to_string();
+    assert!(refused.contains("next.toml:4:1"), "{refused}");
+    assert!(refused.contains("did you mean `ports`"), "{refused}");
+    assert!(refused.contains("Nothing was changed: the policy of "), "{refused}");
+    assert_eq!(controller.ask(Request::PolicyShow).await.unwrap(), before);
+
+    let applied = apply(&controller, &POLICY.replace("5432", "5433")).await.unwrap();
+    assert_eq!(applied["generation"].as_u64(), before["policy_revision"].as_u64().map(|revision| revision + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_that_was_only_written_does_not_take_effect_by_a_restart() {
+    let mut controller = Controller::start(POLICY).await;
+    controller.stop().await;
+    std::fs::write(controller.file("policy.toml"), "").unwrap();
+    controller.serve().await.unwrap();
+    let kept = controller.ask(Request::PolicyShow).await.unwrap();
+    assert_eq!(kept["policy_text"], POLICY);
+    assert_eq!(controller.ask(Request::Status).await.unwrap()["policy"]["document_differs"], true);
+    controller.stop().await;
+    std::fs::write(controller.file("policy.toml"), "broken [").unwrap();
+    controller.serve().await.unwrap();
+    assert_eq!(controller.ask(Request::PolicyShow).await.unwrap()["policy_text"], POLICY);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn starts_that_cannot_succeed_say_what_and_where_and_what_to_do() {
+    let mut controller = Controller::prepare("broken [");
+    let error = controller.serve().await.unwrap_err().to_string();
+    assert!(error.contains("policy.toml:1:"), "{error}");
+
+    std::fs::write(controller.file("policy.toml"), "").unwrap();
+    controller.serve().await.unwrap();
+    let second = start(controller.config(), AtStart::KeepPolicy).await.unwrap_err().to_string();
+    assert!(second.contains("another postern-controller serves from"), "{second}");
+    controller.stop().await;
+
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut config = controller.config();
+    config.listen = vec![taken.local_addr().unwrap()];
+    let error = start(config, AtStart::KeepPolicy).await.unwrap_err().to_string();
+    assert!(error.contains(&format!("TCP port 127.0.0.1:{port} is taken")) && error.contains("`listen` in"), "{error}");
+
+    let key = controller.file("keys/signing.key");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let error = controller.serve().await.unwrap_err().to_string();
+    assert!(error.contains("chmod 600"), "{error}");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+
+    std::fs::write(controller.file("state/controller.db"), b"this is no database at all, is it? ".repeat(200)).unwrap();
+    let error = controller.serve().await.unwrap_err().to_string();
+    assert!(error.contains("damaged") && error.contains("restore"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_restores_machines_and_accounts_in_a_new_epoch() {
+    let mut controller = Controller::start(POLICY).await;
+    let token = controller.token("db", "db", 2).await;
+    let mut machine = Machine::new("db-1", 1);
+    machine.enrol(&controller, &token).await;
+    let (_, _, before) = machine.hello(&controller).await;
+    let file = controller.file("copy.backup");
+    let request = Request::Backup { file: file.clone(), with_keys: false };
+    let written = controller.ask(request.clone()).await.unwrap();
+    assert!(written["left_out"].to_string().contains("signing.key"), "{written}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(controller.ask(request).await.unwrap_err().to_string().contains("not overwritten"));
+    let bytes = std::fs::read(&file).unwrap();
+    let signing = std::fs::read(controller.file("keys/signing.key")).unwrap();
+    assert!(!bytes.windows(signing.len()).any(|window| window == signing), "private keys stay out");
+    Machine::new("db-2", 2).enrol(&controller, &token).await; // after the backup: it will not be known
+
+    let refused = backup::restore(&controller.config(), &file).await.unwrap_err().to_string();
+    assert!(refused.contains("another postern-controller serves"), "{refused}");
+    controller.stop().await;
+    let restored = backup::restore(&controller.config(), &file).await.unwrap();
+    assert!(restored.previous.is_some_and(|previous| previous.exists()));
+    controller.serve().await.unwrap();
+
+    let devices = controller.ask(Request::DeviceList).await.unwrap();
+    assert_eq!(devices.as_array().map(Vec::len), Some(1), "{devices}");
+    let (_, _, after) = machine.hello(&controller).await;
+    assert!(after.position().epoch > before.position().epoch);
+    controller.stop().await;
+    let at = controller.file("controller.toml").display().to_string();
+    let verified = tokio::task::spawn_blocking(move || typed(&["audit", "verify", "--config", &at])).await.unwrap();
+    assert_eq!(format!("{:?}", verified.unwrap()), format!("{:?}", std::process::ExitCode::SUCCESS));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn something_else_than_a_backup_is_not_restored() {
+    let controller = Controller::prepare("");
+    let file = controller.file("other.db");
+    std::fs::write(&file, b"not a backup").unwrap();
+    let error = backup::restore(&controller.config(), &file).await.unwrap_err().to_string();
+    assert!(error.contains("damaged") || error.contains("not a"), "{error}");
+}
