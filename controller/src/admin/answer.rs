@@ -14,7 +14,6 @@ use crate::{
     identity::local::{Account, AccountError, AccountRole, AccountStatus, Credential, NewAccount},
     records::{RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
-    store::backup,
     stream::{Core, CoreError, NewToken, RevocationId, RevocationProgress, SubjectUpdate},
 };
 
@@ -153,9 +152,11 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         Request::Revoke { what, name, reason, wait_ms } => {
             let begun = office.handle.call(move |turn, now| {
                 let target = target(turn.core, what, &name)?;
-                turn.core.revoke(target, &reason, &by, now)
+                let person = person(turn.core, &target);
+                Ok::<_, CoreError>((turn.core.revoke(target, &reason, &by, now)?, person))
             });
-            let id = begun.await??;
+            let (id, person) = begun.await??;
+            end_browsers(office, person).await?;
             await_revocation(office, id, Duration::from_millis(wait_ms)).await
         }
         Request::Lift { what, name } => {
@@ -189,10 +190,9 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             let explained = office.handle.call(move |turn, now| turn.core.explain(&subject, &to, service, now));
             Ok(value(&explained.await??))
         }
-        Request::Backup { file, with_keys } => {
-            let written = backup::write(&office.config, &file, with_keys).await?;
-            record(office, &by, "backup", &file.display().to_string()).await?;
-            Ok(value(&written))
+        Request::BackupWritten { file, with_keys } => {
+            record(office, &by, if with_keys { "backup with private keys" } else { "backup" }, &file).await?;
+            Ok(Value::Null)
         }
         Request::JoinUrl => Ok(json!({ "join_url": join_url(office) })),
     }
@@ -294,12 +294,14 @@ async fn change_user(
             let (name, by) = (user.to_owned(), by.to_owned());
             let changed = office.handle.call(move |turn, now| {
                 let target = target(turn.core, Revocable::Subject, &name)?;
+                let person = person(turn.core, &target);
                 match reason {
-                    Some(reason) => turn.core.revoke(target, &reason, &by, now).map(drop),
-                    None => turn.core.lift(target, &by, now),
+                    Some(reason) => turn.core.revoke(target, &reason, &by, now).map(|_| person),
+                    None => turn.core.lift(target, &by, now).map(|()| None),
                 }
             });
-            changed.await??;
+            let person = changed.await??;
+            end_browsers(office, person).await?;
             Ok(json!({ "subject": user }))
         }
         Err(other) => Err(other.into()),
@@ -329,6 +331,23 @@ fn target(core: &Core, what: Revocable, name: &str) -> Result<RevokeTarget, Core
             RevokeTarget::Rule(rule)
         }
     })
+}
+
+/// Returns issuer and `sub` of the person whom a revocation names.
+fn person(core: &Core, target: &RevokeTarget) -> Option<(String, String)> {
+    let RevokeTarget::Subject(id) = target else { return None };
+    core.list_subjects().into_iter().find(|view| view.record.id == *id).and_then(|view| match view.record.kind {
+        SubjectKind::Person { issuer, sub } => Some((issuer, sub)),
+        SubjectKind::Service { .. } => None,
+    })
+}
+
+/// Ends a revoked person's login sessions in browsers too.
+async fn end_browsers(office: &Office, person: Option<(String, String)>) -> Result<(), Refusal> {
+    if let Some((issuer, sub)) = person {
+        office.sessions.end_of_person(&issuer, &sub).await?;
+    }
+    Ok(())
 }
 
 /// Waits until every connected node has acknowledged, or the time is over, and tells how far it came.

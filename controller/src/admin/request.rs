@@ -174,11 +174,11 @@ pub enum Request {
         /// Which service.
         service: Option<Service>,
     },
-    /// Writes a consistent copy of everything.
-    Backup {
-        /// Where, as an absolute path.
-        file: std::path::PathBuf,
-        /// Whether private keys go into it.
+    /// Records that a backup was written. The command writes it by itself: the service may be confined to its own folders.
+    BackupWritten {
+        /// Where.
+        file: String,
+        /// Whether private keys are in it.
         with_keys: bool,
     },
     /// Gives the join URL.

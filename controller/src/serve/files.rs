@@ -11,8 +11,8 @@ use std::{
 pub const SECRET: u32 = 0o600;
 /// The mode of files that may be read by everybody.
 pub const PUBLIC: u32 = 0o644;
-/// The longest key, certificate or secret file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
+/// The longest file that is read, in bytes: the longest policy document.
+const MAX_FILE: u64 = postern_common::diagnostics::MAX_FILE_BYTES as u64;
 
 /// Why a file cannot be used. The environment or the operator can mend it.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,7 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -195,6 +195,16 @@ async fn open_backup(backup: &Path) -> Result<SqliteConnection, StoreError> {
     Ok(connection)
 }
 
+/// Gives a file to the user who owns its folder: root restores, the service's own user serves.
+fn give_to_owner_of_folder(path: &Path) {
+    let owner = path.parent().and_then(|dir| fs::metadata(dir).ok());
+    if let Some(owner) = owner
+        && let Err(error) = std::os::unix::fs::chown(path, Some(owner.uid()), Some(owner.gid()))
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot give the file to the owner of its folder");
+    }
+}
+
 /// Puts a backup in the place of the database: a new epoch begins and every login session ends, so that nothing that was
 /// revoked since the backup comes back by itself. Files that are there are kept.
 ///
@@ -262,6 +272,7 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
         }
     }
     fs::rename(&next, &database).map_err(io("write", &database))?;
+    give_to_owner_of_folder(&database);
     drop(store);
     for suffix in ["-wal", "-shm"] {
         drop(fs::remove_file(beside(&next, suffix)));
@@ -278,6 +289,7 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
                     files::make_private_folder(dir)?;
                 }
                 files::write_new(&path, &content, if secret { files::SECRET } else { files::PUBLIC })?;
+                give_to_owner_of_folder(&path);
                 done.wrote.push(path);
             }
             None if secret => done.missing.push(path),

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{Desk, machines};
 use crate::{
     admin::{
+        client,
         print::{self, text},
         request::Request,
     },
@@ -100,7 +101,13 @@ pub(super) struct Backup {
 impl Backup {
     pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
         let file = std::path::absolute(&self.file).context("cannot tell the current folder")?;
-        desk.ask_and(&Request::Backup { file, with_keys: self.with_keys }, |value| {
+        let config = desk.config()?;
+        let written = runtime()?.block_on(backup::write(&config, &file, self.with_keys))?;
+        let record = Request::BackupWritten { file: file.display().to_string(), with_keys: self.with_keys };
+        if let Err(error) = client::ask(&config.admin_socket, &record) {
+            print::error(&format!("the backup is whole; it is not in the audit log, because {error}"));
+        }
+        desk.show(&serde_json::to_value(&written)?, |value| {
             print::done(&format!(
                 "{}   {} bytes: the database, {}",
                 text(&value["file"]),
@@ -108,7 +115,8 @@ impl Backup {
                 text(&value["holds"])
             ));
             println!("Not in it, keep it elsewhere: {}", text(&value["left_out"]));
-        })
+        });
+        Ok(ExitCode::SUCCESS)
     }
 }
 
