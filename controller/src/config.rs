@@ -37,14 +37,14 @@ pub const DEFAULT_FILE: &str = "/etc/postern-controller/controller.toml";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file itself is wrong.
-    #[error("{0}")]
+    #[error(transparent)]
     Toml(#[from] Diagnostics),
     /// A file or folder that it names cannot be used.
-    #[error("error: {0}")]
+    #[error(transparent)]
     File(#[from] FileError),
     /// The file is not there.
     #[error(
-        "error: there is no configuration at {0}\nRun `postern-controller init` to make one, or name it with --config FILE."
+        "there is no configuration at {0}\nRun `postern-controller init` to make one, or name it with --config FILE."
     )]
     NoConfig(PathBuf),
 }

@@ -16,13 +16,13 @@ use super::request::{MAX_LINE, Request, Response};
 pub enum ClientError {
     /// No controller answers.
     #[error(
-        "no controller answers at {socket}: {source}\nStart it with `postern-controller serve`, or name its configuration with --config FILE."
+        "no controller answers at {socket}: {cause}\nStart it with `postern-controller serve`, or name its configuration with --config FILE."
     )]
     Away {
         /// The socket.
         socket: String,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The socket may not be used.
     #[error("you may not use {0}: become root, or a member of the group that [admin] names")]
@@ -41,9 +41,9 @@ pub enum ClientError {
 /// [`ClientError`].
 pub fn ask(socket: &Path, request: &Request) -> Result<Value, ClientError> {
     let shown = socket.display().to_string();
-    let mut stream = UnixStream::connect(socket).map_err(|source| match source.kind() {
+    let mut stream = UnixStream::connect(socket).map_err(|cause| match cause.kind() {
         io::ErrorKind::PermissionDenied => ClientError::Forbidden(shown),
-        _ => ClientError::Away { socket: shown, source },
+        _ => ClientError::Away { socket: shown, cause },
     })?;
     let broken = |error: io::Error| ClientError::Broken(error.to_string());
     let mut line = serde_json::to_string(request).expect("a request has a JSON form");

@@ -66,7 +66,7 @@ pub fn bind(config: &Config) -> Result<UnixListener, ServeError> {
     let path = &config.admin_socket;
     let failed = |action| {
         let path = path.clone();
-        move |source| ServeError::File(FileError::Io { action, path, source })
+        move |cause| ServeError::File(FileError::Io { action, path, cause })
     };
     if let Some(dir) = path.parent() {
         files::make_private_folder(dir)?;

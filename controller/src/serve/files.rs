@@ -35,24 +35,24 @@ pub enum FileError {
     #[error("cannot write {0}: the disk is full; nothing was changed")]
     Full(PathBuf),
     /// The system refused.
-    #[error("cannot {action} {path}: {source}")]
+    #[error("cannot {action} {path}: {cause}")]
     Io {
         /// What was tried.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
     let path = path.to_owned();
-    move |source| match source.kind() {
+    move |cause| match cause.kind() {
         io::ErrorKind::NotFound if action == "read" => FileError::Missing(path),
         io::ErrorKind::AlreadyExists => FileError::Exists(path),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FileError::Full(path),
-        _ => FileError::Io { action, path, source },
+        _ => FileError::Io { action, path, cause },
     }
 }
 

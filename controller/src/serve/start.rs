@@ -44,7 +44,6 @@ use crate::{
         sessions::{SessionLimits, WebSessions},
         system_clock,
     },
-    records::AuditEvent,
     store::{SqliteStore, Store, StoreError},
     stream::Core,
     web::{self, LocalAccounts, SignInWays, Web},
@@ -68,7 +67,7 @@ pub enum ServeError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The audit log.
-    #[error("{0}: {source}", source = source_of(.0))]
+    #[error(transparent)]
     Audit(#[from] AuditError),
     /// The policy document of the first start.
     #[error("{0}\nThe controller does not start without a policy that checks.")]
@@ -102,14 +101,14 @@ pub enum ServeError {
         file: PathBuf,
     },
     /// A port cannot be bound for another reason.
-    #[error("cannot listen on {protocol} {address}: {source}")]
+    #[error("cannot listen on {protocol} {address}: {cause}")]
     Bind {
         /// TCP or UDP.
         protocol: &'static str,
         /// The address.
         address: SocketAddr,
         /// The system's answer.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The settings of the provider cannot be used.
     #[error("[oidc] in {file}: {why}")]
@@ -125,12 +124,8 @@ pub enum ServeError {
     )]
     SigningKey(PathBuf),
     /// The actor ended.
-    #[error("{0}; nothing was told to anybody that is not on disk")]
+    #[error(transparent)]
     Actor(#[from] ActorError),
-}
-
-fn source_of(error: &AuditError) -> String {
-    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
 /// A controller that serves.
@@ -230,8 +225,6 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
         if let Some((policy, text)) = apply {
             turn.core.apply_policy(policy, text, "start", now);
         }
-        let status = turn.core.status();
-        turn.record(&AuditEvent::Started { epoch: status.epoch, policy_revision: status.policy_revision });
     });
     let mut running = Running {
         handle,
@@ -313,11 +306,11 @@ fn bound<T>(
     config: &Config,
     result: io::Result<T>,
 ) -> Result<T, ServeError> {
-    result.map_err(|source| match source.kind() {
+    result.map_err(|cause| match cause.kind() {
         io::ErrorKind::AddrInUse => {
             ServeError::Occupied { protocol, address, port: address.port(), key, file: config.file.clone() }
         }
-        _ => ServeError::Bind { protocol, address, source },
+        _ => ServeError::Bind { protocol, address, cause },
     })
 }
 

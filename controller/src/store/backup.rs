@@ -101,7 +101,7 @@ pub async fn write(config: &Config, file: &Path, with_keys: bool) -> Result<Writ
     files::write_new(&part, b"", files::SECRET)?; // SQLite fills an empty file and keeps its mode
     let written = fill(config, &part, with_keys).await;
     let (holds, left_out) = written.inspect_err(|_| drop(fs::remove_file(&part)))?;
-    let io = |source| FileError::Io { action: "write", path: file.to_owned(), source };
+    let io = |cause| FileError::Io { action: "write", path: file.to_owned(), cause };
     fs::File::open(&part).and_then(|part| part.sync_all()).map_err(io)?;
     fs::rename(&part, file).map_err(io)?;
     let bytes = fs::metadata(file).map_err(io)?.len();
@@ -222,7 +222,7 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
     }
     let io = |action, path: &Path| {
         let path = path.to_owned();
-        move |source| FileError::Io { action, path, source }
+        move |cause| FileError::Io { action, path, cause }
     };
     fs::copy(backup, &next).map_err(io("write", &next))?;
     fs::set_permissions(&next, fs::Permissions::from_mode(files::SECRET)).map_err(io("restrict", &next))?;

@@ -49,13 +49,12 @@ pub enum StoreError {
     #[error("another postern-controller serves from {0}: stop it first")]
     Locked(PathBuf),
     /// Anything else that the database says.
-    #[error("the database {path} failed: {source}")]
+    #[error("the database {path} failed: {cause}")]
     Database {
         /// The file.
         path: PathBuf,
         /// What it says.
-        #[source]
-        source: sqlx::Error,
+        cause: sqlx::Error,
     },
     /// A file beside it.
     #[error(transparent)]

@@ -57,7 +57,7 @@ pub(super) fn failed(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
             Some(13) => StoreError::Full(path.clone()), // SQLITE_FULL
             Some(11) => StoreError::Corrupt { path: path.clone(), what: source.to_string() }, // SQLITE_CORRUPT
             Some(26) => StoreError::Corrupt { path: path.clone(), what: "it is not a database".into() }, // SQLITE_NOTADB
-            _ => StoreError::Database { path: path.clone(), source },
+            _ => StoreError::Database { path: path.clone(), cause: source },
         }
     }
 }
@@ -148,12 +148,12 @@ impl SqliteStore {
 fn lock(dir: &Path) -> Result<File, StoreError> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = dir.join("lock");
-    let io = |source| files::FileError::Io { action: "open", path: path.clone(), source };
+    let io = |cause| files::FileError::Io { action: "open", path: path.clone(), cause };
     let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(&path).map_err(io)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(StoreError::Locked(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(io(source).into()),
+        Err(std::fs::TryLockError::Error(cause)) => Err(io(cause).into()),
     }
 }
 

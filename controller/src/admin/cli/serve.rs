@@ -76,7 +76,7 @@ async fn until_told(mut running: Running) -> anyhow::Result<ExitCode> {
         let handle = running.handle.clone();
         tokio::select! {
             ended = running.failed() => {
-                ended?;
+                ended.context("the controller stops: what it decided could not be written, and nobody was told of it")?;
                 return Ok(ExitCode::SUCCESS);
             }
             _ = terminate.recv() => break,
