@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use postern_tests::{
     Signal,
     deployment::{Deployment, Family, Node, PATIENCE},
@@ -68,6 +68,71 @@ fn restart(node: &Node) -> Result<()> {
     node.start()
 }
 
+/// A line each 100 ms goes to a server that echoes, through a restart of one end, then of the other.
+#[test]
+fn a_busy_connection_survives_a_restart_of_each_end() -> Result<()> {
+    let world = Deployment::start("restarts")?;
+    world.apply_policy(POLICY)?;
+    world.add_user("erin", &["engineers"])?;
+    let build = world.server("build", &["build"], None)?;
+    let laptop = world.laptop("erin-laptop")?;
+    world.sign_in(&laptop, "erin")?;
+    let at = build.overlay(Family::V4)?;
+    let _echo = build.host.command("socat").args(["TCP4-LISTEN:5201,fork,reuseaddr", "EXEC:cat"]).spawn()?;
+    eventually(PATIENCE, "the build host is not reached", || can_connect(&laptop.host, at, 5201).then_some(()))?;
+    let script = format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t60 - TCP4:{at}:5201");
+    let mut client = laptop.host.command("sh").args(["-c", &script]).spawn()?;
+    client.wait_for_output("line 5", PATIENCE)?;
+    let _iperf = iperf_server(&build.host, 22)?;
+    let mut iperf = laptop
+        .host
+        .command("iperf3")
+        .args(["--client", &at.to_string(), "--port", "22", "--time", "600", "--bitrate", "20M", "--forceflush"])
+        .spawn()?;
+    iperf.wait_for_output("sec", PATIENCE).with_context(|| {
+        format!(
+            "{:?}\n{:?}\n{}\n{}\n{}",
+            laptop.host.sh("postern() { :; }; ss -tanp; ip route; ip addr show postern0"),
+            laptop.postern(&["explain", &format!("{at}:22")]),
+            build.host.sh("ss -ltnp").unwrap_or_default(),
+            laptop.host.sh("cat /var/lib/postern/flows.jsonl").unwrap_or_default(),
+            build.host.sh("cat /var/lib/postern/flows.jsonl").unwrap_or_default()
+        )
+    })?;
+    for node in [&laptop, &build] {
+        let capture = |host: &postern_tests::Host| {
+            host.command("tcpdump")
+                .args(["-Unni", "postern0", "tcp[tcpflags] & (tcp-rst|tcp-syn|tcp-fin) != 0 or icmp"])
+                .spawn()
+        };
+        let captures = [capture(&laptop.host)?, capture(&build.host)?];
+        restart(node)?;
+        let lines = |text: &str| text.lines().filter(|line| line.starts_with("line ")).count();
+        let before = lines(&client.output());
+        eventually(PATIENCE, "no line comes back", || (lines(&client.output()) > before + 20).then_some(()))
+            .with_context(|| {
+                let name = node.host.name();
+                let [at_laptop, at_build] = [captures[0].output(), captures[1].output()];
+                format!(
+                    "iperf {}\nafter a restart of {name}\n{}\n{at_laptop}\n{at_build}\n{}",
+                    iperf.output(),
+                    client.output(),
+                    node.log()
+                )
+            })?;
+        ensure!(
+            iperf.is_running(),
+            "{}\n{}\n{}\n{}\n{}",
+            iperf.output(),
+            node.log(),
+            node.host.name(),
+            captures[0].output(),
+            captures[1].output()
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Result<()> {
     let world = Deployment::start("endurance")?;
@@ -124,7 +189,11 @@ fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Res
 
     let intervals = |output: &str| output.matches("Mbits/sec").count();
     let before = intervals(&iperf.output());
-    ensure!(iperf.is_running(), "iperf3 ended: {}", iperf.output());
+    if !iperf.is_running() {
+        let records = |node: &Node| node.host.sh("tail -n 30 /var/lib/postern/flows.jsonl").unwrap_or_default();
+        let both = [&laptop, &build].map(|node| format!("{}\n{}\n{}", node.host.name(), node.log(), records(node)));
+        bail!("iperf3 ended: {}\n{}", iperf.output(), both.join("\n"));
+    }
     eventually(PATIENCE, "iperf3 stands still", || {
         let output = iperf.output();
         let moving = output.lines().rev().take(3).any(|line| line.contains("Mbits/sec") && !line.contains("0.00 "));

@@ -18,6 +18,8 @@ use postern_common::{
     time::Now,
 };
 
+use crate::packet::view::{PacketView, Transport};
+
 use super::{
     Enforcer,
     facts::{Act, Facts, PeerSlot},
@@ -74,6 +76,21 @@ impl Enforcer {
             }
         }
         self.allow(index, facts, now)
+    }
+
+    /// Names the reason why a packet to an address that no peer owns is refused. Shortly after this node started, the
+    /// controller may not have spoken yet: a connection in mid-stream is not reset for that.
+    pub(crate) fn no_peer(&self, view: &PacketView<'_>, now: Now) -> DenyReason {
+        match view.transport() {
+            Transport::Tcp(segment) if !segment.flags.opens() && self.is_settling(now) => DenyReason::Settling,
+            Transport::Tcp(_)
+            | Transport::Udp(_)
+            | Transport::IcmpEcho { .. }
+            | Transport::IcmpError(_)
+            | Transport::OtherIcmp { .. }
+            | Transport::LaterFragment(_)
+            | Transport::Unsupported(_) => DenyReason::UnknownPeer,
+        }
     }
 
     /// Judges a later fragment of a packet that passed as part of the flow with this key.

@@ -55,7 +55,7 @@ impl<W: Tunnels> DataPlane<W> {
         if !self.enforcer.is_own(view.source()) {
             return Verdict::Deny(DenyReason::SourceNotOwned);
         }
-        let Some(slot) = slot else { return Verdict::Deny(DenyReason::UnknownPeer) };
+        let Some(slot) = slot else { return Verdict::Deny(self.enforcer.no_peer(view, now)) };
         if let Transport::LaterFragment(fragment) = view.transport() {
             return match self.outbound_fragments.check(datagram_of(view, fragment.id), fragment, now.monotonic) {
                 Ok(first) => self.enforcer.judge_fragment(&first, now),
