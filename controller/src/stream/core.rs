@@ -104,7 +104,8 @@ impl Core {
             flush_then: VecDeque::new(),
             counters: Counters::default(),
             ask_limit: Limit::new(20, Duration::from_secs(3)),
-            guess_limit: Limit::new(10, Duration::from_secs(6)),
+            // An office shares one address: the limit of one person is the pages', this one only makes guessing hopeless.
+            guess_limit: Limit::new(60, Duration::from_secs(1)),
             failure_limit: Limit::new(30, Duration::from_secs(2)),
             audit_limit: Limit::new(60, Duration::from_secs(1)),
             probes: HashMap::new(),

@@ -145,7 +145,8 @@ impl Limits {
         let every = |burst, millis| Allowance { burst, interval: Duration::from_millis(millis) };
         Self {
             requests: Buckets::new(every(200, 200), 8_192),
-            codes_from: Buckets::new(every(20, 6_000), 8_192),
+            // more than one person's, so that nobody can keep colleagues behind the same address from joining
+            codes_from: Buckets::new(every(60, 1_000), 8_192),
             codes_by: Buckets::new(every(10, 6_000), 4_096),
             provider: Buckets::new(every(30, 5_000), 8_192),
             stock: Buckets::new(every(10, 30_000), 4_096),

@@ -97,9 +97,10 @@ impl Up {
 
     fn show(&self, notice: &Notice) {
         match notice {
-            Notice::SignIn { code, url, url_with_code, .. } => {
+            Notice::SignIn { code, url, url_with_code, fingerprint, .. } => {
                 let (code, url) = (show::paint(&show::safe(code), "1"), show::safe(url));
                 show::line(&format!("Sign in to confirm this machine:  {url}   code  {code}"));
+                show::line(&format!("The page shows this machine's key:  {}", show::safe(fingerprint)));
                 if std::io::stdout().is_terminal() {
                     for line in qr::draw(url_with_code).unwrap_or_default() {
                         show::line(&line);

@@ -69,7 +69,7 @@ fn codes_cannot_be_guessed_from_one_address() {
     let mut world = World::new(2, POLICY);
     let mallory = person("mallory", &[]);
     let (_, code) = waiting(&mut world, "alice-laptop");
-    for i in 0..10 {
+    for i in 0..60 {
         let wrong = format!("BBBB-{i:04}").parse().expect("a code");
         let answer = world.core.pending_join(wrong, &mallory, local(), world.now);
         assert!(matches!(answer, Err(CoreError::NotFound { .. })));

@@ -200,6 +200,8 @@ pub enum Notice {
         url: String,
         /// The page with the code in it.
         url_with_code: String,
+        /// The fingerprint of this machine's key, as the page shows it: the person compares the two.
+        fingerprint: String,
         /// When the code expires.
         expires: WallTime,
     },

@@ -254,11 +254,12 @@ impl Core {
         match message {
             ToNode::Challenge { nonce, protocol } => self.challenged(nonce, protocol, now),
             ToNode::JoinPending { code, url, url_with_code, expires } => {
+                let fingerprint = self.identity.device_seed.key().public().fingerprint();
                 if let Stream::Joining { deadline, shown, .. } = &mut self.stream {
                     let patience = expires.since(now.wall).min(SIGN_IN_AT_MOST) + SIGN_IN_SLACK;
                     *deadline = now.monotonic.saturating_add(patience);
                     *shown = Some((code.clone(), url.clone()));
-                    self.notify(Notice::SignIn { code, url, url_with_code, expires });
+                    self.notify(Notice::SignIn { code, url, url_with_code, fingerprint, expires });
                 }
             }
             ToNode::Joined { device, name, session, subject_name, controller, session_until } => {
