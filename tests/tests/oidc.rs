@@ -1,0 +1,240 @@
+//! Sign-in at a real OpenID provider, as a browser does it: the groups that it vouches for decide who gets in.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use postern_tests::{
+    Background, Host,
+    browser::{Browser, Page},
+    deployment::{Deployment, Family, Node, PATIENCE},
+    eventually,
+    programs::{can_connect, http_get, http_server, openid_provider},
+};
+
+const POLICY: &str = r#"
+[resource.payroll-app]
+nodes = ["tag:payroll"]
+ports = ["tcp/8080"]
+
+[resource.wiki]
+nodes = ["tag:payroll"]
+ports = ["tcp/80"]
+
+[[access]]
+name = "payroll people use payroll"
+from = ["group:payroll"]
+to = ["payroll-app"]
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*"]
+to = ["wiki"]
+
+[[deny]]
+name = "contractors never read the wiki"
+from = ["group:contractors"]
+to = ["wiki"]
+"#;
+
+/// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
+const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
+  -subj '/CN=Corp CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idp.key -out idp.csr -subj /CN=idp 2>>openssl.log
+echo subjectAltName=DNS:idp > names
+openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out idp.pem 2>>openssl.log";
+
+const CA: &str = "/run/pki/ca.pem";
+
+/// A controller that signs people in at `https://idp:9443`, and that provider.
+struct Corp {
+    world: Deployment,
+    idp: Host,
+    _provider: Background,
+}
+
+impl Corp {
+    fn start(name: &str) -> Result<Self> {
+        let world = Deployment::start_with(name, |controller, config| {
+            controller.sh(CERTIFICATES)?;
+            controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
+            controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret")?;
+            Ok(config
+                + &format!(
+                    "\n[oidc]\nissuer = \"https://idp:9443\"\nname = \"Corp SSO\"\nclient_id = \"postern\"\n\
+                     client_secret_file = \"keys/oidc.secret\"\nca_file = \"{CA}\"\n"
+                ))
+        })?;
+        let idp = world.lab.host("idp")?;
+        for file in ["idp.pem", "idp.key"] {
+            idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
+        }
+        let provider =
+            openid_provider(&idp, 9443, ("/run/pki/idp.pem", "/run/pki/idp.key"), "https://ctl/oidc/callback")?;
+        world.apply_policy(POLICY)?;
+        Ok(Self { world, idp, _provider: provider })
+    }
+
+    /// A browser that trusts the controller and the corporation.
+    fn browser(&self, host: &Host) -> Result<Browser> {
+        self.world.browser(host)?;
+        let both = host.read("/run/postern-ca.pem")? + &self.world.controller.read(CA)?;
+        host.write("/run/browser-ca.pem", both)?;
+        Browser::open(host, "/run/browser-ca.pem")
+    }
+
+    /// Goes from a page of the controller's to the provider's login form.
+    fn to_provider(&self, browser: &Browser, url: &str) -> Result<Page> {
+        let page = browser.get(url)?;
+        let page = browser.get(&page.link("/oidc/start")?)?;
+        ensure!(page.url.starts_with("https://idp:9443/interaction/"), "{} {}", page.url, page.text());
+        Ok(page)
+    }
+
+    /// Signs a person in on a machine through the provider.
+    fn sign_in(&self, node: &Node, login: &str) -> Result<String> {
+        let (mut up, code) = self.world.begin_sign_in(node)?;
+        let browser = self.browser(&node.host)?;
+        let page = self.to_provider(&browser, &format!("https://ctl/join?code={code}"))?;
+        let page =
+            browser.submit(&page.form("password")?, &[("login", login), ("password", &format!("{login}-password"))])?;
+        let text = page.text();
+        ensure!(page.url.starts_with("https://ctl/join"), "{} ({}): {text}", page.url, page.status);
+        ensure!(text.contains(&format!("{login}@corp.example")), "{text}");
+        let page = browser.submit(&page.form("/join/confirm")?, &[])?;
+        ensure!(page.status == 200, "{} {}", page.status, page.text());
+        let status = up.wait(PATIENCE)?;
+        ensure!(status.success(), "`postern up` ended with {status}\n{}", up.output());
+        Ok(up.output())
+    }
+}
+
+#[test]
+fn groups_that_the_provider_vouches_for_decide_who_reaches_what() -> Result<()> {
+    let corp = Corp::start("oidc")?;
+    let payroll = corp.world.server("payroll", &["payroll"], None)?;
+    let _pages = [http_server(&payroll.host, 8080, "salaries")?, http_server(&payroll.host, 80, "how we do it")?];
+    let at = payroll.overlay(Family::V6)?;
+    let get = |node: &Node, port: u16| {
+        let url = format!("http://[{at}]:{port}/");
+        eventually(PATIENCE, &format!("{} gets no {url}", node.host.name()), || {
+            http_get(&node.host, &url, Duration::from_secs(3)).ok()
+        })
+    };
+
+    // the group, and no contractor: both
+    let alice = corp.world.laptop("alice-laptop")?;
+    let said = corp.sign_in(&alice, "alice")?;
+    ensure!(said.contains("payroll-app") && said.contains("wiki"), "{said}");
+    ensure!(get(&alice, 8080)?.contains("salaries"));
+    ensure!(get(&alice, 80)?.contains("how we do it"));
+
+    // no group at all, which is known: what everybody may
+    let bob = corp.world.laptop("bob-laptop")?;
+    let said = corp.sign_in(&bob, "bob")?;
+    ensure!(!said.contains("payroll-app") && said.contains("wiki"), "{said}");
+    ensure!(get(&bob, 80)?.contains("how we do it"));
+    ensure!(!can_connect(&bob.host, at, 8080), "bob reaches payroll without its group");
+
+    // the provider says nothing about groups: they are unknown, satisfy no access and every deny
+    let mallory = corp.world.laptop("mallory-laptop")?;
+    let said = corp.sign_in(&mallory, "mallory")?;
+    ensure!(!said.contains("payroll-app") && !said.contains("wiki"), "{said}");
+    for port in [80, 8080] {
+        ensure!(!can_connect(&mallory.host, at, port), "mallory reaches port {port} with unknown groups");
+    }
+    let explained = corp.world.controller_command()?.args(["explain", "--as", "mallory@corp.example", "--to", "wiki"]);
+    let explained = explained.run()?.text();
+    ensure!(explained.contains("contractors never read the wiki"), "{explained}");
+    Ok(())
+}
+
+#[test]
+fn a_forged_state_a_used_answer_and_a_cancelled_login_get_nobody_in() -> Result<()> {
+    let corp = Corp::start("oidc-refused")?;
+    let person = corp.world.lab.host("person")?;
+    let refused = |page: &Page, words: &[&str]| -> Result<()> {
+        let text = page.text();
+        ensure!(page.status >= 400 && words.iter().all(|word| text.contains(word)), "({}) {text}", page.status);
+        Ok(())
+    };
+    let stranger = |browser: &Browser| -> Result<()> {
+        let page = browser.get("https://ctl/")?;
+        ensure!(page.url.contains("/sign-in"), "somebody is signed in: {} {}", page.url, page.text());
+        Ok(())
+    };
+
+    // answers that nobody waits for
+    let browser = corp.browser(&person)?;
+    for query in
+        ["", "?state=&code=x", "?state=aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa&code=x", "?code=x", "?error=x"]
+    {
+        let page = browser.get(&format!("https://ctl/oidc/callback{query}"))?;
+        refused(&page, &["no longer waiting", "Begin again"]).with_context(|| query.to_owned())?;
+    }
+    stranger(&browser)?;
+
+    // the person says no at the provider
+    let page = corp.to_provider(&browser, "https://ctl/sign-in")?;
+    let page = browser.submit(&page.form("Cancel")?, &[])?;
+    ensure!(page.url.starts_with("https://ctl/oidc/callback"), "{}", page.url);
+    refused(&page, &["You are not signed in", "Try again"])?;
+    stranger(&browser)?;
+    // and a wrong password stays at the provider
+    let page = corp.to_provider(&browser, "https://ctl/sign-in")?;
+    let page = browser.submit(&page.form("password")?, &[("login", "alice"), ("password", "wrong")])?;
+    ensure!(page.url.starts_with("https://idp:9443/") && page.status == 403, "{} ({})", page.url, page.status);
+    stranger(&browser)?;
+
+    // another browser's state: a person is not signed in as somebody else by following a link
+    let begun = corp.to_provider(&browser, "https://ctl/sign-in")?;
+    let filled = [("login", "alice"), ("password", "alice-password")];
+    let stopped = browser.submit_until(&begun.form("password")?, &filled, "https://ctl/")?;
+    ensure!(stopped.url.starts_with("https://ctl/oidc/callback?"), "{}", stopped.url);
+    let other = corp.browser(&person)?;
+    corp.to_provider(&other, "https://ctl/sign-in")?; // it waits for an answer of its own
+    refused(&other.get(&stopped.url)?, &["no longer waiting", "Begin again"])?;
+    stranger(&other)?;
+    // the attempt spent it: it is no good in the first browser either
+    refused(&browser.get(&stopped.url)?, &["no longer waiting"])?;
+    stranger(&browser)?;
+
+    // a good one works, once
+    let browser = corp.browser(&person)?; // the provider knows the first one by now
+    let begun = corp.to_provider(&browser, "https://ctl/sign-in")?;
+    let stopped = browser.submit_until(&begun.form("password")?, &filled, "https://ctl/")?;
+    let page = browser.get(&stopped.url)?;
+    ensure!(page.status == 200 && page.text().contains("alice@corp.example"), "({}) {}", page.status, page.text());
+    refused(&corp.browser(&person)?.get(&stopped.url)?, &["no longer waiting"])?;
+
+    // a code that the provider never gave, under a state that waits
+    let third = corp.browser(&person)?;
+    let begun = corp.to_provider(&third, "https://ctl/sign-in")?;
+    let stopped = third.submit_until(&begun.form("password")?, &filled, "https://ctl/")?;
+    let code = stopped.url.split(['?', '&']).find(|part| part.starts_with("code=")).context("no code")?;
+    let forged = stopped.url.replace(code, "code=forged");
+    refused(&third.get(&forged)?, &["You are not signed in"])?;
+    stranger(&third)?;
+
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    for word in ["oidc_state", "provider_refused", "oidc_code"] {
+        ensure!(audit.contains(word), "the audit log says nothing of {word}");
+    }
+    ensure!(!audit.contains("a-client-secret-for-tests"), "a secret is in the audit log");
+    Ok(())
+}
+
+#[test]
+fn a_provider_that_is_away_is_said_and_nothing_else_stops() -> Result<()> {
+    let mut corp = Corp::start("oidc-away")?;
+    corp._provider.signal(postern_tests::Signal::Kill)?;
+    corp._provider.wait(PATIENCE)?;
+    let person = corp.world.lab.host("person")?;
+    let browser = corp.browser(&person)?;
+    let page = browser.get("https://ctl/oidc/start")?;
+    ensure!(page.status == 502 && page.text().contains("does not answer"), "({}) {}", page.status, page.text());
+    // it comes back, and nobody had to restart anything
+    let files = ("/run/pki/idp.pem", "/run/pki/idp.key");
+    let _provider = openid_provider(&corp.idp, 9443, files, "https://ctl/oidc/callback")?;
+    corp.to_provider(&browser, "https://ctl/sign-in").map(drop)
+}
