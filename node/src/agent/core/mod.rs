@@ -641,6 +641,12 @@ impl Core {
         Some(self.durable?.min(self.compiled?))
     }
 
+    /// Tells whether a join is under way.
+    pub fn is_joining(&self) -> bool {
+        let waits = |after: &AfterIdentity| matches!(after, AfterIdentity::Connect(Purpose::Join(_)));
+        self.stream.is_join() || self.after_identity.iter().any(waits)
+    }
+
     /// Returns how many documents were refused since the start.
     pub const fn refused_documents(&self) -> u64 {
         self.refused_documents

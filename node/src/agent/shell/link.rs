@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     net::TcpStream,
     sync::mpsc,
+    task::JoinHandle,
     time::{Instant, interval, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -80,19 +81,25 @@ pub struct Link {
     /// Tells links apart.
     pub number: u64,
     outgoing: mpsc::Sender<FromNode>,
+    task: JoinHandle<()>,
 }
 
 impl Link {
     /// Begins to open a stream.
     pub fn open(number: u64, target: ControllerTarget, events: mpsc::Sender<LinkEvent>) -> Self {
         let (outgoing, queue) = mpsc::channel(OUTGOING);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let end = run(number, &target, queue, &events).await;
             if let Err((error, retry)) = end {
                 let _ = events.send(LinkEvent { link: number, what: Happened::Ended { error, retry } }).await;
             }
         });
-        Self { number, outgoing }
+        Self { number, outgoing, task }
+    }
+
+    /// Lets what is queued go out, closes the stream, and returns the task that does so.
+    pub fn close(self) -> JoinHandle<()> {
+        self.task
     }
 
     /// Queues a message; returns false when the queue is full or the link has ended.

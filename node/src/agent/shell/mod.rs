@@ -39,16 +39,18 @@ use std::{
 };
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use postern_common::{flow_record::FlowRecord, time::Monotonic};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use self::{
-    host::{Host, Trouble, chain},
+    host::{Host, HostTask, Trouble, Troubles, chain},
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
     plane::Plane,
@@ -65,7 +67,10 @@ use super::{
 };
 use crate::{
     config::NodeConfig,
-    host::net::AddressChanges,
+    host::{
+        dns::Names,
+        net::{AddressChanges, HostNet},
+    },
     io::{
         clock::{Clock, SystemClock},
         worker::WorkerEvent,
@@ -79,6 +84,8 @@ const TICK: Duration = Duration::from_secs(5);
 const PROBE_BURST: Duration = Duration::from_secs(1);
 /// ... and then this slowly: a NAT's mapping lives 30 s at least nearly everywhere.
 const PROBE_INTERVAL: Duration = Duration::from_secs(25);
+/// How long the last words to the controller may take when the process ends.
+const FAREWELL: Duration = Duration::from_secs(2);
 const PROBES_IN_BURST: u64 = 3;
 
 /// Where things are, and who started the agent.
@@ -118,9 +125,14 @@ struct Agent {
     clock: Arc<dyn Clock>,
     core: Core,
     writer: Writer,
-    host: Host,
+    host: HostTask,
+    net: HostNet,
+    names: Arc<ArcSwap<Names>>,
+    troubles: Troubles,
     plane: Option<Plane>,
     link: Option<Link>,
+    /// The former link, which still says farewell.
+    closing: Option<JoinHandle<()>>,
     link_number: u64,
     link_events: mpsc::Sender<LinkEvent>,
     /// The controller's address and this machine's towards it, on the present stream.
@@ -168,15 +180,20 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     let (to_loop, mut from_clients) = mpsc::channel(local::MAX_CLIENTS);
     let socket = LocalSocket::listen(&options.socket, config.group.clone(), to_loop)
         .with_context(|| format!("cannot listen at {}", options.socket.display()))?;
+    let (names, troubles) = (Arc::<ArcSwap<Names>>::default(), Troubles::default());
     let names_clock = {
         let clock = clock.clone();
         Arc::new(move || clock.now())
     };
     let mut agent = Agent {
-        host: Host::open(options.state.clone(), names_clock)?,
+        host: HostTask::start(Host::open(options.state.clone(), names_clock, names.clone(), troubles.clone())?),
+        net: HostNet::open()?,
+        names,
+        troubles,
         spool: None,
         plane: None,
         link: None,
+        closing: None,
         link_number: 0,
         link_events,
         path: None,
@@ -212,10 +229,11 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
             break;
         }
         let phase = agent.core.phase();
-        if shown.as_ref() != Some(&phase) {
-            notify_manager(&[sd_notify::NotifyState::Status(&report::phase_line(&phase))]);
-            info!(phase = %report::phase_line(&phase), "the node's phase");
-            shown = Some(phase);
+        let line = report::phase_line(&phase);
+        if shown.as_ref() != Some(&line) {
+            notify_manager(&[sd_notify::NotifyState::Status(&line)]);
+            info!(phase = %line, "the node's phase");
+            shown = Some(line);
         }
         let wake = agent.wake_at();
         tokio::select! {
@@ -239,8 +257,9 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     }
     notify_manager(&[sd_notify::NotifyState::Stopping]);
     info!("stopping; the guard, the blackhole routes and the interface stay unless `down` took them away");
-    drop(socket);
     agent.stop().await;
+    drop(from_clients);
+    socket.drain(FAREWELL).await;
     Ok(())
 }
 
@@ -272,7 +291,7 @@ impl Agent {
             Ok(spool) => self.spool = Some(spool),
             Err(error) => {
                 let error = anyhow::Error::from(error).context(format!("cannot open {}", path.display()));
-                self.host.trouble(Trouble::Records, Err(error));
+                self.troubles.note(Trouble::Records, Err(error));
             }
         }
     }
@@ -299,7 +318,7 @@ impl Agent {
         if self.plane.is_none() {
             let keys = self.core.identity().keyring.private_keys();
             self.plane = Some(Plane::start(&self.config, keys, self.clock.clone()).await?);
-            self.host.forget_interface();
+            self.host.forget_interface().await;
         }
         Ok(())
     }
@@ -315,10 +334,12 @@ impl Agent {
     }
 
     async fn stop(&mut self) {
-        self.link = None;
+        let closing = self.link.take().map(Link::close).or(self.closing.take());
         self.stop_plane().await;
         self.host.rest().await;
-        tokio::task::yield_now().await; // let the link's farewell begin
+        if let Some(closing) = closing {
+            let _ = tokio::time::timeout(FAREWELL, closing).await; // the controller notices by itself, later
+        }
     }
 
     fn wake_at(&self) -> Instant {
@@ -349,7 +370,6 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        self.host.ensure().await;
         if let Some(plane) = &self.plane
             && let Ok(status) = plane.worker.status().await
         {
@@ -360,10 +380,9 @@ impl Agent {
         }
         if let Some(spool) = &self.spool {
             let trouble = spool.trouble();
-            self.host.trouble(Trouble::Records, trouble.map_or(Ok(()), |text| Err(anyhow::Error::msg(text))));
+            self.troubles.note(Trouble::Records, trouble.map_or(Ok(()), |text| Err(anyhow::Error::msg(text))));
         }
-        let now = self.clock.now();
-        self.host.follow_names(self.core.book(), now);
+        self.follow_names();
     }
 
     fn reload(&mut self) {
@@ -415,15 +434,15 @@ impl Agent {
         let now = self.clock.now();
         match (done.what, done.result) {
             (Some(what), Ok(())) => {
-                self.host.trouble(Trouble::Disk, Ok(()));
+                self.troubles.note(Trouble::Disk, Ok(()));
                 self.core.handle_persisted(what, now);
             }
             (Some(what), Err(text)) => {
-                self.host.trouble(Trouble::Disk, Err(anyhow::Error::msg(text.clone())));
+                self.troubles.note(Trouble::Disk, Err(anyhow::Error::msg(text.clone())));
                 self.core.handle_persist_failed(what, &text, now);
             }
             (None, Ok(())) => {}
-            (None, Err(text)) => self.host.trouble(Trouble::Disk, Err(anyhow::Error::msg(text))),
+            (None, Err(text)) => self.troubles.note(Trouble::Disk, Err(anyhow::Error::msg(text))),
         }
     }
 
@@ -460,7 +479,15 @@ impl Agent {
         let port = self.config.listen_port;
         let mut endpoints = self.config.endpoints.announce.clone();
         let ignored = ignored_addresses(&self.config.endpoints.ignore_interfaces);
-        for address in self.host.outer_addresses(&self.config.interface).await {
+        let overlay = self.core.book().stand().map(|stand| stand.own.overlay.clone()).unwrap_or_default();
+        let found = match self.net.underlay_addresses(&self.config.interface, &overlay).await {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(error = %chain(&error.into()), "cannot list this machine's addresses");
+                return;
+            }
+        };
+        for address in found {
             let endpoint = SocketAddr::new(address, port);
             if !ignored.contains(&address) && !endpoints.contains(&endpoint) {
                 endpoints.push(endpoint);
@@ -494,7 +521,7 @@ impl Agent {
                 self.link_number += 1;
                 self.link = Some(Link::open(self.link_number, target, self.link_events.clone()));
             }
-            Effect::Close => self.link = None,
+            Effect::Close => self.closing = self.link.take().map(Link::close).or(self.closing.take()),
             Effect::Send(message) => {
                 if self.link.as_ref().is_some_and(|link| !link.send(message)) {
                     self.link = None;
@@ -510,13 +537,13 @@ impl Agent {
             Effect::Apply(grants) => self.apply(grants).await,
             Effect::CloseDoors => {
                 self.writer.submit(Job::RemoveGrants);
-                self.host.follow_names(self.core.book(), self.clock.now());
+                self.follow_names();
                 self.stop_plane().await;
                 // An empty worker in its place: there is no way to forget to take something out of it.
                 let identity = self.core.identity();
                 if identity.wanted == Wanted::Up && identity.enrolment.is_some() {
                     let started = self.start_plane().await;
-                    self.host.trouble(Trouble::Plane, started);
+                    self.troubles.note(Trouble::Plane, started);
                 }
             }
             Effect::PersistIdentity(identity) => self.writer.submit(Job::Identity(identity)),
@@ -529,6 +556,9 @@ impl Agent {
             Effect::Notify(notice) => {
                 log_notice(&notice);
                 self.waiting.tell(&notice);
+                if let Notice::Failed { .. } = notice {
+                    self.end_if_useless().await;
+                }
             }
             Effect::Explained { question, answer } => self.explained(question, answer).await,
         }
@@ -538,7 +568,7 @@ impl Agent {
         let position = grants.position();
         let started = self.start_plane().await;
         let failed = started.is_err();
-        self.host.trouble(Trouble::Plane, started);
+        self.troubles.note(Trouble::Plane, started);
         let Some(plane) = self.plane.as_ref().filter(|_| !failed) else { return };
         match plane.worker.apply(grants).await {
             Ok(applied) => {
@@ -555,13 +585,26 @@ impl Agent {
             }
             Err(_) => return self.lose_plane(),
         }
-        self.host.follow_names(self.core.book(), self.clock.now());
+        self.follow_names();
         self.follow_host().await;
+    }
+
+    fn follow_names(&self) {
+        self.names.store(Arc::new(host::names_of(self.core.book(), self.clock.now())));
     }
 
     async fn follow_host(&mut self) {
         if let Some(stand) = self.core.book().stand() {
             self.host.follow(&stand.own, &self.config).await;
+        }
+    }
+
+    /// An agent that `up` started for a join that did not come about leaves nothing behind.
+    async fn end_if_useless(&mut self) {
+        if self.options.detached && self.core.identity().enrolment.is_none() && !self.core.is_joining() {
+            self.stop_plane().await;
+            self.troubles.note(Trouble::Net, plane::remove_interface(&self.config.interface));
+            self.course = Course::Finished;
         }
     }
 
@@ -574,7 +617,7 @@ impl Agent {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Refused { message: format!("not everything could be taken away: {}", chain(error)) },
         };
-        self.host.trouble(Trouble::Net, result);
+        self.troubles.note(Trouble::Net, result);
         self.waiting.answer_down(&reply);
         if self.options.detached {
             self.course = Course::Finished;
@@ -613,7 +656,11 @@ impl Agent {
     async fn from_client(&mut self, event: FromClient) {
         match event {
             FromClient::Asked { client, request, replies } => self.asked(client, request, replies).await,
-            FromClient::Gone { client } => self.gone(client),
+            FromClient::Gone { client } => {
+                if self.gone(client) {
+                    self.end_if_useless().await;
+                }
+            }
         }
     }
 }
