@@ -51,7 +51,7 @@ need_packages() {
 build_packages() { need_packages build-essential ca-certificates; }
 lab_packages() {
     need_packages iproute2 util-linux procps nftables tcpdump socat curl python3-minimal iputils-ping dnsutils iperf3 nmap \
-        ncat openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go chromium \
+        ncat openssl openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go chromium \
         chromium-driver
 }
 
@@ -66,6 +66,16 @@ idp_packages() {
         npm ci --prefix "$folder" --no-audit --no-fund --loglevel=error
         cp "$folder/package-lock.json" "$folder/node_modules/.installed"
     fi
+}
+
+# lab_tools: builds the stock WireGuard client of crates.io once; $tools is where it is.
+lab_tools() {
+    local target
+    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+    tools=$target/tools
+    [ -x "$tools/bin/boringtun-cli" ] && return
+    say "Building boringtun-cli once"
+    CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" --version 0.7.1 boringtun-cli
 }
 
 # need_nextest: finds cargo-nextest, or builds it once into the user's cache. Returns 1 if there is none to be had.
