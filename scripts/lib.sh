@@ -57,15 +57,9 @@ lab_packages() {
 
 # idp_packages: the OpenID-certified provider against which sign-in is tested, and the Node.js that it wants.
 idp_packages() {
-    local folder=tests/idp
-    [ -e "$folder/package.json" ] || return 0
-    need_packages nodejs npm
-    # The stamp is the lock file that was installed.
-    if ! cmp -s "$folder/package-lock.json" "$folder/node_modules/.installed"; then
-        say "Installing the test identity provider (npm)"
-        npm ci --prefix "$folder" --no-audit --no-fund --loglevel=error
-        cp "$folder/package-lock.json" "$folder/node_modules/.installed"
-    fi
+    command -v npm >/dev/null || need_packages nodejs npm # other builds of Node.js bring their own
+    [ -d tests/idp/node_modules ] || say "Installing the test identity provider (npm)"
+    tests/idp/install
 }
 
 # lab_tools: builds the stock WireGuard client of crates.io once; $tools is where it is.
