@@ -39,9 +39,10 @@ pub const INCOMING: usize = 8;
 /// The most bytes of one message: a document, escaped inside a JSON text.
 pub const MAX_MESSAGE_BYTES: usize = 2 * MAX_DOCUMENT_BYTES;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// How long nothing at all may be heard.
-pub const SILENCE: Duration = Duration::from_secs(40);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long nothing at all may be heard. The shortest lease is 30 s and renewed at 20 s: a stream that died unnoticed
+/// must be open again before the rest has passed.
+pub const SILENCE: Duration = Duration::from_secs(9);
 const SEND_PATIENCE: Duration = Duration::from_secs(20);
 const FAREWELL: Duration = Duration::from_secs(2);
 

@@ -246,6 +246,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
                 if !watching {
                     addresses = AddressChanges::watch()?;
                 }
+                agent.leave_lost_address();
                 agent.look_for_endpoints().await;
             }
             () = sleep_until(wake) => agent.due().await,
@@ -426,8 +427,22 @@ impl Agent {
             Happened::Said(message) => self.core.handle_message(*message, now),
             Happened::Ended { error, retry } => {
                 self.link = None;
+                self.path = None;
                 self.core.handle_disconnected(error, retry, now);
             }
+        }
+    }
+
+    /// Opens the stream anew when the address that it was opened from is this machine's no longer: a roam. TCP itself
+    /// would find out only after minutes, and the lease would end meanwhile.
+    fn leave_lost_address(&mut self) {
+        let (Some(link), Some((_, local))) = (&self.link, self.path) else { return };
+        let mut any_port = local;
+        any_port.set_port(0);
+        let lost = std::net::UdpSocket::bind(any_port).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrNotAvailable);
+        if lost {
+            let error = format!("this machine no longer has the address {}", local.ip());
+            self.from_link(LinkEvent { link: link.number, what: Happened::Ended { error, retry: Retry::Soon } });
         }
     }
 
