@@ -55,21 +55,12 @@ lab_packages() {
         chromium-driver
 }
 
-# idp_packages: the OpenID-certified provider against which sign-in is tested, and the Node.js that it wants.
+# idp_packages: the OpenID-certified provider against which sign-in is tested, and what drives the browser.
 idp_packages() {
-    command -v npm >/dev/null || need_packages nodejs npm # other builds of Node.js bring their own
-    [ -d tests/idp/node_modules ] || say "Installing the test identity provider (npm)"
+    command -v npm >/dev/null || need_packages nodejs npm
+    say "Installing what the sign-in and page tests run (npm)"
     tests/idp/install
-}
-
-# lab_tools: builds the stock WireGuard client of crates.io once; $tools is where it is.
-lab_tools() {
-    local target
-    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-    tools=$target/tools
-    [ -x "$tools/bin/boringtun-cli" ] && return
-    say "Building boringtun-cli once"
-    CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" --version 0.7.1 boringtun-cli
+    tests/pages/install
 }
 
 # need_nextest: finds cargo-nextest, or builds it once into the user's cache. Returns 1 if there is none to be had.
