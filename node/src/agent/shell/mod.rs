@@ -442,7 +442,10 @@ impl Agent {
         let lost = std::net::UdpSocket::bind(any_port).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrNotAvailable);
         if lost {
             let error = format!("this machine no longer has the address {}", local.ip());
-            self.link_said(LinkEvent { link: link.number, what: Happened::Ended { error, retry: Retry::Soon } });
+            self.link_said(LinkEvent {
+                link: link.number,
+                what: Happened::Ended { error, retry: crate::agent::core::Retry::Soon },
+            });
         }
     }
 
