@@ -198,7 +198,8 @@ pub struct Hello {
     pub nonce: Nonce,
     /// The node's boot.
     pub boot: BootId,
-    /// What the node enforces now, if anything.
+    /// The newest document that the node has verified, if any, whether or not it is enforced yet or still: only newer ones
+    /// will be taken.
     pub enforced: Option<Position>,
     /// The node's WireGuard public keys, newest first.
     pub keys: Vec<WireGuardPublicKey>,

@@ -36,7 +36,8 @@ use crate::{
 pub(crate) const IDLE_LEASE: Duration = Duration::from_secs(600);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
-/// Everything that the controller decides, in memory. See the module for its shape.
+/// Everything that the controller decides, in memory. See the module for its shape. What is walked through is ordered, so
+/// that the same calls and random numbers always have the same effects.
 pub struct Core {
     pub(super) config: CoreConfig,
     pub(super) signing: ControllerSigningKey,
@@ -47,11 +48,11 @@ pub struct Core {
     pub(super) out: Outbox,
     pub(super) meta: Meta,
     pub(super) registry: Registry,
-    pub(super) leases: HashMap<DeviceId, Lease>,
-    pub(super) peerings: HashMap<PeeringName, Peering>,
+    pub(super) leases: BTreeMap<DeviceId, Lease>,
+    pub(super) peerings: BTreeMap<PeeringName, Peering>,
     /// The index from a device to the nodes that it is on: what a change touches.
     pub(super) peers_of: HashMap<DeviceId, BTreeSet<DeviceId>>,
-    pub(super) nodes: HashMap<DeviceId, Connected>,
+    pub(super) nodes: BTreeMap<DeviceId, Connected>,
     /// The last generation of every node in this life of the core, for when it comes back.
     pub(super) generations: HashMap<DeviceId, u64>,
     pub(super) streams: HashMap<StreamId, Stream>,
@@ -90,10 +91,10 @@ impl Core {
             out: Outbox::default(),
             meta: loaded.meta,
             registry,
-            leases: HashMap::new(),
-            peerings: HashMap::new(),
+            leases: BTreeMap::new(),
+            peerings: BTreeMap::new(),
             peers_of: HashMap::new(),
-            nodes: HashMap::new(),
+            nodes: BTreeMap::new(),
             generations: HashMap::new(),
             streams: HashMap::new(),
             next_stream: 0,
@@ -317,7 +318,7 @@ impl std::fmt::Debug for Core {
 }
 
 /// Turns what a backup holds into the start of a new life: a new epoch, every login session and lease over, every pair
-/// of keys and every enrolment token forgotten. The effects make that durable; the shell applies them before it makes a core.
+/// of keys forgotten. The effects make that durable; the shell applies them before it makes a core.
 pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     let mut effects = Vec::new();
     let wall = u64::try_from(now.wall.as_millis()).unwrap_or(0);
@@ -334,10 +335,6 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     }
     for pair in loaded.pairs.drain(..) {
         effects.push(Effect::Store(StoreChange::DeletePair(pair.name())));
-    }
-    // A token that was used up after the backup was made must not work again.
-    for token in loaded.tokens.drain(..) {
-        effects.push(Effect::Store(StoreChange::DeleteToken(token.hash)));
     }
     let people: BTreeMap<_, _> = loaded.subjects.iter().map(|subject| (subject.id, &subject.kind)).collect();
     for device in &mut loaded.devices {

@@ -1,9 +1,6 @@
 //! Deciding, renewing and ending leases, and what that changes between devices.
 
-use std::{
-    collections::{BTreeSet, hash_map::Entry},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use postern_common::{
     grant::Mode,
@@ -226,15 +223,15 @@ impl Core {
     /// Changes what `source` may open on `destination`, and marks both for whatever they have to be told.
     fn set_edge(&mut self, source: DeviceId, destination: DeviceId, wanted: Permissions, now: Now) {
         let name = PeeringName::of(source, destination);
-        let peering = match self.peerings.entry(name) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(_) if wanted.is_empty() => return,
-            Entry::Vacant(new) => {
-                self.peers_of.entry(source).or_default().insert(destination);
-                self.peers_of.entry(destination).or_default().insert(source);
-                new.insert(Peering::new(name))
+        if !self.peerings.contains_key(&name) {
+            if wanted.is_empty() {
+                return;
             }
-        };
+            self.peerings.insert(name, Peering::new(name));
+            self.peers_of.entry(source).or_default().insert(destination);
+            self.peers_of.entry(destination).or_default().insert(source);
+        }
+        let Some(peering) = self.peerings.get_mut(&name) else { return };
         let before = &peering.edge_to(destination).wanted;
         if *before == wanted {
             return;

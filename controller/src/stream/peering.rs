@@ -127,8 +127,7 @@ impl Peering {
         let inbound = live(&self.edge_to(node).wanted, now);
         let outbound = self.edge_to(peer);
         let outbound = live(&covered(&outbound.wanted, &outbound.acknowledged), now);
-        let strangers = pairs.is_empty() || (inbound.is_empty() && outbound.is_empty());
-        (!strangers).then_some(View { pairs, inbound, outbound })
+        (!pairs.is_empty() && !(inbound.is_empty() && outbound.is_empty())).then_some(View { pairs, inbound, outbound })
     }
 
     /// Takes in that `node` enforces `inbound` from the other device and knows `pairs`.

@@ -21,7 +21,7 @@ use crate::records::{
 /// Subjects, devices, open login sessions, tokens, holds and revoked rules.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
-    subjects: HashMap<SubjectId, SubjectRecord>,
+    subjects: BTreeMap<SubjectId, SubjectRecord>,
     by_kind: HashMap<SubjectKind, SubjectId>,
     devices: BTreeMap<DeviceId, DeviceRecord>,
     by_device_key: HashMap<DevicePublicKey, DeviceId>,
@@ -29,9 +29,9 @@ pub(crate) struct Registry {
     by_wireguard_key: HashMap<WireGuardPublicKey, DeviceId>,
     v4_taken: HashSet<Ipv4Addr>,
     v6_taken: HashSet<Ipv6Addr>,
-    sessions: HashMap<SessionId, SessionRecord>,
+    sessions: BTreeMap<SessionId, SessionRecord>,
     session_of: HashMap<DeviceId, SessionId>,
-    tokens: HashMap<TokenHash, TokenRecord>,
+    tokens: BTreeMap<TokenHash, TokenRecord>,
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
 }

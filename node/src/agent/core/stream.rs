@@ -356,13 +356,15 @@ impl Core {
             signature: self.identity.device_seed.key().sign(SigningPurpose::StreamHello, &payload),
             nonce,
             boot: self.settings.boot,
-            enforced: self.enforced(),
+            // Not only what is enforced: a document that was seen and not yet written, or forgotten when the doors were
+            // shut, can not be sent again, and a controller that was restarted would number from below it.
+            enforced: self.verifier.as_ref().and_then(GrantVerifier::position),
             keys: self.identity.keyring.public_keys(),
             listen_port: self.settings.listen_port,
             endpoints: self.endpoints.clone(),
             version: self.settings.version.clone(),
         };
-        self.acknowledged = hello.enforced;
+        self.acknowledged = self.enforced();
         self.endpoints_due = None;
         self.endpoints_sent = Some(now.monotonic);
         self.effects.push_back(Effect::Send(FromNode::Hello(hello)));

@@ -100,13 +100,10 @@ impl Agent {
         }
     }
 
-    /// Takes note that a client went away; tells whether it was the last that waited for `up`.
-    pub(super) fn gone(&mut self, client: u64) -> bool {
-        let last = self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty();
-        if last {
+    pub(super) fn gone(&mut self, client: u64) {
+        if self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty() {
             self.core.handle_command(Command::AbandonJoin, self.clock.now());
         }
-        last
     }
 
     async fn up(
