@@ -31,7 +31,6 @@ pub mod lab;
 pub mod programs;
 
 pub use lab::{
-    binaries::find as binary,
     capture::Capture,
     host::Host,
     link::LinkQuality,

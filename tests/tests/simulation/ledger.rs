@@ -1,0 +1,204 @@
+//! What the network saw: every document that the controller sent and every acknowledgement that reached it. Here stand
+//! the claims about order and bounds: a source learns after its destination, closes after it, and nothing piles up.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+
+use postern_common::{
+    grant::{Change, GrantDocument, PeerGrant, Position},
+    id::{DeviceId, Nonce},
+    time::Lifetime,
+};
+
+use super::oracle::Door;
+
+/// The most documents that may be on their way to one node.
+const MAX_UNACKNOWLEDGED: usize = 8;
+
+/// What a node was told of one peer.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    /// Port and the true time at which it ends.
+    inbound: BTreeMap<String, u64>,
+    outbound: BTreeSet<String>,
+}
+
+type Book = BTreeMap<DeviceId, Told>;
+
+#[derive(Debug, Default)]
+struct Reader {
+    told: Book,
+    unacknowledged: VecDeque<(Position, Book)>,
+}
+
+/// Everything that was seen.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    readers: HashMap<DeviceId, Reader>,
+    acknowledged: HashMap<DeviceId, (u64, Book)>,
+    ever: HashSet<(DeviceId, DeviceId)>,
+    nonces: HashMap<Nonce, u64>,
+    /// Counts the lives of the controller's process.
+    life: u64,
+    /// What sources were told to be closed since the controller was last called: source, destination, port.
+    closings: Vec<(DeviceId, DeviceId, String)>,
+    /// Documents sent since somebody reset it: to whom, and about which peers.
+    pub(crate) documents: Vec<(DeviceId, Vec<DeviceId>)>,
+    pub(crate) most_unacknowledged: usize,
+}
+
+fn told(peer: &PeerGrant<Lifetime>, nonce_received: u64) -> Told {
+    let mut told = Told::default();
+    for permission in &peer.inbound {
+        for service in &permission.services {
+            let until = nonce_received + permission.until.remaining_ms;
+            let known = told.inbound.entry(service.to_string()).or_default();
+            *known = until.max(*known);
+        }
+    }
+    for permission in &peer.outbound {
+        told.outbound.extend(permission.services.iter().map(ToString::to_string));
+    }
+    told
+}
+
+impl Ledger {
+    pub(crate) fn nonce_received(&mut self, nonce: Nonce, now: u64) {
+        self.nonces.insert(nonce, now);
+    }
+
+    pub(crate) fn stream_began(&mut self, node: DeviceId) {
+        self.readers.insert(node, Reader::default());
+    }
+
+    pub(crate) fn stream_ended(&mut self, node: DeviceId) {
+        self.readers.remove(&node);
+    }
+
+    pub(crate) fn snapshot_wanted(&mut self, node: DeviceId) {
+        if let Some(reader) = self.readers.get_mut(&node) {
+            *reader = Reader::default();
+        }
+    }
+
+    pub(crate) fn controller_restarted(&mut self) {
+        self.life += 1;
+        self.readers.clear();
+        self.closings.clear();
+    }
+
+    pub(crate) fn controller_restored(&mut self) {
+        self.acknowledged.clear();
+        self.ever.clear();
+    }
+
+    pub(crate) fn enforced(&mut self, node: DeviceId, position: Position) {
+        let Some(reader) = self.readers.get_mut(&node) else { return };
+        while reader.unacknowledged.front().is_some_and(|(sent, _)| *sent <= position) {
+            let Some((_, told)) = reader.unacknowledged.pop_front() else { return };
+            let sources = told.iter().filter(|(_, told)| !told.inbound.is_empty());
+            self.ever.extend(sources.map(|(source, _)| (node, *source)));
+            self.acknowledged.insert(node, (self.life, told));
+        }
+    }
+
+    /// Takes note of a document, in the order in which the controller sends them.
+    ///
+    /// # Errors
+    /// What should not have been sent.
+    pub(crate) fn sent(&mut self, document: &GrantDocument, doors: &BTreeSet<Door>, now: u64) -> Result<(), String> {
+        let node = document.audience;
+        let received = *self.nonces.get(&document.nonce).ok_or("a document answers a nonce that nobody sent")?;
+        let reader = self.readers.entry(node).or_default();
+        let before = reader.told.clone();
+        let mut after = before.clone();
+        let (upserts, named): (_, Vec<DeviceId>) = match &document.change {
+            Change::Snapshot { peers, .. } => {
+                after.clear();
+                (peers, peers.iter().map(|peer| peer.device).collect())
+            }
+            Change::Delta { upsert, remove, .. } => {
+                for gone in remove {
+                    after.remove(gone);
+                }
+                (upsert, upsert.iter().map(|peer| peer.device).chain(remove.iter().copied()).collect())
+            }
+        };
+        for peer in upserts {
+            after.insert(peer.device, told(peer, received));
+        }
+        reader.told = after.clone();
+        reader.unacknowledged.push_back((document.position, after.clone()));
+        let waiting = reader.unacknowledged.len();
+        self.most_unacknowledged = self.most_unacknowledged.max(waiting);
+        if waiting > MAX_UNACKNOWLEDGED {
+            return Err(format!("{waiting} documents wait for an acknowledgement of {node}"));
+        }
+        for gone in before.keys().filter(|peer| !after.contains_key(peer)) {
+            if !doors.iter().any(|door| door.source == *gone && door.destination == node) {
+                self.ever.remove(&(node, *gone)); // closed: it has to be acknowledged anew
+            }
+        }
+        for (peer, told) in &after {
+            self.check_opening(node, *peer, told)?;
+        }
+        // A machine that is source and destination of one change gets one document for both. It cannot come before and
+        // after that of its peer, so then both have to be told in one go.
+        let is_destination = |told: &Book, peer: &DeviceId| told.get(peer).is_some_and(|told| !told.inbound.is_empty());
+        let strict = !named.iter().any(|peer| is_destination(&before, peer) || is_destination(&after, peer));
+        for (peer, told) in &before {
+            for port in &told.outbound {
+                let kept = after.get(peer).is_some_and(|told| told.outbound.contains(port));
+                if !kept && !is_wanted(doors, node, *peer, port) {
+                    self.closings.push((node, *peer, port.clone()));
+                }
+            }
+        }
+        self.documents.push((node, named));
+        if strict { self.destinations_are_closed(now) } else { Ok(()) }
+    }
+
+    /// Checks that the destinations of what sources were told to be closed are told as well.
+    ///
+    /// # Errors
+    /// Which one is not.
+    pub(crate) fn destinations_are_closed(&mut self, now: u64) -> Result<(), String> {
+        for (source, destination, port) in std::mem::take(&mut self.closings) {
+            let Some(reader) = self.readers.get(&destination) else { continue };
+            if reader.unacknowledged.len() >= MAX_UNACKNOWLEDGED {
+                continue; // there is no room to tell it now
+            }
+            let open_until = reader.told.get(&source).and_then(|told| told.inbound.get(&port)).copied().unwrap_or(0);
+            if open_until > now + 1 {
+                return Err(format!("{source} is told that {port} at {destination} is closed before {destination} is"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_opening(&self, source: DeviceId, destination: DeviceId, told: &Told) -> Result<(), String> {
+        if told.outbound.is_empty() {
+            return Ok(());
+        }
+        if !self.ever.contains(&(destination, source)) {
+            return Err(format!("{source} is told of {destination}, which never acknowledged {source}"));
+        }
+        // A controller that has just begun takes what it had stored for acknowledged.
+        let Some((life, known)) = self.acknowledged.get(&destination).filter(|(life, _)| *life == self.life) else {
+            return Ok(());
+        };
+        // A destination that lost its keys learns of the pair after the source did: it had acknowledged the source before.
+        let Some(inbound) = known.get(&source).map(|told| &told.inbound) else { return Ok(()) };
+        match told.outbound.iter().find(|port| !inbound.contains_key(*port)) {
+            None => Ok(()),
+            Some(port) => Err(format!(
+                "in life {life} {source} is told of {port} at {destination}, which has not acknowledged that"
+            )),
+        }
+    }
+}
+
+fn is_wanted(doors: &BTreeSet<Door>, source: DeviceId, destination: DeviceId, port: &str) -> bool {
+    doors
+        .iter()
+        .any(|door| door.source == source && door.destination == destination && format!("tcp/{}", door.port) == port)
+}
