@@ -49,6 +49,8 @@ use crate::{
     web::{self, LocalAccounts, SignInWays, Web},
 };
 
+/// The size of each stream's read buffer, in bytes: nodes say little, and there are many.
+const STREAM_READ_BUFFER: usize = 4 << 10;
 /// How often certificates are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(3_600);
 /// How often sign-ins that are over are swept away.
@@ -271,6 +273,7 @@ async fn serve_all(
               ConnectInfo(remote): ConnectInfo<SocketAddr>,
               Extension(permit): Extension<ConnectionPermit>| async move {
             upgrade
+                .read_buffer_size(STREAM_READ_BUFFER)
                 .max_message_size(MAX_NODE_MESSAGE_BYTES)
                 .max_frame_size(MAX_NODE_MESSAGE_BYTES)
                 .on_upgrade(move |socket| node_stream::serve(socket, remote, handle, permit))

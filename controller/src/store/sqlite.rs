@@ -113,6 +113,14 @@ impl SqliteStore {
         SqlitePoolOptions::new().max_connections(POOL).connect_with(options(path)).await.map_err(failed(path))
     }
 
+    /// Makes SQLite answer as on a full disk as soon as the file would grow by more than `pages`.
+    #[cfg(test)]
+    pub(crate) async fn fill_disk_after(&mut self, pages: i64) {
+        let used: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(&mut self.connection).await.unwrap();
+        let limit = format!("PRAGMA max_page_count = {}", used + pages);
+        sqlx::query(sqlx::AssertSqlSafe(limit)).execute(&mut self.connection).await.unwrap();
+    }
+
     pub(super) fn connection(&mut self) -> &mut SqliteConnection {
         &mut self.connection
     }

@@ -318,7 +318,7 @@ impl std::fmt::Debug for Core {
 }
 
 /// Turns what a backup holds into the start of a new life: a new epoch, every login session and lease over, every pair
-/// of keys forgotten. The effects make that durable; the shell applies them before it makes a core.
+/// of keys and every enrolment token forgotten. The effects make that durable; the shell applies them before it makes a core.
 pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     let mut effects = Vec::new();
     let wall = u64::try_from(now.wall.as_millis()).unwrap_or(0);
@@ -335,6 +335,10 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     }
     for pair in loaded.pairs.drain(..) {
         effects.push(Effect::Store(StoreChange::DeletePair(pair.name())));
+    }
+    // A token that was used up after the backup was made must not work again.
+    for token in loaded.tokens.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeleteToken(token.hash)));
     }
     let people: BTreeMap<_, _> = loaded.subjects.iter().map(|subject| (subject.id, &subject.kind)).collect();
     for device in &mut loaded.devices {

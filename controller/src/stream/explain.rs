@@ -13,7 +13,7 @@ use postern_common::{
 
 use super::{api::CoreError, core::Core, peering::PeeringName};
 use crate::{
-    decision::hypothetical,
+    decision::{Lease, hypothetical},
     records::{DeviceRecord, Standing, SubjectKind},
 };
 
@@ -153,6 +153,7 @@ impl Core {
         if let Some(rule) = explanation.rule.as_ref().and_then(|rule| rule.parse().ok())
             && let Some(revoked) = self.registry.revoked_rules().get(&rule)
             && explanation.allowed
+            && !self.leases.get(&asker.unwrap_or(NOBODY)).is_some_and(|lease| opens(lease, &destination, service))
         {
             explanation.allowed = false;
             explanation.valid_until = None;
@@ -268,6 +269,21 @@ impl Core {
             }
         }
     }
+}
+
+/// Names no device.
+const NOBODY: DeviceId = DeviceId::from_bytes([0; 16]);
+
+/// Tells whether a lease opens what is asked about, by whichever rule.
+fn opens(lease: &Lease, destination: &Destination, service: Option<Service>) -> bool {
+    lease.granted.iter().map(|granted| &granted.entitlement).any(|entitlement| {
+        let there = match destination {
+            Destination::Resource(resource) => entitlement.resource == *resource,
+            Destination::Node(node) => entitlement.nodes.contains(node),
+        };
+        let covers = |service: Service| entitlement.services.iter().any(|s| s.intersection(&service) == Some(service));
+        there && service.is_none_or(covers)
+    })
 }
 
 fn nothing_there(who: &str, to: &str, service: Option<Service>) -> Explanation {

@@ -1,15 +1,14 @@
-//! How machines join: confirmed by a person who has signed in, or with an enrolment token.
+//! How machines join when a person who has signed in confirms them. Servers with a token: `enrol`.
 //!
 //! ```text
 //! Join --signature, limits--> code --> page: signed-in person sees machine, key, address --confirm--> device, session
-//! Enrol --signature, token hash, one use claimed in memory--> device of a service
 //! ```
 //!
 //! Threats: codes are guessed (limits by address, bounded pending joins, short life, one use); a person is talked into
 //! confirming a stranger's machine (the page shows which machine asks, from where; the confirmation names the key that
-//! was shown, so that the machine behind a code cannot be swapped); a token is used twice at once (the core is one
-//! actor: the use is claimed before the answer is queued, and durable before it is sent); a machine takes the name or
-//! tag of a server (names and tags count as destinations only when an administrator or the token vouches for them).
+//! was shown, so that the machine behind a code cannot be swapped); a machine takes the name of a server (a name counts
+//! as a place only when an administrator or a token vouches for it); a machine changes hands (only after its doors were
+//! closed, and it keeps no tag).
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -17,9 +16,9 @@ use std::{
 };
 
 use postern_common::{
-    id::{DeviceId, MachineName, Nonce, ServiceName, SessionId, SubjectId},
+    id::{DeviceId, MachineName, Nonce, SessionId, SubjectId},
     key::{DevicePublicKey, SigningPurpose},
-    protocol::{Enrol, Join, PROTOCOL_VERSION, Refusal, ToNode, join_payload},
+    protocol::{Join, PROTOCOL_VERSION, Refusal, ToNode, join_payload},
     time::{Now, WallTime},
 };
 
@@ -32,10 +31,7 @@ use super::{
 use crate::{
     decision::Extend,
     identity::user_code::UserCode,
-    records::{
-        AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectKind, SubjectRecord,
-        TokenHash, TokenRecord,
-    },
+    records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectRecord},
     web::doors::{Acquaintance, JoinedMachine, PendingJoin},
 };
 
@@ -47,7 +43,7 @@ const MAX_SPENT: usize = 256;
 /// The most devices of one person.
 const MAX_DEVICES_OF_PERSON: usize = 64;
 /// How long a machine that was told that it has joined may keep its stream.
-const LINGER: std::time::Duration = std::time::Duration::from_secs(15);
+pub(super) const LINGER: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// A machine that waits for a person.
 #[derive(Debug, Clone)]
@@ -91,7 +87,7 @@ impl Joins {
 }
 
 /// Returns the name in lower case: names are compared as host names are.
-fn lower(name: &MachineName) -> MachineName {
+pub(super) fn lower(name: &MachineName) -> MachineName {
     name.as_str().to_ascii_lowercase().parse().expect("a name in lower case is a name")
 }
 
@@ -115,7 +111,7 @@ impl Core {
     }
 
     /// Checks what every join has to satisfy.
-    fn check_join(&mut self, challenge: Nonce, join: &Join) -> Result<(), (Refusal, String)> {
+    pub(super) fn check_join(&mut self, challenge: Nonce, join: &Join) -> Result<(), (Refusal, String)> {
         if join.protocol != PROTOCOL_VERSION {
             let message =
                 format!("the controller speaks protocol {PROTOCOL_VERSION}: install the same version of postern");
@@ -175,11 +171,18 @@ impl Core {
         self.out.audit(AuditEvent::JoinRefused { machine: machine.clone(), from, reason: reason.to_owned() });
     }
 
+    /// The time of a joining stream is over: nobody confirmed it, or it has joined and should come back with its Hello.
     pub(super) fn join_expired(&mut self, stream: StreamId, now: Now) {
-        if let Some(waiting) = self.joins.by_stream.get(&stream).and_then(|code| self.joins.waiting.get(code)) {
-            let (machine, from) = (waiting.join.name.clone(), waiting.from);
-            self.audit_join_refused(&machine, from, "nobody confirmed it in time");
-        }
+        let Some(waiting) = self.joins.by_stream.get(&stream).and_then(|code| self.joins.waiting.get(code)) else {
+            self.streams.remove(&stream);
+            return self.out.close(
+                stream,
+                Refusal::Closing,
+                "this machine has joined: it comes back with its device key",
+            );
+        };
+        let (machine, from) = (waiting.join.name.clone(), waiting.from);
+        self.audit_join_refused(&machine, from, "nobody confirmed it in time");
         let message = "nobody confirmed this machine in time: `postern up` shows a new code";
         self.refuse_stream(stream, None, Refusal::JoinRefused, message, now);
     }
@@ -445,176 +448,4 @@ impl Core {
         self.schedule_session(id, expires, now);
         id
     }
-
-    // --- servers
-
-    pub(super) fn enrol(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, enrol: &Enrol, now: Now) {
-        let from = remote.ip();
-        if !self.failure_limit.permits(from, now.monotonic) {
-            self.counters.rate_limited += 1;
-            let message = "too many failed attempts from this address: try again in a minute";
-            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
-        }
-        let result = self.check_join(challenge, &enrol.join).and_then(|()| self.enrol_device(enrol, from, now));
-        let (device, subject_name) = match result {
-            Ok(enrolled) => enrolled,
-            Err((refusal, message)) => {
-                self.failure_limit.take(from, now.monotonic);
-                let machine = enrol.join.name.clone();
-                self.out.audit(AuditEvent::EnrolRefused { machine, from, reason: message.clone() });
-                return self.refuse_stream(stream, None, refusal, &message, now);
-            }
-        };
-        if let Some(known) = self.streams.get_mut(&stream) {
-            known.state = StreamState::Joining;
-        }
-        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(LINGER));
-        let joined = ToNode::Joined {
-            device: device.id,
-            name: device.name,
-            session: None,
-            subject_name,
-            controller: self.signing.public(),
-            session_until: None,
-        };
-        self.out.send(stream, joined);
-    }
-
-    fn enrol_device(
-        &mut self,
-        enrol: &Enrol,
-        from: IpAddr,
-        now: Now,
-    ) -> Result<(DeviceRecord, String), (Refusal, String)> {
-        // Looked up by its hash: timing tells nothing about the secret itself.
-        let token =
-            self.registry.token(TokenHash::of(&enrol.token)).filter(|t| t.expires > now.wall && t.uses_left > 0);
-        let Some(token) = token.cloned() else {
-            let message = "the enrolment token is wrong, expired or used: `postern-controller token create` makes one";
-            return Err((Refusal::BadToken, message.into()));
-        };
-        let refused = |message: String| (Refusal::JoinRefused, message);
-        let asked = lower(&enrol.join.name);
-        if let Some(machine) = token.machine.as_ref().map(lower).filter(|machine| *machine != asked) {
-            return Err(refused(format!("the token is for a machine named {machine}, and this one says {asked}")));
-        }
-        let service = token.service.as_ref().and_then(|service| self.registry.service(service));
-        if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
-            return Err(refused(format!("the service may not take part: {reason}")));
-        }
-        let known = self.registry.device_by_key(&enrol.join.device_key).cloned();
-        self.free_vouched_name(&token, &asked, known.as_ref())?;
-        let device = match known {
-            Some(device) => {
-                let owner = self.registry.subject(device.owner).map(|owner| &owner.kind);
-                let same = match (owner, &token.service) {
-                    (Some(SubjectKind::Service { name }), Some(service)) => name == service,
-                    (Some(SubjectKind::Service { .. }), None) => true,
-                    (Some(SubjectKind::Person { .. }) | None, _) => false,
-                };
-                if !same {
-                    let message = format!(
-                        "{} is enrolled for {}: remove that device first",
-                        device.name,
-                        self.registry.subject_name(device.owner)
-                    );
-                    return Err(refused(message));
-                }
-                device
-            }
-            None => {
-                let name = self.registry.free_name(&asked);
-                // The owner of a machine without a service of its own is known once the device has its identifier.
-                let (kind, key) = (DeviceKind::Agent, Some(enrol.join.device_key));
-                let nobody = SubjectId::from_bytes([0; 16]);
-                let device = self.new_device(kind, key, name, nobody, Some(from), now);
-                device.map_err(|error| refused(error.to_string()))?
-            }
-        };
-        let service = match (&token.service, self.registry.subject(device.owner).map(|owner| &owner.kind)) {
-            (Some(service), _) => service.clone(),
-            (None, Some(SubjectKind::Service { name })) => name.clone(),
-            // A name that no machine can choose: what a machine calls itself must not become an identity in rules.
-            (None, Some(SubjectKind::Person { .. }) | None) => private_service(device.id),
-        };
-        let subject = self.service(service, now);
-        if let Some(reason) = &subject.disabled {
-            return Err(refused(format!("{} may not take part: {reason}", subject.name)));
-        }
-        self.registry.use_token(token.hash, &mut self.out);
-        let vouched = token.machine.is_some();
-        self.registry.change_device(device.id, &mut self.out, |device| {
-            device.owner = subject.id;
-            device.tags.extend(token.tags.iter().cloned());
-            device.tags_pending.retain(|tag| !token.tags.contains(tag));
-            if vouched {
-                device.name_claim = NameClaim::Approved;
-            }
-            if device.wireguard_keys.is_empty() {
-                device.wireguard_keys.push(enrol.join.wireguard_key);
-            }
-        });
-        self.add_key(device.id, enrol.join.wireguard_key, now);
-        let device = self.registry.device(device.id).cloned().unwrap_or(device);
-        self.out.audit(AuditEvent::Enrolled {
-            subject: subject.id,
-            subject_name: subject.name.clone(),
-            device: device.id,
-            machine: device.name.clone(),
-            token: token.hash.short(),
-            tags: device.tags.iter().cloned().collect(),
-            from,
-        });
-        self.targets_changed(now);
-        self.decide(device.id, Extend::Yes, now);
-        self.tell_own(device.id);
-        Ok((device, subject.name))
-    }
-
-    /// Makes room for a machine whose name the token vouches for: whoever merely claims that name gets another.
-    fn free_vouched_name(
-        &mut self,
-        token: &TokenRecord,
-        asked: &MachineName,
-        known: Option<&DeviceRecord>,
-    ) -> Result<(), (Refusal, String)> {
-        let holder = self.registry.device_by_name(asked).map(|device| (device.id, device.name_claim));
-        match holder.filter(|(id, _)| token.machine.is_some() && known.is_none_or(|known| known.id != *id)) {
-            None => Ok(()),
-            Some((_, NameClaim::Approved)) => {
-                let message = format!("there is a machine named {asked} already: remove that device first");
-                Err((Refusal::JoinRefused, message))
-            }
-            Some((id, NameClaim::Claimed)) => {
-                let other = self.registry.free_name(asked);
-                self.registry.change_device(id, &mut self.out, |device| device.name = other);
-                self.tell_own(id);
-                for peer in self.peers(id) {
-                    self.mark(peer, id, super::leases::Urgency::Opens, super::leases::Turn::Second);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
-        if let Some(known) = self.registry.service(&name) {
-            return known.clone();
-        }
-        let subject = SubjectRecord {
-            id: SubjectId::from_bytes(self.draw()),
-            name: format!("service:{name}"),
-            kind: SubjectKind::Service { name },
-            disabled: None,
-            created: now.wall,
-            last_sign_in: now.wall,
-        };
-        self.registry.put_subject(subject.clone(), &mut self.out);
-        subject
-    }
-}
-
-/// Returns the service identity of a machine that was enrolled without one: nothing that it could choose.
-fn private_service(device: DeviceId) -> ServiceName {
-    device.to_string().parse().expect("an identifier is a name")
 }

@@ -1,6 +1,9 @@
 //! Deciding, renewing and ending leases, and what that changes between devices.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeSet, btree_map::Entry},
+    sync::Arc,
+};
 
 use postern_common::{
     grant::Mode,
@@ -223,15 +226,15 @@ impl Core {
     /// Changes what `source` may open on `destination`, and marks both for whatever they have to be told.
     fn set_edge(&mut self, source: DeviceId, destination: DeviceId, wanted: Permissions, now: Now) {
         let name = PeeringName::of(source, destination);
-        if !self.peerings.contains_key(&name) {
-            if wanted.is_empty() {
-                return;
+        let peering = match self.peerings.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if wanted.is_empty() => return,
+            Entry::Vacant(new) => {
+                self.peers_of.entry(source).or_default().insert(destination);
+                self.peers_of.entry(destination).or_default().insert(source);
+                new.insert(Peering::new(name))
             }
-            self.peerings.insert(name, Peering::new(name));
-            self.peers_of.entry(source).or_default().insert(destination);
-            self.peers_of.entry(destination).or_default().insert(source);
-        }
-        let Some(peering) = self.peerings.get_mut(&name) else { return };
+        };
         let before = &peering.edge_to(destination).wanted;
         if *before == wanted {
             return;

@@ -33,7 +33,7 @@
 //! | `core` | the state, its start and clock, login sessions, the index of places |
 //! | `registry` | durable records and their indexes |
 //! | `greeting` | streams: challenge, hello, messages, outer addresses, ends |
-//! | `joins` | machines that join, by a person or a token |
+//! | `joins`, `enrol` | machines that join, by a person or with a token |
 //! | `leases` | deciding, renewing, ending; edges between devices; restart |
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
@@ -44,6 +44,7 @@
 mod admin;
 mod api;
 mod core;
+mod enrol;
 mod explain;
 mod flush;
 mod greeting;

@@ -127,7 +127,8 @@ impl Peering {
         let inbound = live(&self.edge_to(node).wanted, now);
         let outbound = self.edge_to(peer);
         let outbound = live(&covered(&outbound.wanted, &outbound.acknowledged), now);
-        (!pairs.is_empty() && !(inbound.is_empty() && outbound.is_empty())).then_some(View { pairs, inbound, outbound })
+        let strangers = pairs.is_empty() || (inbound.is_empty() && outbound.is_empty());
+        (!strangers).then_some(View { pairs, inbound, outbound })
     }
 
     /// Takes in that `node` enforces `inbound` from the other device and knows `pairs`.

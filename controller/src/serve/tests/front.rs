@@ -62,6 +62,19 @@ async fn one_address_gets_only_its_share_of_connections() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_connects_and_says_nothing_is_shown_out() {
+    let controller = Controller::start("").await;
+    let mut silent = TcpStream::connect(controller.address()).await.unwrap();
+    let mut slow = controller.tls().await;
+    slow.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap(); // and never more
+    let closed = |read: std::io::Result<usize>| matches!(read, Ok(0) | Err(_));
+    assert!(closed(timeout(PATIENCE, silent.read(&mut [0; 1])).await.unwrap()));
+    let mut rest = Vec::new();
+    drop(timeout(PATIENCE, slow.read_to_end(&mut rest)).await.expect("it is closed"));
+    assert!(!rest.starts_with(b"HTTP/1.1 2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pages_are_served_beside_streams() {
     let controller = Controller::start("").await;
     let mut tls = controller.tls().await;

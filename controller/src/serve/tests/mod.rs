@@ -1,6 +1,7 @@
 //! A controller on loopback, and machines that speak to it over real TLS and WebSockets.
 
 mod administration;
+mod durability;
 mod front;
 mod nodes;
 

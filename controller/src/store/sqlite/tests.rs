@@ -102,12 +102,7 @@ async fn a_full_disk_fails_the_whole_batch_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, mut log, _) = open(dir.path()).await;
     write(&mut store, &mut log, 0).await.unwrap();
-    // SQLite's own limit makes the same error as a full disk (SQLITE_FULL).
-    let pages: i64 = sqlx::query_scalar("PRAGMA page_count").fetch_one(store.connection()).await.unwrap();
-    sqlx::query(sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}")))
-        .execute(store.connection())
-        .await
-        .unwrap();
+    store.fill_disk_after(0).await;
     let many: Vec<_> = (1..2_000).map(|number| StoreChange::PutSubject(subject(number))).collect();
     let error = store.commit(&many, &[]).await.unwrap_err();
     assert!(matches!(error, StoreError::Full(_)), "{error}");

@@ -501,3 +501,54 @@ fn an_explanation_tells_a_subject_nothing_of_what_it_cannot_have() {
     assert!(!format!("{by_address:?}").contains("db"), "{by_address:?}");
     assert!(ask(&mut world, "wiki.internal").allowed);
 }
+
+#[test]
+fn closing_waits_for_no_acknowledgement() {
+    let Town { mut world, wiki, bob, .. } = town(23);
+    world.nodes[wiki].mute = true;
+    world.rotate(bob);
+    world.run(seconds(1));
+    let session = world.core.find_session("bob@corp.example").expect("his session");
+    world.core.revoke(RevokeTarget::Session(session), "lost", "root", world.now).expect("revoked");
+    world.pump();
+    world.run(Duration::from_millis(100));
+    assert!(!world.lets_in(bob, wiki, "tcp/80"), "although it owes an acknowledgement");
+}
+
+#[test]
+fn a_node_gets_its_own_new_key_only_after_the_peer_has_it() {
+    let Town { mut world, wiki, bob, .. } = town(24);
+    let old = world.nodes[bob].keys[0];
+    world.nodes[wiki].mute = true;
+    world.rotate(bob);
+    world.run(seconds(10));
+    let pairs = |world: &World| world.nodes[bob].peers[&world.nodes[wiki].id()].pairs.clone();
+    assert_eq!(pairs(&world).iter().map(|pair| pair.local).collect::<Vec<_>>(), [old]);
+    let there = world.nodes[wiki].peers[&world.nodes[bob].id()].pairs.len();
+    assert_eq!(there, 2, "the peer has both, and has not said so");
+}
+
+#[test]
+fn an_old_acknowledgement_does_not_stand_for_a_newer_document() {
+    for seed in 0..30 {
+        let Town { mut world, wiki, bob, .. } = town(100 + seed);
+        world.max_delay_ms = 3_000;
+        let both = r#"["tcp/80", "tcp/443"]"#;
+        world.apply_policy(&POLICY.replace(both, r#"["tcp/443"]"#));
+        world.run(Duration::from_millis(100));
+        world.apply_policy(&POLICY.replace(both, r#"["tcp/80"]"#));
+        world.run(seconds(15)); // the world itself asserts the order of opening
+        assert!(world.passes(bob, wiki, "tcp/80"));
+    }
+}
+
+#[test]
+fn a_token_of_an_old_backup_does_not_work_again() {
+    let mut world = World::new(25, POLICY);
+    let new = crate::stream::NewToken { service: None, tags: [].into(), machine: None, uses: 1, life: seconds(3_600) };
+    world.core.create_token(new, "root", world.now).expect("a token");
+    world.pump();
+    let (loaded, effects) = crate::stream::restored(world.store.loaded.clone(), world.now);
+    assert!(loaded.tokens.is_empty());
+    assert_eq!(effects.iter().filter(|effect| format!("{effect:?}").contains("DeleteToken")).count(), 1);
+}

@@ -1,0 +1,197 @@
+//! Servers that join with an enrolment token.
+//!
+//! A token is looked up by its hash, and its use is claimed here, in memory, by the one actor that owns the core: of two
+//! machines at the same moment one finds it gone. The claim is durable before the machine is told.
+
+use std::net::{IpAddr, SocketAddr};
+
+use postern_common::{
+    id::{DeviceId, MachineName, Nonce, ServiceName, SubjectId},
+    protocol::{Enrol, Refusal, ToNode},
+    time::Now,
+};
+
+use super::{
+    api::StreamId,
+    core::Core,
+    greeting::StreamState,
+    joins::{LINGER, lower},
+    leases::{Turn, Urgency},
+    timers::Due,
+};
+use crate::{
+    decision::Extend,
+    records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, SubjectKind, SubjectRecord, TokenHash, TokenRecord},
+};
+
+impl Core {
+    pub(super) fn enrol(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, enrol: &Enrol, now: Now) {
+        let from = remote.ip();
+        if !self.failure_limit.permits(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            let message = "too many failed attempts from this address: try again in a minute";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        let result = self.check_join(challenge, &enrol.join).and_then(|()| self.enrol_device(enrol, from, now));
+        let (device, subject_name) = match result {
+            Ok(enrolled) => enrolled,
+            Err((refusal, message)) => {
+                self.failure_limit.take(from, now.monotonic);
+                let machine = enrol.join.name.clone();
+                self.out.audit(AuditEvent::EnrolRefused { machine, from, reason: message.clone() });
+                return self.refuse_stream(stream, None, refusal, &message, now);
+            }
+        };
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.state = StreamState::Joining;
+        }
+        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(LINGER));
+        let joined = ToNode::Joined {
+            device: device.id,
+            name: device.name,
+            session: None,
+            subject_name,
+            controller: self.signing.public(),
+            session_until: None,
+        };
+        self.out.send(stream, joined);
+    }
+
+    fn enrol_device(
+        &mut self,
+        enrol: &Enrol,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<(DeviceRecord, String), (Refusal, String)> {
+        // Looked up by its hash: timing tells nothing about the secret itself.
+        let token =
+            self.registry.token(TokenHash::of(&enrol.token)).filter(|t| t.expires > now.wall && t.uses_left > 0);
+        let Some(token) = token.cloned() else {
+            let message = "the enrolment token is wrong, expired or used: `postern-controller token create` makes one";
+            return Err((Refusal::BadToken, message.into()));
+        };
+        let refused = |message: String| (Refusal::JoinRefused, message);
+        let asked = lower(&enrol.join.name);
+        if let Some(machine) = token.machine.as_ref().map(lower).filter(|machine| *machine != asked) {
+            return Err(refused(format!("the token is for a machine named {machine}, and this one says {asked}")));
+        }
+        let service = token.service.as_ref().and_then(|service| self.registry.service(service));
+        if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
+            return Err(refused(format!("the service may not take part: {reason}")));
+        }
+        let known = self.registry.device_by_key(&enrol.join.device_key).cloned();
+        self.free_vouched_name(&token, &asked, known.as_ref())?;
+        let device = match known {
+            Some(device) => {
+                let owner = self.registry.subject(device.owner).map(|owner| &owner.kind);
+                let same = match (owner, &token.service) {
+                    (Some(SubjectKind::Service { name }), Some(service)) => name == service,
+                    (Some(SubjectKind::Service { .. }), None) => true,
+                    (Some(SubjectKind::Person { .. }) | None, _) => false,
+                };
+                if !same {
+                    let message = format!(
+                        "{} is enrolled for {}: remove that device first",
+                        device.name,
+                        self.registry.subject_name(device.owner)
+                    );
+                    return Err(refused(message));
+                }
+                device
+            }
+            None => {
+                let name = self.registry.free_name(&asked);
+                // The owner of a machine without a service of its own is known once the device has its identifier.
+                let (kind, key) = (DeviceKind::Agent, Some(enrol.join.device_key));
+                let nobody = SubjectId::from_bytes([0; 16]);
+                let device = self.new_device(kind, key, name, nobody, Some(from), now);
+                device.map_err(|error| refused(error.to_string()))?
+            }
+        };
+        let service = match (&token.service, self.registry.subject(device.owner).map(|owner| &owner.kind)) {
+            (Some(service), _) => service.clone(),
+            (None, Some(SubjectKind::Service { name })) => name.clone(),
+            // A name that no machine can choose: what a machine calls itself must not become an identity in rules.
+            (None, Some(SubjectKind::Person { .. }) | None) => private_service(device.id),
+        };
+        let subject = self.service(service, now);
+        if let Some(reason) = &subject.disabled {
+            return Err(refused(format!("{} may not take part: {reason}", subject.name)));
+        }
+        self.registry.use_token(token.hash, &mut self.out);
+        let vouched = token.machine.is_some();
+        self.registry.change_device(device.id, &mut self.out, |device| {
+            device.owner = subject.id;
+            device.tags.extend(token.tags.iter().cloned());
+            device.tags_pending.retain(|tag| !token.tags.contains(tag));
+            if vouched {
+                device.name_claim = NameClaim::Approved;
+            }
+            if device.wireguard_keys.is_empty() {
+                device.wireguard_keys.push(enrol.join.wireguard_key);
+            }
+        });
+        self.add_key(device.id, enrol.join.wireguard_key, now);
+        let device = self.registry.device(device.id).cloned().unwrap_or(device);
+        self.out.audit(AuditEvent::Enrolled {
+            subject: subject.id,
+            subject_name: subject.name.clone(),
+            device: device.id,
+            machine: device.name.clone(),
+            token: token.hash.short(),
+            tags: device.tags.iter().cloned().collect(),
+            from,
+        });
+        self.targets_changed(now);
+        self.decide(device.id, Extend::Yes, now);
+        self.tell_own(device.id);
+        Ok((device, subject.name))
+    }
+
+    /// Makes room for a machine whose name the token vouches for: whoever merely claims that name gets another.
+    fn free_vouched_name(
+        &mut self,
+        token: &TokenRecord,
+        asked: &MachineName,
+        known: Option<&DeviceRecord>,
+    ) -> Result<(), (Refusal, String)> {
+        let holder = self.registry.device_by_name(asked).map(|device| (device.id, device.name_claim));
+        match holder.filter(|(id, _)| token.machine.is_some() && known.is_none_or(|known| known.id != *id)) {
+            None => Ok(()),
+            Some((_, NameClaim::Approved)) => {
+                let message = format!("there is a machine named {asked} already: remove that device first");
+                Err((Refusal::JoinRefused, message))
+            }
+            Some((id, NameClaim::Claimed)) => {
+                let other = self.registry.free_name(asked);
+                self.registry.change_device(id, &mut self.out, |device| device.name = other);
+                self.tell_own(id);
+                for peer in self.peers(id) {
+                    self.mark(peer, id, Urgency::Opens, Turn::Second);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
+        if let Some(known) = self.registry.service(&name) {
+            return known.clone();
+        }
+        let subject = SubjectRecord {
+            id: SubjectId::from_bytes(self.draw()),
+            name: format!("service:{name}"),
+            kind: SubjectKind::Service { name },
+            disabled: None,
+            created: now.wall,
+            last_sign_in: now.wall,
+        };
+        self.registry.put_subject(subject.clone(), &mut self.out);
+        subject
+    }
+}
+
+/// Returns the service identity of a machine that was enrolled without one: nothing that it could choose.
+fn private_service(device: DeviceId) -> ServiceName {
+    device.to_string().parse().expect("an identifier is a name")
+}
