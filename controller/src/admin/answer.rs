@@ -53,7 +53,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
                 drop(office.accounts.remove(&account.login).await); // an account that nobody asked for like this
             }
             let link = made?;
-            record(office, &by, "user add", &account.login).await?;
+            record(office, &by, "user add", &described(&account)).await?;
             Ok(json!({ "account": account_json(&account), "link": link }))
         }
         Request::UserList => user_list(office).await,
@@ -259,6 +259,16 @@ fn account_json(account: &Account) -> Value {
     })
 }
 
+/// Writes an account for the audit log: with what its groups and role give it.
+fn described(account: &Account) -> String {
+    let groups = account.groups.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let role = match account.role {
+        AccountRole::Person => "",
+        AccountRole::Administrator => ", administrator",
+    };
+    format!("{} ({}), groups: [{groups}]{role}", account.login, account.id)
+}
+
 async fn tell_core(
     office: &Office,
     by: &str,
@@ -267,10 +277,10 @@ async fn tell_core(
     action: &'static str,
 ) -> Result<(), Refusal> {
     let (issuer, sub, by) = (office.accounts.issuer().to_owned(), account.id.clone(), by.to_owned());
-    let login = account.login.clone();
+    let detail = described(account);
     let told = office.handle.call(move |turn, now| {
         turn.core.update_subject(&issuer, &sub, change, &by, now);
-        turn.record_administration(&by, action, &login);
+        turn.record_administration(&by, action, &detail);
     });
     Ok(told.await?)
 }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, ResourceName, RuleName, SessionId, SubjectId, Tag},
+    id::{DeviceId, LeaseId, MachineName, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -281,6 +281,10 @@ pub enum AuditEvent {
         token: String,
         /// The tags that it approves.
         tags: Vec<Tag>,
+        /// The service identity that machines get; one of their own if absent.
+        service: Option<ServiceName>,
+        /// The machine name that it vouches for.
+        machine: Option<MachineName>,
         /// How many machines may use it.
         uses: u32,
         /// Until when.

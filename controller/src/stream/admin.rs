@@ -82,8 +82,10 @@ impl Core {
             .filter(|device| device.name_claim == NameClaim::Claimed && next.is_destination_name(&device.name));
         let mut warnings: Vec<String> = claims
             .map(|device| {
-                let name = &device.name;
-                format!("{name} is named as a place and waits for approval: postern-controller approve {name} --name")
+                let (name, owner) = (&device.name, self.registry.subject_name(device.owner));
+                format!(
+                    "{name}, a machine of {owner}, calls itself like a place: if it is that place, postern-controller approve {name} --name"
+                )
             })
             .collect();
         warnings
@@ -145,6 +147,8 @@ impl Core {
         self.out.audit(AuditEvent::TokenCreated {
             token: short.clone(),
             tags: record.tags.iter().cloned().collect(),
+            service: record.service.clone(),
+            machine: record.machine.clone(),
             uses: record.uses_left,
             expires: record.expires,
             by: by.to_owned(),

@@ -187,6 +187,7 @@ impl Core {
         for device in leases {
             self.look_at_lease(device, now);
         }
+        self.tell_late_endpoints(now);
         self.timers.set(Due::Sweep, now.monotonic.saturating_add(SWEEP_EVERY));
     }
 

@@ -125,6 +125,8 @@ impl Core {
             device.tags.extend(token.tags.iter().cloned());
             device.tags_pending.retain(|tag| !token.tags.contains(tag));
             if vouched {
+                // The token vouches for one name: not for another that this machine has claimed before.
+                device.name.clone_from(&asked);
                 device.name_claim = NameClaim::Approved;
             }
             if device.wireguard_keys.is_empty() {
@@ -142,6 +144,9 @@ impl Core {
             tags: device.tags.iter().cloned().collect(),
             from,
         });
+        for peer in self.peers(device.id) {
+            self.mark(peer, device.id, Urgency::Opens, Turn::Second);
+        }
         self.targets_changed(now);
         self.decide(device.id, Extend::Yes, now);
         self.tell_own(device.id);

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use postern_common::{
-    grant::Position,
     id::{DeviceId, Nonce},
     key::SigningPurpose,
     probe::{ClaimedProbe, ProbeKey},
@@ -28,6 +27,8 @@ use crate::{
 const MAX_GREETING: usize = 1_024;
 /// The most streams in all.
 const MAX_STREAMS: usize = 20_000;
+/// The greatest generation that a node may say it enforces: more documents than a controller can ever have signed.
+const MAX_GENERATION: u64 = 1 << 48;
 const GREET_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a stream is for.
@@ -114,7 +115,13 @@ impl Core {
                     node.nonce_received = now.monotonic;
                 }
             }
-            FromNode::RotateKey { key } => self.add_key(id, key, now),
+            FromNode::RotateKey { key } => {
+                // Each new key is two records on disk, one of which is kept for ever.
+                match self.nodes.get_mut(&id).is_some_and(|node| node.changes.take(now.monotonic)) {
+                    true => self.add_key(id, key, now),
+                    false => self.counters.keys_refused += 1,
+                }
+            }
             FromNode::Endpoints { endpoints } => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.reported = endpoints;
@@ -141,18 +148,15 @@ impl Core {
     }
 
     fn hello(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, hello: Hello, now: Now) {
+        // No limit by address: a signature cannot be guessed, and a neighbour behind the same address could use the
+        // limit up and keep every node there from coming back.
         let refuse = |core: &mut Self, refusal, message: &str| {
-            core.failure_limit.take(remote.ip(), now.monotonic);
             core.refuse_stream(stream, Some(hello.device), refusal, message, now);
         };
         if hello.protocol != PROTOCOL_VERSION {
             let message =
                 format!("the controller speaks protocol {PROTOCOL_VERSION}: install the same version of postern");
             return refuse(self, Refusal::Version, &message);
-        }
-        if !self.failure_limit.permits(remote.ip(), now.monotonic) {
-            self.counters.rate_limited += 1;
-            return refuse(self, Refusal::Busy, "too many failed attempts from this address: try again in a minute");
         }
         let Some(device) = self.registry.device(hello.device).cloned() else {
             return refuse(
@@ -187,7 +191,9 @@ impl Core {
         self.timers.cancel(Due::Greeting(stream));
         self.streams.insert(stream, Stream { remote, state: StreamState::Node(id) });
         let epoch = self.meta.epoch;
-        let seen = hello.enforced.filter(|Position { epoch: seen, .. }| *seen == epoch).map_or(0, |p| p.generation);
+        // A node can say anything: no number from which there is none left to count on. It refuses what it is told then.
+        let seen = hello.enforced.filter(|p| p.epoch == epoch && p.generation < MAX_GENERATION);
+        let seen = seen.map_or(0, |position| position.generation);
         let generation = seen.max(self.generations.get(&id).copied().unwrap_or(0));
         let revocations = self.revocations_for(id);
         let node = Connected {
@@ -210,6 +216,8 @@ impl Core {
             snapshot_wanted: true,
             urgent: false,
             questions: Questions::new(now.monotonic),
+            changes: Questions::new(now.monotonic),
+            endpoints_late: false,
         };
         self.nodes.insert(id, node);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -277,7 +285,7 @@ impl Core {
     }
 
     /// Tells peers where a node may be found. Permissions are not touched.
-    fn endpoints_changed(&mut self, id: DeviceId, _now: Now) {
+    fn endpoints_changed(&mut self, id: DeviceId, now: Now) {
         let overlay = self.config.overlay();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let from_here = node.from.ip().is_loopback();
@@ -298,11 +306,22 @@ impl Core {
         node.reported.retain(useful);
         let endpoints = node.endpoints();
         let Some(device) = self.registry.device(id) else { return };
-        if device.endpoints != endpoints {
+        // Each change costs a record and a document for every peer: a node that changes all the time waits for the sweep.
+        node.endpoints_late = device.endpoints != endpoints && !node.changes.take(now.monotonic);
+        if device.endpoints != endpoints && !node.endpoints_late {
             self.registry.change_device(id, &mut self.out, |device| device.endpoints = endpoints);
             for peer in self.peers(id) {
                 self.mark(peer, id, Urgency::Opens, Turn::Second);
             }
+        }
+    }
+
+    /// Tells peers the outer addresses of nodes that changed them too often to be told at once.
+    pub(super) fn tell_late_endpoints(&mut self, now: Now) {
+        let late: Vec<DeviceId> =
+            self.nodes.iter().filter(|(_, node)| node.endpoints_late).map(|(id, _)| *id).collect();
+        for id in late {
+            self.endpoints_changed(id, now);
         }
     }
 

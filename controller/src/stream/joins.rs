@@ -26,6 +26,7 @@ use super::{
     api::{CoreError, StreamId},
     core::Core,
     greeting::StreamState,
+    limits::site,
     timers::Due,
 };
 use crate::{
@@ -143,7 +144,7 @@ impl Core {
             self.audit_join_refused(&join.name, from, &message);
             return self.refuse_stream(stream, None, refusal, &message, now);
         }
-        let of_address = self.joins.waiting.values().filter(|waiting| waiting.from == from).count();
+        let of_address = self.joins.waiting.values().filter(|waiting| site(waiting.from) == site(from)).count();
         if self.joins.len() >= MAX_PENDING || of_address >= MAX_PENDING_OF_ADDRESS {
             self.counters.rate_limited += 1;
             let message = "too many machines wait for their sign-in: try again in some minutes";
@@ -337,6 +338,10 @@ impl Core {
         let known = self.registry.device_by_key(&waiting.join.device_key).cloned();
         if !self.key_is_free(known.as_ref().map(|device| device.id), waiting.join.wireguard_key) {
             return Err(CoreError::NotPermitted("the machine's WireGuard key is another machine's".into()));
+        }
+        if let Some(Standing::Revoked { .. }) = known.as_ref().map(|device| &device.standing) {
+            // It was not yet when the machine asked.
+            return Err(CoreError::NotPermitted("an administrator has revoked this machine".into()));
         }
         match known {
             Some(device) if device.owner == owner => Ok(device),

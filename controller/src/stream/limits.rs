@@ -18,7 +18,15 @@ struct Bucket {
     filled: Monotonic,
 }
 
-/// A bounded table of token buckets. An IPv6 customer has a whole /64, so that is what counts.
+/// Returns the address by which attempts are counted: an IPv6 customer has a whole /64, so that is what counts.
+pub(crate) fn site(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => IpAddr::V4(v4),
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
+    }
+}
+
+/// A bounded table of token buckets, by [`site`].
 #[derive(Debug)]
 pub(crate) struct Limit {
     burst: u32,
@@ -38,10 +46,7 @@ impl Limit {
     }
 
     fn key(&mut self, address: IpAddr, now: Monotonic) -> IpAddr {
-        let key = match address.to_canonical() {
-            IpAddr::V4(v4) => IpAddr::V4(v4),
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX))),
-        };
+        let key = site(address);
         if self.buckets.len() >= MAX_ADDRESSES && !self.buckets.contains_key(&key) {
             let (burst, refill) = (self.burst, self.refill);
             let recovered = |b: &Bucket| now.since(b.filled) >= refill.saturating_mul(burst - b.left);

@@ -67,6 +67,10 @@ pub(crate) struct Connected {
     pub(crate) snapshot_wanted: bool,
     pub(crate) urgent: bool,
     pub(crate) questions: Questions,
+    /// Limits new keys and new outer addresses.
+    pub(crate) changes: Questions,
+    /// Whether peers still have to be told of new outer addresses.
+    pub(crate) endpoints_late: bool,
 }
 
 /// What names and checks the probes of one stream.
@@ -77,7 +81,7 @@ pub(crate) struct Probe {
     pub(crate) sequence: u64,
 }
 
-/// Limits what costs the controller an evaluation: 30 questions at once, one more every second.
+/// Limits what costs the controller an evaluation or a record: 30 at once, one more every second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Questions {
     left: u32,

@@ -552,3 +552,24 @@ fn a_token_of_an_old_backup_does_not_work_again() {
     assert!(loaded.tokens.is_empty());
     assert_eq!(effects.iter().filter(|effect| format!("{effect:?}").contains("DeleteToken")).count(), 1);
 }
+
+#[test]
+fn a_node_that_changes_all_the_time_costs_little_and_is_found_in_the_end() {
+    let Town { mut world, wiki, bob, .. } = town(26);
+    let lone = world.laptop("lone-laptop", &person("carol", &[]));
+    world.max_delay_ms = 1;
+    let added = |world: &World| world.audit.iter().filter(|e| matches!(e, AuditEvent::KeyAdded { .. })).count();
+    let before = added(&world);
+    for i in 0..200 {
+        let endpoints = vec![std::net::SocketAddr::from(([203, 0, 113, 9], 1_000 + i))];
+        world.send(bob, FromNode::Endpoints { endpoints });
+        world.rotate(lone);
+        world.run(Duration::from_millis(2));
+    }
+    let counters = world.core.status().counters;
+    assert!(counters.messages_refused >= 150 && counters.keys_refused >= 150, "{counters:?}");
+    assert!(added(&world) - before <= 35, "each of them is a record that is kept");
+    world.run(seconds(60));
+    let known = &world.nodes[wiki].peers[&world.nodes[bob].id()].endpoints;
+    assert_eq!(known[..], ["203.0.113.9:1199".parse().expect("an address")]);
+}

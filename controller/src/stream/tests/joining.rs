@@ -3,9 +3,11 @@
 use std::{net::IpAddr, time::Duration};
 
 use postern_common::{
-    key::WireGuardPublicKey,
+    grant::Position,
+    id::{BootId, Nonce},
+    key::{SigningPurpose, WireGuardPublicKey},
     probe::ProbeKey,
-    protocol::{FromNode, ToNode},
+    protocol::{FromNode, Hello, PROTOCOL_VERSION, ToNode, hello_payload},
 };
 
 use super::{
@@ -16,7 +18,7 @@ use super::{
 use crate::{
     identity::user_code::UserCode,
     records::{AuditEvent, DeviceKind, RevokeTarget},
-    stream::{CoreError, NewToken},
+    stream::{CoreError, Effect, NewToken},
     web::doors::{Acquaintance, Reach, StockRequest},
 };
 
@@ -421,4 +423,123 @@ fn nonsense_on_a_stream_ends_that_stream_alone() {
     while world.core.poll_effect().is_some() {}
     world.run(seconds(16));
     assert!(world.nodes[stranger].refused.is_some(), "who does not say who it is in time is dropped");
+}
+
+#[test]
+fn a_token_for_one_name_vouches_for_no_other_that_the_machine_claimed() {
+    let mut world = World::new(15, POLICY);
+    let alice = world.laptop("alice-laptop", &person("alice", &["payroll"]));
+    let token = |world: &mut World, machine: Option<&str>| {
+        let new = NewToken {
+            service: Some("web".parse().expect("a name")),
+            tags: [].into(),
+            machine: machine.map(|name| name.parse().expect("a name")),
+            uses: 1,
+            life: seconds(3_600),
+        };
+        let (token, _) = world.core.create_token(new, "root", world.now).expect("a token");
+        world.pump();
+        token
+    };
+    let first = token(&mut world, None);
+    let mallory = world.add_node("payroll", Want::Enrol(first));
+    world.connect(mallory);
+    world.run(seconds(1));
+    let second = token(&mut world, Some("web-1"));
+    world.nodes[mallory].name = "web-1".parse().expect("a name");
+    world.nodes[mallory].want = Want::Enrol(second);
+    world.cut_stream(mallory);
+    world.connect(mallory);
+    world.run(seconds(1));
+    let id = world.nodes[mallory].id();
+    let device = world.core.list_devices().into_iter().find(|view| view.record.id == id).expect("listed");
+    assert_eq!(device.record.name.as_str(), "web-1");
+    world.cut_stream(mallory);
+    world.nodes[mallory].want = Want::Hello;
+    world.connect(mallory);
+    world.run(seconds(1));
+    assert!(!world.lets_in(alice, mallory, "tcp/443") && world.nodes[alice].peers.is_empty());
+}
+
+#[test]
+fn a_machine_that_is_revoked_while_it_waits_is_not_let_in() {
+    let mut world = World::new(16, POLICY);
+    let alice = person("alice", &["staff"]);
+    let laptop = world.laptop("alice-laptop", &alice);
+    world.nodes[laptop].want = Want::Join;
+    world.cut_stream(laptop);
+    world.connect(laptop);
+    world.run(seconds(1));
+    let code: UserCode = world.nodes[laptop].code.clone().expect("a code").parse().expect("a code");
+    let device = world.nodes[laptop].id();
+    world.core.revoke(RevokeTarget::Device(device), "stolen", "root", world.now).expect("revoked");
+    world.pump();
+    let shown = world.nodes[laptop].key.public();
+    let answer = world.core.confirm_join(code, shown, &alice, local(), world.now);
+    assert!(matches!(&answer, Err(CoreError::NotPermitted(why)) if why.contains("revoked")), "{answer:?}");
+    assert!(world.core.list_sessions().is_empty());
+}
+
+#[test]
+fn machines_that_wait_are_bounded_by_ipv6_network() {
+    let mut world = World::new(17, POLICY);
+    for host in 1..=30 {
+        let node = world.add_node("flood", Want::Join);
+        let remote = format!("[2001:db8::{host}]:4000").parse().expect("an address");
+        world.nodes[node].stream = Some(world.core.connect(remote, world.now));
+        world.pump();
+    }
+    world.run(seconds(1));
+    assert_eq!(world.core.status().pending_joins, 16);
+}
+
+#[test]
+fn bad_hellos_from_an_address_lock_no_neighbour_out() {
+    let mut world = World::new(18, POLICY);
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    world.cut_stream(bob);
+    let thief = world.add_node("thief", Want::Hello);
+    world.nodes[thief].device = world.nodes[bob].device;
+    for _ in 0..60 {
+        // The same address as the laptop's: [`World::connect`] derives it from the number of the node.
+        let remote = std::net::SocketAddr::from(([198, 51, 0, u8::try_from(bob).expect("few nodes") + 1], 41_000));
+        world.nodes[thief].stream = Some(world.core.connect(remote, world.now));
+        world.pump();
+        world.run(Duration::from_millis(200));
+    }
+    world.connect(bob);
+    world.run(seconds(1));
+    assert_eq!(world.nodes[bob].refused, None);
+    assert_eq!(world.core.status().connected, 1);
+}
+
+#[test]
+fn a_hello_that_names_a_generation_from_which_none_is_left_harms_nobody() {
+    let mut world = World::new(19, POLICY);
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    world.cut_stream(bob);
+    let stream = world.core.connect("198.51.100.9:4000".parse().expect("an address"), world.now);
+    let mut challenge = None;
+    while let Some(effect) = world.core.poll_effect() {
+        if let Effect::Send { message: ToNode::Challenge { nonce, .. }, .. } = effect {
+            challenge = Some(nonce);
+        }
+    }
+    let (challenge, device) = (challenge.expect("a challenge"), world.nodes[bob].id());
+    let (boot, nonce) = (BootId::from_bytes([1; 16]), Nonce::from_bytes([2; 16]));
+    let payload = hello_payload(challenge, device, boot, nonce);
+    let hello = Hello {
+        protocol: PROTOCOL_VERSION,
+        device,
+        signature: world.nodes[bob].key.sign(SigningPurpose::StreamHello, &payload),
+        nonce,
+        boot,
+        enforced: Some(Position { epoch: world.core.status().epoch, generation: u64::MAX }),
+        keys: world.nodes[bob].keys.clone(),
+        listen_port: 51820,
+        endpoints: vec![],
+        version: String::new(),
+    };
+    world.core.receive(stream, FromNode::Hello(hello), world.now);
+    assert_eq!(world.core.status().connected, 1);
 }
