@@ -236,6 +236,10 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
+    fn signed_out_everywhere<'a>(&'a self, _issuer: &'a str, _subject: &'a str) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move {
             println!("{}", serde_json::to_string(&event).unwrap());

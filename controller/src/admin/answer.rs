@@ -75,12 +75,17 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::UserResetTotp { user } => {
             let account = office.accounts.reset_totp(&user).await?;
+            end_stock_clients(office, &account).await?;
             record(office, &by, "user reset-totp", &account.login).await?;
             Ok(json!({ "account": account_json(&account) }))
         }
         Request::UserPasswd { user, password } => {
             let account = office.accounts.find(&user).await?;
+            let set_at_once = password.is_some();
             let link = credentials(office, &account.login, password).await?;
+            if set_at_once {
+                end_stock_clients(office, &account).await?; // a link does it when it is used
+            }
             record(office, &by, "user passwd", &account.login).await?;
             Ok(json!({ "account": account_json(&account), "link": link }))
         }
@@ -257,6 +262,12 @@ fn account_json(account: &Account) -> Value {
         "second_factor": set(account.second_factor),
         "created": account.created,
     })
+}
+
+/// Ends the stock clients that an account's browsers let in, after their login sessions ended.
+async fn end_stock_clients(office: &Office, account: &Account) -> Result<(), Stopped> {
+    let (issuer, sub) = (office.accounts.issuer().to_owned(), account.id.clone());
+    office.handle.call(move |turn, now| turn.core.browsers_ended(&issuer, &sub, now)).await
 }
 
 /// Writes an account for the audit log: with what its groups and role give it.

@@ -89,6 +89,11 @@ impl Doors for Handle {
         Box::pin(async move { Ok(self.call(move |turn, now| turn.core.web_session_ended(session, now)).await?) })
     }
 
+    fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()> {
+        let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.browsers_ended(&issuer, &subject, now)).await?) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move { Ok(self.call(move |turn, _| turn.record(&event)).await?) })
     }

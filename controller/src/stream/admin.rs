@@ -369,6 +369,17 @@ impl Core {
         self.flush(now);
     }
 
+    /// Ends everything that hangs on any browser's login session of a person: all of those ended at once.
+    pub fn browsers_ended(&mut self, issuer: &str, sub: &str, now: Now) {
+        let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        let Some(subject) = self.registry.subject_of(&kind).map(|subject| subject.id) else { return };
+        let hanging = self.registry.sessions().filter(|s| s.subject == subject && s.web_session.is_some());
+        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
+            self.end_session(session, "signed out in every browser", now);
+        }
+        self.flush(now);
+    }
+
     // --- names for things
 
     pub(super) fn stock_devices_of(&self, who: &Person) -> usize {

@@ -80,6 +80,10 @@ pub trait Doors: Send + Sync + 'static {
     /// Tells that the browser's login session ended; stock clients that it let in end with it.
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()>;
 
+    /// Tells that every login session of a person in browsers ended, because the password is a new one; stock clients
+    /// that they let in end with them.
+    fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()>;
+
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;
 }

@@ -69,6 +69,8 @@ pub(super) async fn submit(Path(text): Path<String>, posted: Posted<NewPassword>
     match set {
         Ok(account) => {
             let who = Who { issuer: accounts.issuer().to_owned(), subject: account.id, name: account.login };
+            // Whoever knew the old password may have let stock clients in: they end with the browsers' sessions.
+            visit.pages.web.doors.signed_out_everywhere(&who.issuer, &who.subject).await?;
             visit.audit(Some(who), IdentityAction::PasswordSet).await?;
             let page = layout::door(
                 "Password set",

@@ -35,6 +35,7 @@ const PASSWORD: &str = "correct horse battery";
 struct Nothing {
     events: Mutex<Vec<IdentityEvent>>,
     signed_out: Mutex<Vec<SessionId>>,
+    signed_out_everywhere: std::sync::atomic::AtomicUsize,
     audit_fails: std::sync::atomic::AtomicBool,
 }
 
@@ -73,6 +74,11 @@ impl Doors for Nothing {
 
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {
         self.signed_out.lock().expect("not poisoned").push(who.session());
+        Box::pin(async { Ok(()) })
+    }
+
+    fn signed_out_everywhere<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
+        self.signed_out_everywhere.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         Box::pin(async { Ok(()) })
     }
 

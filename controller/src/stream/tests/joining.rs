@@ -543,3 +543,25 @@ fn a_hello_that_names_a_generation_from_which_none_is_left_harms_nobody() {
     world.core.receive(stream, FromNode::Hello(hello), world.now);
     assert_eq!(world.core.status().connected, 1);
 }
+
+#[test]
+fn stock_clients_end_when_every_browser_of_their_person_is_signed_out() {
+    let mut world = World::new(20, POLICY);
+    world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let (alice, bob) = (person("alice", &["staff"]), person("bob", &["staff"]));
+    world.laptop("alice-laptop", &alice);
+    for (who, key) in [(&alice, 0x77), (&bob, 0x78)] {
+        let asked = StockRequest {
+            name: "phone".parse().expect("a name"),
+            public_key: WireGuardPublicKey::from_bytes([key; 32]),
+        };
+        world.core.export(&asked, who, local(), world.now).expect("exported");
+        world.pump();
+    }
+    world.core.browsers_ended(&alice.issuer, &alice.sub, world.now);
+    world.pump();
+    let stock = |view: &&crate::stream::DeviceView| view.record.kind == DeviceKind::StockClient;
+    let owners: Vec<_> = world.core.list_devices().iter().filter(stock).map(|view| view.owner_name.clone()).collect();
+    assert_eq!(owners, ["bob@corp.example"]);
+    assert_eq!(world.core.list_sessions().len(), 2, "her laptop stays signed in, and so does his phone");
+}
