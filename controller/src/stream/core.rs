@@ -20,7 +20,7 @@ use super::{
     greeting::Stream,
     joins::Joins,
     limits::Limit,
-    node::Connected,
+    node::{Connected, Pace},
     outbox::Outbox,
     peering::{Peering, PeeringName},
     registry::Registry,
@@ -55,6 +55,8 @@ pub struct Core {
     pub(super) nodes: BTreeMap<DeviceId, Connected>,
     /// The last generation of every node in this life of the core, for when it comes back.
     pub(super) generations: HashMap<DeviceId, u64>,
+    /// How often each device that came since the start may go on as it does; one entry a device.
+    pub(super) paces: HashMap<DeviceId, Pace>,
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) next_stream: u64,
     pub(super) joins: Joins,
@@ -96,6 +98,7 @@ impl Core {
             peers_of: HashMap::new(),
             nodes: BTreeMap::new(),
             generations: HashMap::new(),
+            paces: HashMap::new(),
             streams: HashMap::new(),
             next_stream: 0,
             joins: Joins::default(),
@@ -304,6 +307,7 @@ impl Core {
         let hold_until = now.wall.saturating_add(self.config.address_hold);
         self.registry.delete_device(device, hold_until, &mut self.out);
         self.generations.remove(&device);
+        self.paces.remove(&device);
         self.targets_changed(now);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     api::StreamId,
     core::Core,
     leases::{Turn, Urgency},
-    node::{Connected, Probe, Questions},
+    node::{Connected, Pace, Probe, Questions},
     timers::Due,
 };
 use crate::{
@@ -117,7 +117,7 @@ impl Core {
             }
             FromNode::RotateKey { key } => {
                 // Each new key is two records on disk, one of which is kept for ever.
-                match self.nodes.get_mut(&id).is_some_and(|node| node.changes.take(now.monotonic)) {
+                match self.paces.get_mut(&id).is_some_and(|pace| pace.changes.take(now.monotonic)) {
                     true => self.add_key(id, key, now),
                     false => self.counters.keys_refused += 1,
                 }
@@ -182,6 +182,12 @@ impl Core {
                 "the controller's state is older than what this machine has seen: an administrator has to run `postern-controller restore`",
             );
         }
+        // Each stream is two records that are kept for ever, and a snapshot.
+        let pace = self.paces.entry(device.id).or_insert_with(|| Pace::new(now.monotonic));
+        if !pace.hellos.take(now.monotonic) {
+            self.counters.rate_limited += 1;
+            return refuse(self, Refusal::Busy, "this machine comes back too often: try again in a minute");
+        }
         self.accept(stream, remote, device, hello, now);
     }
 
@@ -216,7 +222,6 @@ impl Core {
             snapshot_wanted: true,
             urgent: false,
             questions: Questions::new(now.monotonic),
-            changes: Questions::new(now.monotonic),
             endpoints_late: false,
         };
         self.nodes.insert(id, node);
@@ -307,7 +312,9 @@ impl Core {
         let endpoints = node.endpoints();
         let Some(device) = self.registry.device(id) else { return };
         // Each change costs a record and a document for every peer: a node that changes all the time waits for the sweep.
-        node.endpoints_late = device.endpoints != endpoints && !node.changes.take(now.monotonic);
+        let pace = self.paces.get_mut(&id);
+        node.endpoints_late =
+            device.endpoints != endpoints && !pace.is_some_and(|pace| pace.changes.take(now.monotonic));
         if device.endpoints != endpoints && !node.endpoints_late {
             self.registry.change_device(id, &mut self.out, |device| device.endpoints = endpoints);
             for peer in self.peers(id) {

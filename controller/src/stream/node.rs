@@ -67,8 +67,6 @@ pub(crate) struct Connected {
     pub(crate) snapshot_wanted: bool,
     pub(crate) urgent: bool,
     pub(crate) questions: Questions,
-    /// Limits new keys and new outer addresses.
-    pub(crate) changes: Questions,
     /// Whether peers still have to be told of new outer addresses.
     pub(crate) endpoints_late: bool,
 }
@@ -102,6 +100,21 @@ impl Questions {
         let permitted = self.left > 0;
         self.left -= u32::from(permitted);
         permitted
+    }
+}
+
+/// How often one device may do what leaves records behind. It outlives streams, so that a new stream is no new allowance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Limits streams.
+    pub(crate) hellos: Questions,
+    /// Limits new keys and new outer addresses.
+    pub(crate) changes: Questions,
+}
+
+impl Pace {
+    pub(crate) const fn new(now: Monotonic) -> Self {
+        Self { hellos: Questions::new(now), changes: Questions::new(now) }
     }
 }
 

@@ -565,3 +565,23 @@ fn stock_clients_end_when_every_browser_of_their_person_is_signed_out() {
     assert_eq!(owners, ["bob@corp.example"]);
     assert_eq!(world.core.list_sessions().len(), 2, "her laptop stays signed in, and so does his phone");
 }
+
+#[test]
+fn a_machine_that_comes_back_all_the_time_is_told_to_wait() {
+    let mut world = World::new(21, POLICY);
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    let opened = |world: &World| world.audit.iter().filter(|e| matches!(e, AuditEvent::StreamOpened { .. })).count();
+    let before = opened(&world);
+    world.max_delay_ms = 1;
+    for _ in 0..100 {
+        world.cut_stream(bob);
+        world.connect(bob);
+        world.run(Duration::from_millis(10));
+    }
+    assert!(opened(&world) - before <= 35, "each of them is a record that is kept");
+    assert!(world.core.status().counters.rate_limited >= 60);
+    world.run(seconds(5));
+    world.connect(bob);
+    world.run(seconds(1));
+    assert_eq!((world.core.status().connected, &world.nodes[bob].refused), (1, &None));
+}
