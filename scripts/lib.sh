@@ -51,21 +51,16 @@ need_packages() {
 build_packages() { need_packages build-essential ca-certificates; }
 lab_packages() {
     need_packages iproute2 util-linux procps nftables tcpdump socat curl python3-minimal iputils-ping dnsutils iperf3 nmap \
-        ncat openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go chromium \
+        ncat openssl openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go chromium \
         chromium-driver
 }
 
-# idp_packages: the OpenID-certified provider against which sign-in is tested, and the Node.js that it wants.
+# idp_packages: the OpenID-certified provider against which sign-in is tested, and what drives the browser.
 idp_packages() {
-    local folder=tests/idp
-    [ -e "$folder/package.json" ] || return 0
-    need_packages nodejs npm
-    # The stamp is the lock file that was installed.
-    if ! cmp -s "$folder/package-lock.json" "$folder/node_modules/.installed"; then
-        say "Installing the test identity provider (npm)"
-        npm ci --prefix "$folder" --no-audit --no-fund --loglevel=error
-        cp "$folder/package-lock.json" "$folder/node_modules/.installed"
-    fi
+    command -v npm >/dev/null || need_packages nodejs npm
+    say "Installing what the sign-in and page tests run (npm)"
+    tests/idp/install
+    tests/pages/install
 }
 
 # need_nextest: finds cargo-nextest, or builds it once into the user's cache. Returns 1 if there is none to be had.

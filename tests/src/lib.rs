@@ -31,6 +31,7 @@ pub mod lab;
 pub mod programs;
 
 pub use lab::{
+    binaries::find as binary,
     capture::Capture,
     host::Host,
     link::LinkQuality,

@@ -32,8 +32,8 @@ pub fn wait_for_tcp_listener(host: &Host, port: u16, deadline: Duration) -> Resu
 pub fn http_server(host: &Host, port: u16, page: &str) -> Result<Background> {
     let folder = format!("/run/http-{port}");
     host.write(format!("{folder}/index.html"), page)?;
-    // 2 GiB that take no space: a download that does not end before the test does
-    host.sh(&format!("truncate -s 2G {folder}/big"))?;
+    // Bytes that take no space: a download that does not end before the test does
+    host.sh(&format!("truncate -s 100G {folder}/big"))?;
     let server = host
         .command("python3")
         .args(["-m", "http.server", &port.to_string(), "--bind", "::", "--directory", &folder])

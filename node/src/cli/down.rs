@@ -59,7 +59,12 @@ fn clean_up(places: &Places) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(error.to_string()))?;
     runtime.block_on(async {
         let clock = SystemClock::new();
-        let mut host = Host::open(places.state_dir.clone(), std::sync::Arc::new(move || clock.now()))?;
+        let mut host = Host::open(
+            places.state_dir.clone(),
+            std::sync::Arc::new(move || clock.now()),
+            Default::default(),
+            Default::default(),
+        )?;
         let removed = host.remove().await;
         removed.and(plane::remove_interface(&config.interface))
     })?;

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::{
-        api::{Reply, Request, ResourceReport},
+        api::{Reply, Request, ResourceReport, StatusReport},
         core::Notice,
         target::ControllerTarget,
     },
@@ -26,6 +26,9 @@ use crate::{
 };
 
 const START_PATIENCE: Duration = Duration::from_secs(15);
+const SETTLE_PATIENCE: Duration = Duration::from_millis(1500);
+/// Failed attempts after which the command no longer waits for an enrolled machine's controller.
+const MAX_FAILURES: u32 = 3;
 const MAX_TOKEN_BYTES: usize = 4096;
 const UNIT: &str = "postern.service";
 
@@ -76,21 +79,26 @@ impl Up {
             name: self.name.clone(),
         };
         let mut exchange = client::ask(places, &request)?;
+        let mut failures = 0;
         while let Some(reply) = exchange.next()? {
             let Reply::Notice { notice } = reply else { return Err(client::confused()) };
+            if let Notice::Retrying { error, .. } = &notice {
+                failures += 1;
+                if failures >= MAX_FAILURES {
+                    return Err(Failure::Failed(format!("{error}\nThe agent goes on trying: postern status")));
+                }
+            }
             if places.json {
                 show::json(&notice);
             } else {
                 self.show(&notice);
             }
         }
-        let Reply::Resources { resources } = client::ask(places, &Request::Resources)?.only()? else {
-            return Err(client::confused());
-        };
+        let (status, resources) = settled(places)?;
         if places.json {
             show::json(&serde_json::json!({ "resources": resources }));
         } else {
-            show_resources(places, &resources)?;
+            show_resources(&status, &resources);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -127,10 +135,25 @@ impl Up {
     }
 }
 
-fn show_resources(places: &Places, list: &[ResourceReport]) -> Result<(), Failure> {
-    let Reply::Status(status) = client::ask(places, &Request::Status)?.only()? else {
-        return Err(client::confused());
-    };
+/// Returns what the machine may do. A machine that has just joined is told its first permissions a moment after its first
+/// document, so an empty answer is asked again for a while.
+fn settled(places: &Places) -> Result<(Box<StatusReport>, Vec<ResourceReport>), Failure> {
+    let begun = Instant::now();
+    loop {
+        let Reply::Resources { resources } = client::ask(places, &Request::Resources)?.only()? else {
+            return Err(client::confused());
+        };
+        let Reply::Status(status) = client::ask(places, &Request::Status)?.only()? else {
+            return Err(client::confused());
+        };
+        if !resources.is_empty() || status.peers_in > 0 || begun.elapsed() > SETTLE_PATIENCE {
+            return Ok((status, resources));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn show_resources(status: &StatusReport, list: &[ResourceReport]) {
     for problem in &status.problems {
         show::marked(Mark::Bad, &show::safe(problem));
     }
@@ -145,7 +168,6 @@ fn show_resources(places: &Places, list: &[ResourceReport]) -> Result<(), Failur
     let end = if list.is_empty() { "." } else { ", renewed every few minutes:" };
     show::marked(Mark::Good, &format!("{}{end}", may.join("; ")));
     resources::table(list, "    ");
-    Ok(())
 }
 
 fn read_token(path: &PathBuf) -> Result<Zeroizing<String>, Failure> {

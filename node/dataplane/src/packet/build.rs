@@ -62,7 +62,7 @@ impl Tcp<'_> {
         body.extend(self.destination.1.to_be_bytes());
         body.extend(self.sequence.to_be_bytes());
         body.extend(self.acknowledgement.to_be_bytes());
-        body.extend([((20 + self.options.len()) / 4 << 4) as u8, self.flags]);
+        body.extend([(((20 + self.options.len()) / 4) << 4) as u8, self.flags]);
         body.extend([0x10, 0, 0, 0, 0, 0]);
         body.extend(self.options);
         body.extend(self.payload);

@@ -13,6 +13,8 @@
 //! | [`keyring`] | WireGuard keys: proposed, listed, wiped |
 //! | [`book`] | the merged documents: for people and for a restart |
 //! | [`backoff`] | when to try again |
+//! | `words` | commands, effects, notices, phases |
+//! | `commands` | what each command does |
 //! | `stream` | the states of the stream to the controller and what each message does |
 //!
 //! Invariants:
@@ -29,9 +31,11 @@
 
 pub mod backoff;
 pub mod book;
+mod commands;
 pub mod identity;
 pub mod keyring;
 mod stream;
+mod words;
 
 #[cfg(test)]
 mod tests;
@@ -43,25 +47,24 @@ use std::{
 };
 
 use postern_common::{
-    grant::{GrantVerifier, Position, SavedGrants, VerifiedGrants},
-    id::{BootId, MachineName, Nonce},
+    grant::{GrantVerifier, Position, SavedGrants},
+    id::{BootId, Nonce},
     key::WireGuardPrivateKey,
-    net::Service,
-    probe::ProbeKey,
-    protocol::{Explanation, FromNode, MAX_ENDPOINTS},
+    protocol::{FromNode, MAX_ENDPOINTS},
     time::{Monotonic, Now, WallTime},
 };
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-pub use self::stream::Retry;
 use self::{
     backoff::Backoff,
     book::Book,
     identity::{DeviceSeed, Identity, Login, Wanted},
-    stream::{JoinAttempt, Purpose, Stream},
+    stream::{Purpose, Stream},
 };
-use super::target::ControllerTarget;
+pub use self::{
+    stream::Retry,
+    words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder},
+};
 
 /// How often the node draws a new nonce while it is connected.
 pub const FRESHEN_INTERVAL: Duration = Duration::from_secs(120);
@@ -89,180 +92,6 @@ pub struct Settings {
     pub listen_port: u16,
     /// The version of this software.
     pub version: String,
-}
-
-/// What a local client asks for.
-#[derive(Debug)]
-pub enum Command {
-    /// Be up; join first if need be.
-    Up {
-        /// The join link; may be absent on an enrolled machine.
-        target: Option<ControllerTarget>,
-        /// An enrolment token, for machines without a person.
-        token: Option<Zeroizing<String>>,
-        /// The name that the machine would like.
-        name: MachineName,
-    },
-    /// The client that asked for [`Command::Up`] went away: a sign-in that waits for a person is given up.
-    AbandonJoin,
-    /// Be down; stay enrolled.
-    Down,
-    /// The person signs out.
-    Logout,
-    /// Ask the controller why something may or may not be reached.
-    Explain {
-        /// Comes back with the answer.
-        question: u64,
-        /// A resource name, machine name or overlay address.
-        to: String,
-        /// What is asked about.
-        service: Option<Service>,
-    },
-}
-
-/// What the shell has to do, in this order.
-#[derive(Debug)]
-pub enum Effect {
-    /// Open a stream; answer with `handle_connected` or `handle_disconnected`.
-    Connect(ControllerTarget),
-    /// Close the stream; no `handle_disconnected` follows.
-    Close,
-    /// Send a message on the stream.
-    Send(FromNode),
-    /// Give the data plane these private keys, newest first, instead of those that it has.
-    SetLocalKeys(Vec<WireGuardPrivateKey>),
-    /// Compile and enforce a document; answer with `handle_compiled`.
-    Apply(VerifiedGrants),
-    /// Enforce nothing any more and remove what is saved of it: everything is closed.
-    CloseDoors,
-    /// Write the identity durably; answer with `handle_persisted`.
-    PersistIdentity(Box<Identity>),
-    /// Write the sealed grants and then the position mark durably; answer with `handle_persisted`.
-    PersistGrants(Box<SavedGrants>),
-    /// Take the tunnel, guard and names away: `down`.
-    HostDown,
-    /// Send probes from the WireGuard socket to this port of the controller.
-    Probe(ProbeOrder),
-    /// Send probes no more.
-    StopProbes,
-    /// Tell local clients.
-    Notify(Notice),
-    /// Answer a client's question.
-    Explained {
-        /// The question.
-        question: u64,
-        /// The answer, or why there is none.
-        answer: Result<Explanation, String>,
-    },
-}
-
-/// Where to send probes and how to make them.
-#[derive(Debug, Clone)]
-pub struct ProbeOrder {
-    /// The controller's UDP port.
-    pub port: u16,
-    /// Names the stream.
-    pub stream: Nonce,
-    /// The key of the probes.
-    pub key: ProbeKey,
-}
-
-/// What became durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Persisted {
-    /// The identity.
-    Identity,
-    /// The grants up to a position, with the mark.
-    Grants(Position),
-}
-
-/// What a local client may want to see.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "notice")]
-pub enum Notice {
-    /// Trying to reach the controller.
-    Connecting {
-        /// The controller.
-        controller: String,
-    },
-    /// It did not work; another attempt follows.
-    Retrying {
-        /// Why.
-        error: String,
-        /// Milliseconds until the next attempt.
-        after_ms: u64,
-    },
-    /// A person has to sign in.
-    SignIn {
-        /// The short code.
-        code: String,
-        /// The page.
-        url: String,
-        /// The page with the code in it.
-        url_with_code: String,
-        /// The fingerprint of this machine's key, as the page shows it: the person compares the two.
-        fingerprint: String,
-        /// When the code expires.
-        expires: WallTime,
-    },
-    /// The machine joined, or its person signed in again.
-    Joined {
-        /// Who.
-        subject: String,
-        /// The machine's name.
-        machine: String,
-        /// Whether a person signed in.
-        person: bool,
-    },
-    /// A document is enforced.
-    Enforcing {
-        /// Its generation.
-        generation: u64,
-    },
-    /// The login session ended.
-    SessionEnded {
-        /// Why.
-        reason: String,
-    },
-    /// What was asked for will not happen.
-    Failed {
-        /// What happened and what to do.
-        message: String,
-    },
-}
-
-/// What the machine is doing, for `status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "phase")]
-pub enum Phase {
-    /// `down` was the last word.
-    Down,
-    /// Not enrolled.
-    NotEnrolled,
-    /// Nobody is signed in.
-    SignedOut {
-        /// Why.
-        reason: String,
-    },
-    /// A join is under way.
-    Joining {
-        /// The code, once the controller gave one.
-        code: Option<String>,
-        /// The page, once the controller gave one.
-        url: Option<String>,
-    },
-    /// Connecting, or waiting to try again.
-    Offline {
-        /// Since when, by the wall clock.
-        since: Option<WallTime>,
-        /// The last failure.
-        error: Option<String>,
-    },
-    /// The stream is live.
-    Connected {
-        /// Whether everything that the controller sent is enforced.
-        current: bool,
-    },
 }
 
 /// The agent's control logic for one node.
@@ -383,114 +212,6 @@ impl Core {
         self.offline_since = Some(now.wall);
         self.connect_if_wanted(now);
         resumed
-    }
-
-    /// Takes a command of a local client.
-    pub fn handle_command(&mut self, command: Command, now: Now) {
-        match command {
-            Command::Up { target, token, name } => self.up(target, token, name, now),
-            Command::AbandonJoin => {
-                if self.stream.is_join() {
-                    self.close_stream();
-                }
-                self.after_identity.retain(|after| !matches!(after, AfterIdentity::Connect(Purpose::Join(_))));
-            }
-            Command::Down => {
-                self.identity.wanted = Wanted::Down;
-                self.write_identity();
-                self.close_stream();
-                self.shut();
-                self.effects.push_back(Effect::HostDown);
-            }
-            Command::Logout => self.logout(),
-            Command::Explain { question, to, service } => self.ask(question, to, service, now),
-        }
-    }
-
-    fn up(&mut self, target: Option<ControllerTarget>, token: Option<Zeroizing<String>>, name: MachineName, now: Now) {
-        let enrolled = self.identity.enrolment.as_ref();
-        if let (Some(enrolment), Some(target)) = (enrolled, &target)
-            && enrolment.controller != *target
-        {
-            let message = format!(
-                "this machine has joined {}: run `postern logout` before it joins another controller",
-                enrolment.controller.authority()
-            );
-            return self.notify(Notice::Failed { message });
-        }
-        if enrolled.is_some_and(|enrolment| enrolment.login.is_open()) {
-            if self.identity.wanted != Wanted::Up {
-                self.identity.wanted = Wanted::Up;
-                self.write_identity();
-            }
-            match &self.stream {
-                Stream::Resting { .. } => {
-                    self.backoff.reset();
-                    self.connect_if_wanted(now);
-                }
-                Stream::Live(_) => {
-                    if let Some(generation) = self.enforced().map(|position| position.generation) {
-                        self.notify(Notice::Enforcing { generation });
-                    }
-                }
-                Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {}
-            }
-            return;
-        }
-        let Some(target) = target.or_else(|| enrolled.map(|enrolment| enrolment.controller.clone())) else {
-            let message = "this machine has not joined a controller yet: postern up https://CONTROLLER#k=...".into();
-            return self.notify(Notice::Failed { message });
-        };
-        self.close_stream();
-        self.after_identity.clear();
-        self.identity.wanted = Wanted::Up;
-        self.backoff.reset();
-        let mut secret = Zeroizing::new([0; 32]);
-        self.entropy.fill(&mut *secret);
-        let key = self.identity.keyring.propose(WireGuardPrivateKey::from_bytes(*secret), now.wall);
-        let attempt = JoinAttempt { target, token, name, key, failures: 0 };
-        self.after_identity.push(AfterIdentity::Connect(Purpose::Join(Box::new(attempt))));
-        self.write_identity();
-    }
-
-    fn logout(&mut self) {
-        if let Stream::Live(_) = self.stream {
-            self.effects.push_back(Effect::Send(FromNode::Logout));
-        }
-        self.close_stream();
-        self.identity.keyring.wipe();
-        self.identity.wanted = Wanted::Down;
-        match self.identity.enrolment.as_mut() {
-            Some(enrolment) if enrolment.login != Login::Service => {
-                enrolment.login = Login::Ended { reason: "signed out on this machine".into() };
-            }
-            // A service's only credential is its enrolment, so signing it out forgets that.
-            Some(_) | None => {
-                self.identity.enrolment = None;
-                self.verifier = None;
-            }
-        }
-        self.write_identity();
-        self.shut();
-        self.effects.push_back(Effect::SetLocalKeys(vec![]));
-        self.effects.push_back(Effect::HostDown);
-    }
-
-    fn ask(&mut self, question: u64, to: String, service: Option<Service>, now: Now) {
-        let refusal = match &self.stream {
-            Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => None,
-            Stream::Live(_) => Some("too many questions are open: try again in a moment"),
-            Stream::Resting { .. } | Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {
-                Some("the controller is not connected")
-            }
-        };
-        match refusal {
-            Some(why) => self.effects.push_back(Effect::Explained { question, answer: Err(why.into()) }),
-            None => {
-                self.questions.insert(question, now.monotonic.saturating_add(EXPLAIN_PATIENCE));
-                self.effects.push_back(Effect::Send(FromNode::Explain { id: question, to, service }));
-            }
-        }
     }
 
     /// Takes note of what became durable.
@@ -644,6 +365,12 @@ impl Core {
     /// Returns the newest position that is durable and compiled.
     pub fn enforced(&self) -> Option<Position> {
         Some(self.durable?.min(self.compiled?))
+    }
+
+    /// Tells whether a join is under way.
+    pub fn is_joining(&self) -> bool {
+        let waits = |after: &AfterIdentity| matches!(after, AfterIdentity::Connect(Purpose::Join(_)));
+        self.stream.is_join() || self.after_identity.iter().any(waits)
     }
 
     /// Returns how many documents were refused since the start.

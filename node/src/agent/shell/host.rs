@@ -2,19 +2,26 @@
 //!
 //! The order is the guard first, then addresses, then names: without the guard in place the node gets no overlay address, so
 //! that nothing can go around the tunnel. What fails is tried again every few seconds and shown by `status`.
+//!
+//! [`Host`] is the task's own; the loop holds a [`HostTask`]. `nft` and `resolvectl` are programs that may hang for seconds,
+//! and a revocation must not wait behind them: the loop waits only where addresses change, and with a bound.
 
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use ipnet::IpNet;
 use postern_common::{
     grant::OwnGrant,
     time::{Deadline, Now},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tracing::{info, warn};
 
@@ -30,6 +37,13 @@ use crate::{
         net::{HostNet, TunnelPlan},
     },
 };
+
+/// Orders that wait for the host's task.
+const ORDERS: usize = 16;
+/// How long the loop waits for one: longer than nft's own patience.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How often is looked whether somebody took something away.
+const ENSURE: Duration = Duration::from_secs(5);
 
 /// What can be wrong, each at most once: the newest words count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,8 +73,127 @@ pub struct Host {
     resolver: Option<Resolver>,
     setup: Option<DnsSetup>,
     places: Places,
-    /// What is wrong, with what to do.
-    pub troubles: BTreeMap<Trouble, String>,
+    troubles: Troubles,
+}
+
+/// What is wrong on this machine, with what to do; shared between the loop and the host's task.
+#[derive(Debug, Clone, Default)]
+pub struct Troubles(Arc<Mutex<BTreeMap<Trouble, String>>>);
+
+impl Troubles {
+    /// Takes note of what went wrong or right.
+    pub fn note(&self, what: Trouble, result: Result<(), anyhow::Error>) {
+        let mut troubles = self.0.lock().expect("no thread panics while it holds this");
+        match result {
+            Ok(()) => {
+                troubles.remove(&what);
+            }
+            Err(error) => {
+                let text = chain(&error);
+                if troubles.get(&what) != Some(&text) {
+                    warn!(error = %text, "the machine is not as planned; it is tried again");
+                }
+                troubles.insert(what, text);
+            }
+        }
+    }
+
+    /// Lists what is wrong.
+    pub fn list(&self) -> Vec<String> {
+        self.0.lock().expect("no thread panics while it holds this").values().cloned().collect()
+    }
+}
+
+/// The host's task as the loop sees it.
+#[derive(Debug)]
+pub struct HostTask {
+    orders: mpsc::Sender<(Order, oneshot::Sender<Result<(), anyhow::Error>>)>,
+    last: Option<(OwnGrant<Deadline>, NodeConfig)>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Follow(Box<(OwnGrant<Deadline>, NodeConfig)>),
+    ForgetInterface,
+    Rest,
+    Remove,
+}
+
+impl HostTask {
+    /// Starts the task.
+    pub fn start(mut host: Host) -> Self {
+        let (orders, mut inbox) = mpsc::channel::<(Order, oneshot::Sender<Result<(), anyhow::Error>>)>(ORDERS);
+        tokio::spawn(async move {
+            let mut again = interval(ENSURE);
+            again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    biased;
+                    order = inbox.recv() => {
+                        let Some((order, done)) = order else { return };
+                        let result = match order {
+                            Order::Follow(wanted) => {
+                                host.follow(&wanted.0, &wanted.1).await;
+                                Ok(())
+                            }
+                            Order::ForgetInterface => {
+                                host.configured = false;
+                                Ok(())
+                            }
+                            Order::Rest => {
+                                host.rest().await;
+                                Ok(())
+                            }
+                            Order::Remove => host.remove().await,
+                        };
+                        let _ = done.send(result); // the loop may have waited long enough
+                    }
+                    _ = again.tick() => host.ensure().await,
+                }
+            }
+        });
+        Self { orders, last: None }
+    }
+
+    /// Makes the machine as these grants and this configuration say, and waits for it, if anything that concerns the machine
+    /// is another than before.
+    pub async fn follow(&mut self, own: &OwnGrant<Deadline>, config: &NodeConfig) {
+        let same = self.last.as_ref().is_some_and(|(last, last_config)| {
+            (&last.addresses, &last.overlay, &last.domain) == (&own.addresses, &own.overlay, &own.domain)
+                && last_config == config
+        });
+        if !same {
+            self.last = Some((own.clone(), config.clone()));
+            let _ = self.order(Order::Follow(Box::new((own.clone(), config.clone())))).await; // troubles are shown by `status`
+        }
+    }
+
+    /// The interface is another one now: configure it again.
+    pub async fn forget_interface(&mut self) {
+        self.last = None;
+        let _ = self.order(Order::ForgetInterface).await; // it is tried again with the next grants
+    }
+
+    /// The process stops and the node shall stay closed: names are asked elsewhere, guard and routes stay.
+    pub async fn rest(&mut self) {
+        let _ = self.order(Order::Rest).await; // the next start repairs what could not be put back
+    }
+
+    /// Takes everything away: `down`.
+    ///
+    /// # Errors
+    /// The first thing that could not be taken away.
+    pub async fn remove(&mut self) -> Result<(), anyhow::Error> {
+        self.last = None;
+        self.order(Order::Remove).await
+    }
+
+    async fn order(&self, order: Order) -> Result<(), anyhow::Error> {
+        let (done, answer) = oneshot::channel();
+        let late = || anyhow::anyhow!("the machine's network programs did not answer within {} s", PATIENCE.as_secs());
+        self.orders.try_send((order, done)).map_err(|_| late())?;
+        timeout(PATIENCE, answer).await.map_err(|_| late())?.map_err(|_| late())?
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,18 +209,23 @@ impl Host {
     ///
     /// # Errors
     /// If the kernel gives no netlink socket.
-    pub fn open(state: PathBuf, clock: dns::Clock) -> Result<Self, anyhow::Error> {
+    pub fn open(
+        state: PathBuf,
+        clock: dns::Clock,
+        names: Arc<ArcSwap<Names>>,
+        troubles: Troubles,
+    ) -> Result<Self, anyhow::Error> {
         Ok(Self {
             net: HostNet::open()?,
             guard: None,
             planned: None,
             configured: false,
-            names: Arc::default(),
+            names,
             clock,
             resolver: None,
             setup: None,
             places: Places::new(&state),
-            troubles: BTreeMap::new(),
+            troubles,
         })
     }
 
@@ -97,7 +235,7 @@ impl Host {
         {
             Ok(guard) => guard,
             Err(error) => {
-                self.trouble(Trouble::Guard, Err(error.into()));
+                self.troubles.note(Trouble::Guard, Err(error.into()));
                 return;
             }
         };
@@ -132,18 +270,18 @@ impl Host {
         match placed {
             Ok(guard) => {
                 self.guard = Some(guard);
-                self.troubles.remove(&Trouble::Guard);
+                self.troubles.note(Trouble::Guard, Ok(()));
             }
             Err(error) => {
-                self.trouble(Trouble::Guard, Err(error));
+                self.troubles.note(Trouble::Guard, Err(error));
                 return;
             }
         }
         let configured = self.net.configure(&planned.tunnel).await;
         self.configured = configured.is_ok();
-        self.trouble(Trouble::Net, configured.map_err(Into::into));
+        self.troubles.note(Trouble::Net, configured.map_err(Into::into));
         let named = self.set_up_names(&planned).await;
-        self.trouble(Trouble::Dns, named);
+        self.troubles.note(Trouble::Dns, named);
     }
 
     async fn set_up_names(&mut self, planned: &Planned) -> Result<(), anyhow::Error> {
@@ -168,20 +306,6 @@ impl Host {
         Ok(())
     }
 
-    /// Answers for exactly the names that the book entitles to now.
-    pub fn follow_names(&self, book: &Book, now: Now) {
-        let Some(stand) = book.stand() else {
-            self.names.store(Arc::default());
-            return;
-        };
-        let entries = book.reachable(now).into_iter().map(|reachable| NameEntry {
-            name: reachable.resource.to_string(),
-            addresses: reachable.addresses,
-            until: reachable.until,
-        });
-        self.names.store(Arc::new(Names::new(&stand.own.domain, stand.own.overlay.clone(), entries)));
-    }
-
     /// Puts back what others took away, and tries again what failed. Call it every few seconds.
     pub async fn ensure(&mut self) {
         self.settle().await;
@@ -196,7 +320,7 @@ impl Host {
                 if matches!(ensured, Ok(Ensured::Reinstalled)) {
                     warn!("somebody had removed or changed the guard: it is in place again");
                 }
-                self.trouble(Trouble::Guard, ensured.map(drop).map_err(Into::into));
+                self.troubles.note(Trouble::Guard, ensured.map(drop).map_err(Into::into));
             }
         }
         if let (Some(setup), Some(resolver)) = (&mut self.setup, &self.resolver) {
@@ -206,24 +330,7 @@ impl Host {
                     info!("the name configuration had been rewritten: it asks this node again");
                     resolver.set_upstream(upstream);
                 }
-                Err(error) => self.trouble(Trouble::Dns, Err(error.into())),
-            }
-        }
-    }
-
-    /// The interface is another one now: configure it again.
-    pub fn forget_interface(&mut self) {
-        self.configured = false;
-    }
-
-    /// Lists outer addresses of the machine, best first.
-    pub async fn outer_addresses(&self, interface: &str) -> Vec<IpAddr> {
-        let overlay: &[IpNet] = self.planned.as_ref().map_or(&[], |planned| &planned.tunnel.overlay);
-        match self.net.underlay_addresses(interface, overlay).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                warn!(error = %chain(&error.into()), "cannot list this machine's addresses");
-                vec![]
+                Err(error) => self.troubles.note(Trouble::Dns, Err(error.into())),
             }
         }
     }
@@ -233,7 +340,7 @@ impl Host {
         self.resolver = None;
         let setup = self.setup.take();
         let restored = off_the_loop(move || setup.map_or(Ok(()), DnsSetup::restore)).await;
-        self.trouble(Trouble::Dns, restored);
+        self.troubles.note(Trouble::Dns, restored);
     }
 
     /// Takes everything away: `down`.
@@ -247,28 +354,25 @@ impl Host {
         let guard = off_the_loop(Guard::remove).await;
         let places = self.places.clone();
         let names = off_the_loop(move || dns::setup::restore(&places)).await;
-        self.troubles.clear();
+        for what in [Trouble::Guard, Trouble::Net, Trouble::Dns] {
+            self.troubles.note(what, Ok(()));
+        }
         routes?;
         guard?;
         names?;
         Ok(())
     }
+}
 
-    /// Takes note of what went wrong or right.
-    pub fn trouble(&mut self, what: Trouble, result: Result<(), anyhow::Error>) {
-        match result {
-            Ok(()) => {
-                self.troubles.remove(&what);
-            }
-            Err(error) => {
-                let text = chain(&error);
-                if self.troubles.get(&what) != Some(&text) {
-                    warn!(error = %text, "the machine is not as planned; it is tried again");
-                }
-                self.troubles.insert(what, text);
-            }
-        }
-    }
+/// Makes the table of exactly the names that the book entitles to now.
+pub fn names_of(book: &Book, now: Now) -> Names {
+    let Some(stand) = book.stand() else { return Names::default() };
+    let entries = book.reachable(now).into_iter().map(|reachable| NameEntry {
+        name: reachable.resource.to_string(),
+        addresses: reachable.addresses,
+        until: reachable.until,
+    });
+    Names::new(&stand.own.domain, stand.own.overlay.clone(), entries)
 }
 
 /// Writes an error with its sources in one line.

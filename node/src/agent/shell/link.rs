@@ -16,6 +16,7 @@ use rustls::pki_types::ServerName;
 use tokio::{
     net::TcpStream,
     sync::mpsc,
+    task::JoinHandle,
     time::{Instant, interval, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -38,9 +39,10 @@ pub const INCOMING: usize = 8;
 /// The most bytes of one message: a document, escaped inside a JSON text.
 pub const MAX_MESSAGE_BYTES: usize = 2 * MAX_DOCUMENT_BYTES;
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-/// How long nothing at all may be heard.
-pub const SILENCE: Duration = Duration::from_secs(40);
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long nothing at all may be heard. The shortest lease is 30 s and renewed at 20 s: a stream that died unnoticed
+/// must be open again before the rest has passed.
+pub const SILENCE: Duration = Duration::from_secs(9);
 const SEND_PATIENCE: Duration = Duration::from_secs(20);
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -80,19 +82,25 @@ pub struct Link {
     /// Tells links apart.
     pub number: u64,
     outgoing: mpsc::Sender<FromNode>,
+    task: JoinHandle<()>,
 }
 
 impl Link {
     /// Begins to open a stream.
     pub fn open(number: u64, target: ControllerTarget, events: mpsc::Sender<LinkEvent>) -> Self {
         let (outgoing, queue) = mpsc::channel(OUTGOING);
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let end = run(number, &target, queue, &events).await;
             if let Err((error, retry)) = end {
                 let _ = events.send(LinkEvent { link: number, what: Happened::Ended { error, retry } }).await;
             }
         });
-        Self { number, outgoing }
+        Self { number, outgoing, task }
+    }
+
+    /// Lets what is queued go out, closes the stream, and returns the task that does so.
+    pub fn close(self) -> JoinHandle<()> {
+        self.task
     }
 
     /// Queues a message; returns false when the queue is full or the link has ended.

@@ -55,6 +55,7 @@ pub enum FromClient {
 pub struct LocalSocket {
     path: PathBuf,
     task: JoinHandle<()>,
+    places: Arc<Semaphore>,
 }
 
 impl Drop for LocalSocket {
@@ -77,13 +78,25 @@ impl LocalSocket {
         let listener = UnixListener::bind(path)?;
         // Everybody may connect: what each may ask is decided by who the kernel says it is.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
-        let task = tokio::spawn(accept(listener, group, clients));
-        Ok(Self { path: path.to_owned(), task })
+        let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+        let task = tokio::spawn(accept(listener, group, clients, places.clone()));
+        Ok(Self { path: path.to_owned(), task, places })
+    }
+
+    /// Takes no more clients, and waits until those that are there have read their answers, or for `patience`.
+    pub async fn drain(self, patience: Duration) {
+        self.task.abort();
+        let everybody = self.places.acquire_many(MAX_CLIENTS as u32);
+        let _ = timeout(patience, everybody).await; // a follower may stay to the end
     }
 }
 
-async fn accept(listener: UnixListener, group: Option<String>, clients: mpsc::Sender<FromClient>) {
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+async fn accept(
+    listener: UnixListener,
+    group: Option<String>,
+    clients: mpsc::Sender<FromClient>,
+    places: Arc<Semaphore>,
+) {
     let numbers = AtomicU64::new(1);
     loop {
         let Ok((stream, _)) = listener.accept().await else {

@@ -8,7 +8,8 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `mod.rs` | the loop, and how each effect of the core is done |
+//! | `mod.rs` | the loop |
+//! | `effects` | how each effect of the core is done |
 //! | `requests` | what each local request does |
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
@@ -21,6 +22,7 @@
 //! and the next process resumes what is saved within this boot.
 
 pub mod dial;
+mod effects;
 pub mod host;
 pub mod link;
 pub mod local;
@@ -39,16 +41,18 @@ use std::{
 };
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use postern_common::{flow_record::FlowRecord, time::Monotonic};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use self::{
-    host::{Host, Trouble, chain},
+    host::{Host, HostTask, Trouble, Troubles, chain},
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
     plane::Plane,
@@ -56,16 +60,18 @@ use self::{
     requests::Waiting,
 };
 use super::{
-    api::Reply,
-    core::{Core, Effect, Entropy, Notice, ProbeOrder, Retry, Settings, identity::Wanted},
+    core::{Core, Entropy, ProbeOrder, Settings, identity::Wanted},
     state::{
         self, State,
-        writer::{Done, Job, Writer},
+        writer::{Done, Writer},
     },
 };
 use crate::{
     config::NodeConfig,
-    host::net::AddressChanges,
+    host::{
+        dns::Names,
+        net::{AddressChanges, HostNet},
+    },
     io::{
         clock::{Clock, SystemClock},
         worker::WorkerEvent,
@@ -79,6 +85,8 @@ const TICK: Duration = Duration::from_secs(5);
 const PROBE_BURST: Duration = Duration::from_secs(1);
 /// ... and then this slowly: a NAT's mapping lives 30 s at least nearly everywhere.
 const PROBE_INTERVAL: Duration = Duration::from_secs(25);
+/// How long the last words to the controller may take when the process ends.
+const FAREWELL: Duration = Duration::from_secs(2);
 const PROBES_IN_BURST: u64 = 3;
 
 /// Where things are, and who started the agent.
@@ -118,9 +126,14 @@ struct Agent {
     clock: Arc<dyn Clock>,
     core: Core,
     writer: Writer,
-    host: Host,
+    host: HostTask,
+    net: HostNet,
+    names: Arc<ArcSwap<Names>>,
+    troubles: Troubles,
     plane: Option<Plane>,
     link: Option<Link>,
+    /// The former link, which still says farewell.
+    closing: Option<JoinHandle<()>>,
     link_number: u64,
     link_events: mpsc::Sender<LinkEvent>,
     /// The controller's address and this machine's towards it, on the present stream.
@@ -168,15 +181,20 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     let (to_loop, mut from_clients) = mpsc::channel(local::MAX_CLIENTS);
     let socket = LocalSocket::listen(&options.socket, config.group.clone(), to_loop)
         .with_context(|| format!("cannot listen at {}", options.socket.display()))?;
+    let (names, troubles) = (Arc::<ArcSwap<Names>>::default(), Troubles::default());
     let names_clock = {
         let clock = clock.clone();
         Arc::new(move || clock.now())
     };
     let mut agent = Agent {
-        host: Host::open(options.state.clone(), names_clock)?,
+        host: HostTask::start(Host::open(options.state.clone(), names_clock, names.clone(), troubles.clone())?),
+        net: HostNet::open()?,
+        names,
+        troubles,
         spool: None,
         plane: None,
         link: None,
+        closing: None,
         link_number: 0,
         link_events,
         path: None,
@@ -212,21 +230,23 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
             break;
         }
         let phase = agent.core.phase();
-        if shown.as_ref() != Some(&phase) {
-            notify_manager(&[sd_notify::NotifyState::Status(&report::phase_line(&phase))]);
-            info!(phase = %report::phase_line(&phase), "the node's phase");
-            shown = Some(phase);
+        let line = report::phase_line(&phase);
+        if shown.as_ref() != Some(&line) {
+            notify_manager(&[sd_notify::NotifyState::Status(&line)]);
+            info!(phase = %line, "the node's phase");
+            shown = Some(line);
         }
         let wake = agent.wake_at();
         tokio::select! {
-            event = from_link.recv() => if let Some(event) = event { agent.from_link(event) },
-            client = from_clients.recv() => if let Some(client) = client { agent.from_client(client).await },
+            event = from_link.recv() => if let Some(event) = event { agent.link_said(event) },
+            client = from_clients.recv() => if let Some(client) = client { agent.client_said(client).await },
             done = persisted.recv() => if let Some(done) = done { agent.persisted(done) },
-            event = next_event(&mut agent.plane) => agent.from_worker(event).await,
+            event = next_event(&mut agent.plane) => agent.worker_said(event).await,
             watching = addresses.changed() => {
                 if !watching {
                     addresses = AddressChanges::watch()?;
                 }
+                agent.leave_lost_address();
                 agent.look_for_endpoints().await;
             }
             () = sleep_until(wake) => agent.due().await,
@@ -239,8 +259,9 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     }
     notify_manager(&[sd_notify::NotifyState::Stopping]);
     info!("stopping; the guard, the blackhole routes and the interface stay unless `down` took them away");
-    drop(socket);
     agent.stop().await;
+    drop(from_clients);
+    socket.drain(FAREWELL).await;
     Ok(())
 }
 
@@ -272,7 +293,7 @@ impl Agent {
             Ok(spool) => self.spool = Some(spool),
             Err(error) => {
                 let error = anyhow::Error::from(error).context(format!("cannot open {}", path.display()));
-                self.host.trouble(Trouble::Records, Err(error));
+                self.troubles.note(Trouble::Records, Err(error));
             }
         }
     }
@@ -299,7 +320,7 @@ impl Agent {
         if self.plane.is_none() {
             let keys = self.core.identity().keyring.private_keys();
             self.plane = Some(Plane::start(&self.config, keys, self.clock.clone()).await?);
-            self.host.forget_interface();
+            self.host.forget_interface().await;
         }
         Ok(())
     }
@@ -315,10 +336,12 @@ impl Agent {
     }
 
     async fn stop(&mut self) {
-        self.link = None;
+        let closing = self.link.take().map(Link::close).or(self.closing.take());
         self.stop_plane().await;
         self.host.rest().await;
-        tokio::task::yield_now().await; // let the link's farewell begin
+        if let Some(closing) = closing {
+            let _ = tokio::time::timeout(FAREWELL, closing).await; // the controller notices by itself, later
+        }
     }
 
     fn wake_at(&self) -> Instant {
@@ -349,7 +372,6 @@ impl Agent {
     }
 
     async fn tick(&mut self) {
-        self.host.ensure().await;
         if let Some(plane) = &self.plane
             && let Ok(status) = plane.worker.status().await
         {
@@ -360,10 +382,9 @@ impl Agent {
         }
         if let Some(spool) = &self.spool {
             let trouble = spool.trouble();
-            self.host.trouble(Trouble::Records, trouble.map_or(Ok(()), |text| Err(anyhow::Error::msg(text))));
+            self.troubles.note(Trouble::Records, trouble.map_or(Ok(()), |text| Err(anyhow::Error::msg(text))));
         }
-        let now = self.clock.now();
-        self.host.follow_names(self.core.book(), now);
+        self.follow_names();
     }
 
     fn reload(&mut self) {
@@ -393,7 +414,7 @@ impl Agent {
         notify_manager(&[sd_notify::NotifyState::Ready]);
     }
 
-    fn from_link(&mut self, event: LinkEvent) {
+    fn link_said(&mut self, event: LinkEvent) {
         if self.link.as_ref().is_none_or(|link| link.number != event.link) {
             return;
         }
@@ -406,8 +427,25 @@ impl Agent {
             Happened::Said(message) => self.core.handle_message(*message, now),
             Happened::Ended { error, retry } => {
                 self.link = None;
+                self.path = None;
                 self.core.handle_disconnected(error, retry, now);
             }
+        }
+    }
+
+    /// Opens the stream anew when the address that it was opened from is this machine's no longer: a roam. TCP itself
+    /// would find out only after minutes, and the lease would end meanwhile.
+    fn leave_lost_address(&mut self) {
+        let (Some(link), Some((_, local))) = (&self.link, self.path) else { return };
+        let mut any_port = local;
+        any_port.set_port(0);
+        let lost = std::net::UdpSocket::bind(any_port).is_err_and(|e| e.kind() == std::io::ErrorKind::AddrNotAvailable);
+        if lost {
+            let error = format!("this machine no longer has the address {}", local.ip());
+            self.link_said(LinkEvent {
+                link: link.number,
+                what: Happened::Ended { error, retry: crate::agent::core::Retry::Soon },
+            });
         }
     }
 
@@ -415,19 +453,19 @@ impl Agent {
         let now = self.clock.now();
         match (done.what, done.result) {
             (Some(what), Ok(())) => {
-                self.host.trouble(Trouble::Disk, Ok(()));
+                self.troubles.note(Trouble::Disk, Ok(()));
                 self.core.handle_persisted(what, now);
             }
             (Some(what), Err(text)) => {
-                self.host.trouble(Trouble::Disk, Err(anyhow::Error::msg(text.clone())));
+                self.troubles.note(Trouble::Disk, Err(anyhow::Error::msg(text.clone())));
                 self.core.handle_persist_failed(what, &text, now);
             }
             (None, Ok(())) => {}
-            (None, Err(text)) => self.host.trouble(Trouble::Disk, Err(anyhow::Error::msg(text))),
+            (None, Err(text)) => self.troubles.note(Trouble::Disk, Err(anyhow::Error::msg(text))),
         }
     }
 
-    async fn from_worker(&mut self, event: Option<WorkerEvent>) {
+    async fn worker_said(&mut self, event: Option<WorkerEvent>) {
         match event {
             Some(WorkerEvent::Record(record)) => self.record(record),
             Some(WorkerEvent::Plane(event)) => tracing::debug!(?event, "data plane"),
@@ -460,7 +498,15 @@ impl Agent {
         let port = self.config.listen_port;
         let mut endpoints = self.config.endpoints.announce.clone();
         let ignored = ignored_addresses(&self.config.endpoints.ignore_interfaces);
-        for address in self.host.outer_addresses(&self.config.interface).await {
+        let overlay = self.core.book().stand().map(|stand| stand.own.overlay.clone()).unwrap_or_default();
+        let found = match self.net.underlay_addresses(&self.config.interface, &overlay).await {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(error = %chain(&error.into()), "cannot list this machine's addresses");
+                return;
+            }
+        };
+        for address in found {
             let endpoint = SocketAddr::new(address, port);
             if !ignored.contains(&address) && !endpoints.contains(&endpoint) {
                 endpoints.push(endpoint);
@@ -473,112 +519,6 @@ impl Agent {
         }
         self.endpoints.clone_from(&endpoints);
         self.core.handle_endpoints(endpoints, self.clock.now());
-    }
-
-    async fn perform_all(&mut self) {
-        while let Some(effect) = self.core.poll_effect() {
-            self.perform(effect).await;
-        }
-        if std::mem::take(&mut self.waiting.reloaded) {
-            if let Some(plane) = &self.plane {
-                let _ = plane.worker.set_ceiling(self.config.ceiling()).await; // an ended worker is told by its events
-            }
-            self.follow_host().await;
-            self.look_for_endpoints().await;
-        }
-    }
-
-    async fn perform(&mut self, effect: Effect) {
-        match effect {
-            Effect::Connect(target) => {
-                self.link_number += 1;
-                self.link = Some(Link::open(self.link_number, target, self.link_events.clone()));
-            }
-            Effect::Close => self.link = None,
-            Effect::Send(message) => {
-                if self.link.as_ref().is_some_and(|link| !link.send(message)) {
-                    self.link = None;
-                    let error = "the stream to the controller takes no more messages".into();
-                    self.core.handle_disconnected(error, Retry::Soon, self.clock.now());
-                }
-            }
-            Effect::SetLocalKeys(keys) => {
-                if let Some(plane) = &self.plane {
-                    let _ = plane.worker.set_local_keys(keys).await; // an ended worker is told by its events
-                }
-            }
-            Effect::Apply(grants) => self.apply(grants).await,
-            Effect::CloseDoors => {
-                self.writer.submit(Job::RemoveGrants);
-                self.host.follow_names(self.core.book(), self.clock.now());
-                self.stop_plane().await;
-                // An empty worker in its place: there is no way to forget to take something out of it.
-                let identity = self.core.identity();
-                if identity.wanted == Wanted::Up && identity.enrolment.is_some() {
-                    let started = self.start_plane().await;
-                    self.host.trouble(Trouble::Plane, started);
-                }
-            }
-            Effect::PersistIdentity(identity) => self.writer.submit(Job::Identity(identity)),
-            Effect::PersistGrants(saved) => self.writer.submit(Job::Grants(saved)),
-            Effect::HostDown => self.down().await,
-            Effect::Probe(order) => {
-                self.probe = Some(Probing { order, sequence: 0, next: Instant::now() });
-            }
-            Effect::StopProbes => self.probe = None,
-            Effect::Notify(notice) => {
-                log_notice(&notice);
-                self.waiting.tell(&notice);
-            }
-            Effect::Explained { question, answer } => self.explained(question, answer).await,
-        }
-    }
-
-    async fn apply(&mut self, grants: postern_common::grant::VerifiedGrants) {
-        let position = grants.position();
-        let started = self.start_plane().await;
-        let failed = started.is_err();
-        self.host.trouble(Trouble::Plane, started);
-        let Some(plane) = self.plane.as_ref().filter(|_| !failed) else { return };
-        match plane.worker.apply(grants).await {
-            Ok(applied) => {
-                info!(
-                    generation = position.generation,
-                    epoch = position.epoch,
-                    compiled = applied.compiled.len(),
-                    removed = applied.removed.len(),
-                    renewed = applied.renewed,
-                    cut = applied.cut,
-                    "grants are enforced"
-                );
-                self.core.handle_compiled(position);
-            }
-            Err(_) => return self.lose_plane(),
-        }
-        self.host.follow_names(self.core.book(), self.clock.now());
-        self.follow_host().await;
-    }
-
-    async fn follow_host(&mut self) {
-        if let Some(stand) = self.core.book().stand() {
-            self.host.follow(&stand.own, &self.config).await;
-        }
-    }
-
-    async fn down(&mut self) {
-        self.stop_plane().await;
-        let removed = self.host.remove().await;
-        let interface = plane::remove_interface(&self.config.interface);
-        let result = removed.and(interface);
-        let reply = match &result {
-            Ok(()) => Reply::Done,
-            Err(error) => Reply::Refused { message: format!("not everything could be taken away: {}", chain(error)) },
-        };
-        self.host.trouble(Trouble::Net, result);
-        self.waiting.answer_down(&reply);
-        if self.options.detached {
-            self.course = Course::Finished;
-        }
     }
 }
 
@@ -597,23 +537,15 @@ fn ignored_addresses(interfaces: &[String]) -> Vec<IpAddr> {
         .collect()
 }
 
-fn log_notice(notice: &Notice) {
-    match notice {
-        Notice::Connecting { controller } => info!(controller, "connecting"),
-        Notice::Retrying { error, after_ms } => warn!(%error, after_ms, "the stream is down; it is tried again"),
-        Notice::SignIn { url, expires, .. } => info!(url, %expires, "waiting for a person to sign in"),
-        Notice::Joined { subject, machine, .. } => info!(subject, machine, "joined"),
-        Notice::Enforcing { generation } => tracing::debug!(generation, "acknowledged"),
-        Notice::SessionEnded { reason } => info!(reason, "the login session has ended"),
-        Notice::Failed { message } => warn!(message, "what was asked for does not happen"),
-    }
-}
-
 impl Agent {
-    async fn from_client(&mut self, event: FromClient) {
+    async fn client_said(&mut self, event: FromClient) {
         match event {
             FromClient::Asked { client, request, replies } => self.asked(client, request, replies).await,
-            FromClient::Gone { client } => self.gone(client),
+            FromClient::Gone { client } => {
+                if self.gone(client) {
+                    self.end_if_useless().await;
+                }
+            }
         }
     }
 }

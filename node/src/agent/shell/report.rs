@@ -18,8 +18,7 @@ pub(super) fn phase_line(phase: &Phase) -> String {
         Phase::Joining { .. } => "joining".into(),
         Phase::Offline { error: None, .. } => "connecting to the controller".into(),
         Phase::Offline { error: Some(error), .. } => format!("without the controller: {error}"),
-        Phase::Connected { current: true } => "connected, everything is enforced".into(),
-        Phase::Connected { current: false } => "connected, waiting for grants".into(),
+        Phase::Connected { .. } => "connected".into(),
     }
 }
 
@@ -112,7 +111,7 @@ impl Agent {
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
             endpoints: self.endpoints.clone(),
-            problems: self.host.troubles.values().cloned().collect(),
+            problems: self.troubles.list(),
             records_dropped: self.spool.as_ref().map_or(0, super::records::Spool::dropped)
                 + worker.as_ref().map_or(0, |status| status.plane.records_dropped),
             documents_refused: self.core.refused_documents(),

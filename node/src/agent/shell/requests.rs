@@ -100,10 +100,13 @@ impl Agent {
         }
     }
 
-    pub(super) fn gone(&mut self, client: u64) {
-        if self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty() {
+    /// Takes note that a client went away; tells whether it was the last that waited for `up`.
+    pub(super) fn gone(&mut self, client: u64) -> bool {
+        let last = self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty();
+        if last {
             self.core.handle_command(Command::AbandonJoin, self.clock.now());
         }
+        last
     }
 
     async fn up(

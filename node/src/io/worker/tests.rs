@@ -211,10 +211,10 @@ fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
     runtime.block_on(handle.shut_down()).unwrap();
     let mut ends = Vec::new();
     while let Some(event) = events.blocking_recv() {
-        if let WorkerEvent::Record(record) = event {
-            if let FlowEvent::End { why, .. } = record.event {
-                ends.push(why);
-            }
+        if let WorkerEvent::Record(record) = event
+            && let FlowEvent::End { why, .. } = record.event
+        {
+            ends.push(why);
         }
     }
     assert!(ends.contains(&FlowEnd::Shutdown), "{ends:?}");

@@ -1,0 +1,121 @@
+//! What each command of a local client does.
+
+use postern_common::{id::MachineName, key::WireGuardPrivateKey, net::Service, protocol::FromNode, time::Now};
+use zeroize::Zeroizing;
+
+use super::{
+    AfterIdentity, Command, Core, EXPLAIN_PATIENCE, Effect, MAX_OPEN_QUESTIONS, Notice,
+    identity::{Login, Wanted},
+    stream::{JoinAttempt, Purpose, Stream},
+};
+use crate::agent::target::ControllerTarget;
+
+impl Core {
+    /// Takes a command of a local client.
+    pub fn handle_command(&mut self, command: Command, now: Now) {
+        match command {
+            Command::Up { target, token, name } => self.up(target, token, name, now),
+            Command::AbandonJoin => {
+                if self.stream.is_join() {
+                    self.close_stream();
+                }
+                self.after_identity.retain(|after| !matches!(after, AfterIdentity::Connect(Purpose::Join(_))));
+            }
+            Command::Down => {
+                self.identity.wanted = Wanted::Down;
+                self.write_identity();
+                self.close_stream();
+                self.shut();
+                self.effects.push_back(Effect::HostDown);
+            }
+            Command::Logout => self.logout(),
+            Command::Explain { question, to, service } => self.ask(question, to, service, now),
+        }
+    }
+
+    fn up(&mut self, target: Option<ControllerTarget>, token: Option<Zeroizing<String>>, name: MachineName, now: Now) {
+        let enrolled = self.identity.enrolment.as_ref();
+        if let (Some(enrolment), Some(target)) = (enrolled, &target)
+            && enrolment.controller != *target
+        {
+            let message = format!(
+                "this machine has joined {}: run `postern logout` before it joins another controller",
+                enrolment.controller.authority()
+            );
+            return self.notify(Notice::Failed { message });
+        }
+        if enrolled.is_some_and(|enrolment| enrolment.login.is_open()) {
+            if self.identity.wanted != Wanted::Up {
+                self.identity.wanted = Wanted::Up;
+                self.write_identity();
+            }
+            match &self.stream {
+                Stream::Resting { .. } => {
+                    self.backoff.reset();
+                    self.connect_if_wanted(now);
+                }
+                Stream::Live(_) => {
+                    if let Some(generation) = self.enforced().map(|position| position.generation) {
+                        self.notify(Notice::Enforcing { generation });
+                    }
+                }
+                Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {}
+            }
+            return;
+        }
+        let Some(target) = target.or_else(|| enrolled.map(|enrolment| enrolment.controller.clone())) else {
+            let message = "this machine has not joined a controller yet: postern up https://CONTROLLER#k=...".into();
+            return self.notify(Notice::Failed { message });
+        };
+        self.close_stream();
+        self.after_identity.clear();
+        self.identity.wanted = Wanted::Up;
+        self.backoff.reset();
+        let mut secret = Zeroizing::new([0; 32]);
+        self.entropy.fill(&mut *secret);
+        let key = self.identity.keyring.propose(WireGuardPrivateKey::from_bytes(*secret), now.wall);
+        let attempt = JoinAttempt { target, token, name, key, failures: 0 };
+        self.after_identity.push(AfterIdentity::Connect(Purpose::Join(Box::new(attempt))));
+        self.write_identity();
+    }
+
+    fn logout(&mut self) {
+        if let Stream::Live(_) = self.stream {
+            self.effects.push_back(Effect::Send(FromNode::Logout));
+        }
+        self.close_stream();
+        self.identity.keyring.wipe();
+        self.identity.wanted = Wanted::Down;
+        match self.identity.enrolment.as_mut() {
+            Some(enrolment) if enrolment.login != Login::Service => {
+                enrolment.login = Login::Ended { reason: "signed out on this machine".into() };
+            }
+            // A service's only credential is its enrolment, so signing it out forgets that.
+            Some(_) | None => {
+                self.identity.enrolment = None;
+                self.verifier = None;
+            }
+        }
+        self.write_identity();
+        self.shut();
+        self.effects.push_back(Effect::SetLocalKeys(vec![]));
+        self.effects.push_back(Effect::HostDown);
+    }
+
+    fn ask(&mut self, question: u64, to: String, service: Option<Service>, now: Now) {
+        let refusal = match &self.stream {
+            Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => None,
+            Stream::Live(_) => Some("too many questions are open: try again in a moment"),
+            Stream::Resting { .. } | Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {
+                Some("the controller is not connected")
+            }
+        };
+        match refusal {
+            Some(why) => self.effects.push_back(Effect::Explained { question, answer: Err(why.into()) }),
+            None => {
+                self.questions.insert(question, now.monotonic.saturating_add(EXPLAIN_PATIENCE));
+                self.effects.push_back(Effect::Send(FromNode::Explain { id: question, to, service }));
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Documents: order, durability, freshness, resuming.
+
+use super::*;
+
+#[test]
+fn nothing_is_acknowledged_before_it_is_durable() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    node.disk = Disk::Waits;
+    let grants = controller.grants(device(9), Some(1));
+    node.hear(grants);
+    assert_eq!(node.seen.applied.len(), 2, "enforced at once");
+    assert!(node.sent().is_empty(), "and not acknowledged");
+    let position = Position { epoch: 1, generation: 2 };
+    node.core.handle_persisted(Persisted::Grants(position), node.now);
+    node.run();
+    assert_eq!(node.sent(), [FromNode::Enforced { position }]);
+}
+
+#[test]
+fn deltas_that_come_during_a_write_are_written_once_more_and_acknowledged_together() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    node.disk = Disk::Waits;
+    for previous in 1..=3 {
+        let grants = controller.grants(device(9), Some(previous));
+        node.hear(grants);
+    }
+    node.disk = Disk::Works;
+    node.core.handle_persisted(Persisted::Grants(Position { epoch: 1, generation: 2 }), node.now);
+    node.run();
+    let enforced = |generation| FromNode::Enforced { position: Position { epoch: 1, generation } };
+    assert_eq!(node.sent(), [enforced(2), enforced(4)]);
+    assert_eq!(node.seen.saved.as_ref().map(|saved| saved.position.generation), Some(4));
+}
+
+#[test]
+fn a_gap_forces_one_request_for_a_snapshot_which_mends_it() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    controller.generation = 5;
+    for _storm in 0..10 {
+        let grants = controller.grants(device(9), Some(controller.generation));
+        node.hear(grants);
+    }
+    assert_eq!(node.sent(), [FromNode::SnapshotWanted], "one request, whatever the storm");
+    assert_eq!(node.seen.applied.len(), 1, "nothing of it is enforced");
+    let grants = controller.grants(device(9), None);
+    node.hear(grants);
+    assert_eq!(node.core.enforced().map(|position| position.generation), Some(controller.generation));
+}
+
+#[test]
+fn a_document_that_the_controller_did_not_sign_is_not_enforced_and_ends_the_stream() {
+    let (mut node, controller) = joined();
+    let forged = controller.document(device(9), 7, None, &ControllerSigningKey::from_seed(&[6; 32]));
+    node.hear(ToNode::Grants { signed: forged });
+    assert_eq!(node.seen.applied.len(), 1);
+    assert!(!node.connected);
+    let misdirected = {
+        let mut other = Controller::new();
+        other.nonces.insert(device(8), Nonce::from_bytes([0; 16]));
+        other.document(device(8), 9, None, &other.key)
+    };
+    node.hear(ToNode::Grants { signed: misdirected });
+    assert_eq!(node.seen.applied.len(), 1);
+}
+
+#[test]
+fn the_nonce_is_freshened_so_that_a_delayed_document_is_never_too_old() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    let mut freshened = 0;
+    for _minute in 0..60 {
+        node.pass(Duration::from_secs(60));
+        freshened += node.seen.sent.iter().filter(|message| matches!(message, FromNode::Freshen { .. })).count();
+        controller.converse(&mut node, device(9));
+    }
+    assert_eq!(freshened, 30);
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    assert_eq!(node.core.phase(), Phase::Connected { current: true });
+}
+
+#[test]
+fn an_answer_to_a_forgotten_nonce_is_refused_and_asked_anew() {
+    let (mut node, mut controller) = joined();
+    let old = controller.nonces[&device(9)];
+    for _minute in 0..40 {
+        node.pass(Duration::from_secs(60));
+    }
+    controller.converse(&mut node, device(9));
+    controller.nonces.insert(device(9), old);
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    let sent = node.sent();
+    assert!(matches!(&sent[..], [FromNode::Freshen { .. }, FromNode::SnapshotWanted]), "{sent:?}");
+}
+
+#[test]
+fn the_end_of_a_session_closes_the_doors_even_if_no_document_follows() {
+    let (mut node, _) = joined();
+    node.hear(ToNode::SessionEnded { reason: "laptop lost".into() });
+    node.pass(Duration::from_secs(3));
+    assert_eq!(node.seen.doors_closed, 2, "once when it joined, once now");
+    assert!(node.core.book().stand().is_none());
+    assert!(matches!(node.core.phase(), Phase::SignedOut { reason } if reason == "laptop lost"));
+    node.lose_stream();
+    let before = node.seen.connects.len();
+    node.pass(Duration::from_secs(3_600));
+    assert_eq!(node.seen.connects.len(), before, "it waits for a person");
+}
+
+#[test]
+fn after_the_doors_were_shut_a_delta_opens_nothing() {
+    let (mut node, mut controller) = joined();
+    node.hear(ToNode::SessionEnded { reason: "x".into() });
+    node.pass(Duration::from_secs(3));
+    node.sent();
+    let applied = node.seen.applied.len();
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    assert_eq!(node.seen.applied.len(), applied);
+    assert_eq!(node.sent(), [FromNode::SnapshotWanted]);
+}
+
+#[test]
+fn a_restart_within_the_boot_resumes_and_any_other_state_begins_closed() {
+    let (node, _) = joined();
+    let (identity, saved) = (node.seen.identity.expect("written"), node.seen.saved.expect("written"));
+    let restart = |boot, mark: Position| {
+        let settings = Settings { rotation: ROTATION, boot, listen_port: 51820, version: "test".into() };
+        let mut node = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity.clone()));
+        let resumed = node.core.start(Some(saved.clone()), Some(mark), node.now).is_ok();
+        node.run();
+        (resumed, node.seen.applied.len(), node.seen.doors_closed)
+    };
+    assert_eq!(restart(BOOT, saved.position), (true, 1, 0));
+    assert_eq!(restart(BootId::from_bytes([2; 16]), saved.position), (false, 0, 1), "a new boot");
+    let newer = Position { epoch: 1, generation: saved.position.generation + 1 };
+    assert_eq!(restart(BOOT, newer), (false, 0, 1), "an old copy of the grants");
+}
+
+#[test]
+fn a_lost_data_plane_is_told_everything_again() {
+    let (mut node, mut controller) = joined();
+    node.core.handle_plane_lost(node.now);
+    node.run();
+    assert!(node.core.enforced().is_none());
+    controller.converse(&mut node, device(9));
+    assert_eq!(node.seen.applied.len(), 2);
+    assert_eq!(node.core.phase(), Phase::Connected { current: true });
+}
