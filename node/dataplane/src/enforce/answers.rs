@@ -27,10 +27,11 @@ impl Enforcer {
     pub(crate) fn whois(&self, remote: SocketAddr) -> Option<WhoIs> {
         let slot = self.owner(remote.ip())?;
         let peer = self.peer_if_any(slot)?;
-        let at = |flow: &&Flow| {
-            flow.key.peer == slot && flow.key.remote == remote.ip() && flow.key.remote_port == remote.port()
-        };
-        let newest = self.table.iter().filter(at).max_by_key(|flow| flow.begun);
+        let at = |flow: &&Flow| flow.key.remote == remote.ip() && flow.key.remote_port == remote.port();
+        // The peer's own flows alone, which its quota bounds: every local user may ask, and packets wait meanwhile.
+        let first = self.table.first_of_peer(slot);
+        let flows = std::iter::successors(first, |index| self.table.next_of_peer(*index));
+        let newest = flows.map(|index| self.table.flow(index)).filter(at).max_by_key(|flow| flow.begun);
         Some(WhoIs {
             peer: peer.identity.clone(),
             tags: peer.tags.clone(),

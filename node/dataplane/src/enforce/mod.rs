@@ -93,6 +93,8 @@ pub(crate) struct Cut {
 pub(crate) struct Enforcer {
     own: Option<OwnGrant<Deadline>>,
     peers: Vec<Option<Peer>>,
+    /// Places in `peers` that hold nobody.
+    free_slots: Vec<PeerSlot>,
     devices: HashMap<DeviceId, PeerSlot>,
     /// Cryptokey routing (WireGuard whitepaper §2): who owns an inner address.
     owners: HashMap<IpAddr, PeerSlot>,
@@ -120,6 +122,7 @@ impl Enforcer {
         Self {
             own: None,
             peers: Vec::new(),
+            free_slots: Vec::new(),
             devices: HashMap::new(),
             owners: HashMap::new(),
             expiries: BTreeSet::new(),

@@ -139,7 +139,10 @@ impl Enforcer {
         self.end_flows(slot, now, |_| Some(FlowEnd::Revoked));
         let peer = self.peers[slot.0 as usize].take()?;
         self.expiries.remove(&(peer.expires, slot));
-        self.owners.retain(|_, owner| *owner != slot);
+        for address in &peer.addresses {
+            self.disown(*address, slot);
+        }
+        self.free_slots.push(slot);
         Some(slot)
     }
 
@@ -176,13 +179,12 @@ impl Enforcer {
     }
 
     fn insert_peer(&mut self, identity: PeerIdentity, grant: &PeerGrant<Deadline>, now: Now) -> PeerSlot {
-        let free = self.peers.iter().position(Option::is_none).unwrap_or(self.peers.len());
-        let slot = PeerSlot(free as u32);
-        if free == self.peers.len() {
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.peers.push(None);
-        }
+            PeerSlot((self.peers.len() - 1) as u32)
+        });
         self.devices.insert(grant.device, slot);
-        self.peers[free] = Some(Peer {
+        self.peers[slot.0 as usize] = Some(Peer {
             identity: identity.clone(),
             tags: Vec::new(),
             addresses: Vec::new(),
@@ -198,7 +200,12 @@ impl Enforcer {
     }
 
     fn recompile(&mut self, slot: PeerSlot, identity: PeerIdentity, grant: &PeerGrant<Deadline>) {
-        self.owners.retain(|address, owner| *owner != slot || grant.addresses.contains(address));
+        // What a peer owns always stands in its own list: no walk over everybody's addresses, or a first snapshot would
+        // cost the square of its peers, on the thread that packets wait for.
+        let former = std::mem::take(&mut self.peer_mut(slot).addresses);
+        for address in former.into_iter().filter(|address| !grant.addresses.contains(address)) {
+            self.disown(address, slot);
+        }
         for address in grant.addresses.iter().filter(|address| !self.is_own(**address)).copied().collect::<Vec<_>>() {
             // The latest statement wins; whoever owned the address before can use it no longer.
             if let Some(before) = self.owners.insert(address, slot).filter(|before| *before != slot) {
@@ -216,6 +223,13 @@ impl Enforcer {
         peer.generation = generation;
         peer.inbound = Rules::compile(grant.inbound.clone());
         peer.outbound = Rules::compile(grant.outbound.clone());
+    }
+
+    /// Takes an address from a peer, unless another peer owns it by now.
+    fn disown(&mut self, address: IpAddr, slot: PeerSlot) {
+        if self.owners.get(&address) == Some(&slot) {
+            self.owners.remove(&address);
+        }
     }
 
     /// Notes when the next permission of the peer expires. What has passed already is not noted: the caller has judged

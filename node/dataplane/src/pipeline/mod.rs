@@ -126,6 +126,11 @@ impl<W: Tunnels> DataPlane<W> {
         self.enforcer.flow_count()
     }
 
+    /// Returns how many peers there are.
+    pub fn peer_count(&self) -> usize {
+        self.enforcer.devices().count()
+    }
+
     /// Lists the peers.
     pub fn peers(&self, now: Now) -> Vec<PeerStatus> {
         let mut slots: Vec<_> = self.enforcer.devices().filter_map(|device| self.enforcer.slot_of(device)).collect();

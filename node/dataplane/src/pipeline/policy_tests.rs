@@ -131,3 +131,30 @@ fn an_initiation_replayed_after_a_restart_moves_no_endpoint() {
     let status = &restarted.plane.peers(at(11))[0];
     assert_eq!((status.endpoint, status.session_since), (Some(outer(1)), None), "what it told proves nothing");
 }
+
+#[test]
+fn a_place_and_an_address_that_change_hands_carry_nothing_over() {
+    let (mut a, mut b) = couple();
+    a.local_sends(&syn(443), at(5));
+    settle(&mut [&mut a, &mut b], at(5));
+    assert_eq!(b.take_delivered().len(), 1);
+    // Device 3 is told to own device 1's addresses; then device 1 goes and a fourth takes its place in the tables.
+    let mut heir = peer(2, 3, vec![permission("rule", &["tcp/443"], HOUR)], vec![]);
+    heir.addresses = inner(1).to_vec();
+    b.upsert(heir, at(6));
+    assert_eq!(b.plane.flow_count(), 0, "the former owner's flow is cut");
+    assert_eq!(b.take_delivered().len(), 1, "and the local socket is told");
+    b.remove(1, at(7));
+    b.upsert(peer(2, 4, vec![permission("rule", &["tcp/443"], HOUR)], vec![]), at(8));
+    assert_eq!(b.plane.peer_count(), 2);
+    let owner = |node: &Node<Simulated>, number: u8| {
+        node.plane.whois((inner(number)[0], 1).into()).map(|who| who.peer.device)
+    };
+    assert_eq!(owner(&b, 1), Some(device(3)), "removing the former owner takes nothing from the present one");
+    assert_eq!(owner(&b, 4), Some(device(4)));
+    b.upsert(peer(2, 3, vec![permission("rule", &["tcp/443"], HOUR)], vec![]), at(9));
+    assert_eq!((owner(&b, 1), owner(&b, 3)), (None, Some(device(3))), "what is not listed any more is nobody's");
+    a.local_sends(&syn(443), at(10));
+    settle(&mut [&mut a, &mut b], at(10));
+    assert!(b.delivered.is_empty());
+}

@@ -115,7 +115,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn status(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask(|plane, _batches, link, now| status(plane, link, now)).await
+        self.ask(|plane, _batches, link, _now| status(plane, link)).await
     }
 
     /// Lists the live flows.
@@ -194,7 +194,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn status_blocking(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask_blocking(|plane, _batches, link, now| status(plane, link, now))
+        self.ask_blocking(|plane, _batches, link, _now| status(plane, link))
     }
 
     async fn ask<T: Send + 'static>(
@@ -228,7 +228,8 @@ fn prepare<T: Send + 'static>(
     (Command::Run(run), receiver)
 }
 
-fn status(plane: &DataPlane, link: &Link, now: Now) -> WorkerStatus {
+/// Counts and copies no list: every local user may ask, and packets wait meanwhile.
+fn status(plane: &DataPlane, link: &Link) -> WorkerStatus {
     let io = IoCounters { sent: *link.sockets.counters(), ..link.io };
-    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peers(now).len(), flows: plane.flows().len() }
+    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peer_count(), flows: plane.flow_count() }
 }
