@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_common::grant::VerifiedGrants;
+use postern_common::grant::{Change, VerifiedGrants};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -83,10 +83,15 @@ impl Agent {
 
     async fn apply(&mut self, grants: VerifiedGrants) {
         let position = grants.position();
+        let was_running = self.plane.is_some();
         let started = self.start_plane().await;
         let failed = started.is_err();
         self.troubles.note(Trouble::Plane, started);
         let Some(plane) = self.plane.as_ref().filter(|_| !failed) else { return };
+        if !was_running && matches!(grants.change(), Change::Delta { .. }) {
+            // It could not be started when the snapshot came: a difference to nothing must not be acknowledged.
+            return self.core.handle_plane_lost(self.clock.now());
+        }
         match plane.worker.apply(grants).await {
             Ok(applied) => {
                 info!(
@@ -107,7 +112,8 @@ impl Agent {
     }
 
     pub(super) fn follow_names(&self) {
-        self.names.store(Arc::new(host::names_of(self.core.book(), self.clock.now())));
+        let names = host::names_of(self.core.book(), self.clock.now());
+        self.names.store(Arc::new(names.unwrap_or_else(|| self.names.load().without_entries())));
     }
 
     async fn follow_host(&mut self) {

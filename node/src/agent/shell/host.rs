@@ -278,9 +278,10 @@ impl Host {
             }
         }
         let configured = self.net.configure(&planned.tunnel).await;
-        self.configured = configured.is_ok();
+        let networked = configured.is_ok();
         self.troubles.note(Trouble::Net, configured.map_err(Into::into));
         let named = self.set_up_names(&planned).await;
+        self.configured = networked && named.is_ok();
         self.troubles.note(Trouble::Dns, named);
     }
 
@@ -364,15 +365,15 @@ impl Host {
     }
 }
 
-/// Makes the table of exactly the names that the book entitles to now.
-pub fn names_of(book: &Book, now: Now) -> Names {
-    let Some(stand) = book.stand() else { return Names::default() };
+/// Makes the table of exactly the names that the book entitles to now; `None` while nothing is told.
+pub fn names_of(book: &Book, now: Now) -> Option<Names> {
+    let stand = book.stand()?;
     let entries = book.reachable(now).into_iter().map(|reachable| NameEntry {
         name: reachable.resource.to_string(),
         addresses: reachable.addresses,
         until: reachable.until,
     });
-    Names::new(&stand.own.domain, stand.own.overlay.clone(), entries)
+    Some(Names::new(&stand.own.domain, stand.own.overlay.clone(), entries))
 }
 
 /// Writes an error with its sources in one line.

@@ -64,6 +64,14 @@ impl Names {
         names
     }
 
+    /// Makes the table of a node whose doors are shut: it answers for the same domain and prefixes and knows no name.
+    /// Without them, questions for the domain would be asked of strangers, or come back from systemd-resolved for ever.
+    #[must_use]
+    pub fn without_entries(&self) -> Self {
+        let (domain, overlay) = (self.domain.clone(), self.overlay.clone());
+        Self { domain, overlay, forward: HashMap::new(), reverse: HashMap::new() }
+    }
+
     /// Returns how many names there are, expired ones included.
     pub fn len(&self) -> usize {
         self.forward.len()
@@ -320,6 +328,19 @@ mod tests {
         assert_eq!(code(at(100)), ResponseCode::NXDomain);
         let ttl = |now| ask("payroll-app.internal.", RecordType::A, now).unwrap().answers[0].ttl;
         assert_eq!((ttl(at(0)), ttl(at(98))), (5, 2), "nobody keeps an answer longer than it holds");
+    }
+
+    #[test]
+    fn shut_doors_resolve_nothing_and_ask_nobody_else() {
+        for name in ["payroll-app.internal.", "git.internal.", "9.0.64.100.in-addr.arpa."] {
+            let mut message = Message::query();
+            message.add_query(Query::query(Name::from_ascii(name).unwrap(), RecordType::ANY));
+            let query = message.to_vec().unwrap();
+            let Action::Reply(bytes) = answer(&names().without_entries(), &query, Transport::Udp, at(0)) else {
+                panic!("{name} was asked elsewhere")
+            };
+            assert_eq!(Message::from_vec(&bytes).unwrap().metadata.response_code, ResponseCode::NXDomain, "{name}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use std::{
     fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -335,6 +335,8 @@ fn beside(path: &Path) -> PathBuf {
 fn replace(path: &Path, text: &str) -> Result<(), DnsError> {
     let beside = beside(path);
     let written = fs::File::create(&beside).and_then(|mut new| {
+        // Everybody resolves names; the service's umask must not lock all but root out.
+        new.set_permissions(fs::Permissions::from_mode(0o644))?;
         io::Write::write_all(&mut new, text.as_bytes())?;
         new.sync_all()
     });
@@ -436,6 +438,21 @@ mod tests {
         setup.restore().unwrap();
         assert_eq!(read(&places.resolv_conf).unwrap().unwrap(), "nameserver 192.0.2.1\n");
         assert_eq!(restore(&places).unwrap(), Restored::Nothing);
+    }
+
+    #[test]
+    fn everybody_may_read_what_was_written_whatever_the_umask() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        fs::write(&places.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
+        // As a strict umask would leave the file beside, before the rename.
+        fs::write(beside(&places.resolv_conf), "").unwrap();
+        fs::set_permissions(beside(&places.resolv_conf), fs::Permissions::from_mode(0o600)).unwrap();
+        let setup = install(&places);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&places.resolv_conf), 0o644);
+        setup.restore().unwrap();
+        assert_eq!(mode(&places.resolv_conf), 0o644);
     }
 
     #[test]
