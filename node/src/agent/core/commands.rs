@@ -22,6 +22,7 @@ impl Core {
                 self.after_identity.retain(|after| !matches!(after, AfterIdentity::Connect(Purpose::Join(_))));
             }
             Command::Down => {
+                self.after_identity.clear(); // a connection that waits for the disk would open again what closes here
                 self.identity.wanted = Wanted::Down;
                 self.write_identity();
                 self.close_stream();
@@ -84,6 +85,7 @@ impl Core {
             self.effects.push_back(Effect::Send(FromNode::Logout));
         }
         self.close_stream();
+        self.after_identity.clear();
         self.identity.keyring.wipe();
         self.identity.wanted = Wanted::Down;
         match self.identity.enrolment.as_mut() {

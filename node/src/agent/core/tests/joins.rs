@@ -116,3 +116,18 @@ fn logout_of_a_service_forgets_its_enrolment_and_wipes_its_keys() {
     assert!(kept.enrolment.is_none() && kept.keyring.keys().is_empty());
     assert_eq!(node.core.phase(), Phase::NotEnrolled);
 }
+
+#[test]
+fn down_and_logout_are_not_undone_by_a_connection_that_waited_for_the_disk() {
+    for command in [Command::Down, Command::Logout] {
+        let mut node = Node::new(7);
+        node.disk = Disk::Waits;
+        node.up();
+        node.command(command);
+        node.disk = Disk::Works;
+        node.core.handle_persisted(Persisted::Identity, node.now);
+        node.pass(Duration::from_secs(60));
+        assert_eq!(node.seen.identity.as_ref().expect("written").wanted, Wanted::Down);
+        assert!(node.seen.connects.is_empty(), "it stays down");
+    }
+}
