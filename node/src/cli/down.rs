@@ -13,7 +13,7 @@ use crate::{
         api::Request,
         core::identity::Wanted,
         shell::{host::Host, plane},
-        state::State,
+        state::{State, StateError},
     },
     config::NodeConfig,
     host::privileges,
@@ -46,13 +46,15 @@ impl Down {
 fn clean_up(places: &Places) -> Result<(), Failure> {
     let config = NodeConfig::load(places.config.as_deref())?;
     privileges::check().map_err(|error| Failure::Failed(error.to_string()))?;
-    let state = State::open(&places.state_dir, &places.runtime_dir).map_err(|e| Failure::Failed(e.to_string()))?;
-    let found = state.load().map_err(|error| Failure::Failed(error.to_string()))?;
-    if let Some(mut identity) = found.identity {
-        identity.wanted = Wanted::Down;
-        state.write_identity(&identity).map_err(|error| Failure::Failed(error.to_string()))?;
-    }
-    state.remove_grants().map_err(|error| Failure::Failed(error.to_string()))?;
+    // Damaged files must not keep the guard in place: it may be what locks the person out who has to mend them.
+    let (_lock, noted) = match State::open(&places.state_dir, &places.runtime_dir) {
+        Ok(state) => {
+            let noted = note_down(&state);
+            (Some(state), noted)
+        }
+        Err(error @ StateError::Locked(_)) => return Err(Failure::Failed(error.to_string())),
+        Err(error) => (None, Err(error)),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -68,5 +70,17 @@ fn clean_up(places: &Places) -> Result<(), Failure> {
         let removed = host.remove().await;
         removed.and(plane::remove_interface(&config.interface))
     })?;
+    noted.map_err(|error| {
+        Failure::Failed(format!("tunnel, guard, routes and names are gone, but the state is not in order: {error}"))
+    })
+}
+
+/// Writes down that the node shall stay down, and forgets what was enforced.
+fn note_down(state: &State) -> Result<(), StateError> {
+    state.remove_grants()?;
+    if let Some(mut identity) = state.load()?.identity {
+        identity.wanted = Wanted::Down;
+        state.write_identity(&identity)?;
+    }
     Ok(())
 }

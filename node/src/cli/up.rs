@@ -2,7 +2,7 @@
 
 use std::{
     io::{IsTerminal, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
@@ -19,6 +19,7 @@ use crate::{
     agent::{
         api::{Reply, Request, ResourceReport, StatusReport},
         core::Notice,
+        state::files,
         target::ControllerTarget,
     },
     config::NodeConfig,
@@ -197,13 +198,12 @@ fn start_agent(places: &Places) -> Result<(), Failure> {
     }
     let program = std::env::current_exe()
         .map_err(|error| Failure::Failed(format!("cannot find the postern program: {error}")))?;
-    std::fs::create_dir_all(&places.state_dir).map_err(|error| {
-        Failure::Failed(format!("cannot make the directory {}: {error}", places.state_dir.display()))
-    })?;
+    files::make_directory(&places.state_dir, 0o700).map_err(|error| Failure::Failed(error.to_string()))?;
     let log = places.state_dir.join("agent.log");
     let file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&log)
         .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", log.display())))?;
     let before = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);

@@ -26,6 +26,8 @@ use crate::agent::api::{MAX_REQUEST_BYTES, Reply, Request, Right};
 
 /// Clients at a time.
 pub const MAX_CLIENTS: usize = 64;
+/// Places that only root can take, so that no local user can keep `postern down` out by holding connections.
+const ROOTS_PLACES: usize = 8;
 /// Replies that wait for a slow reader.
 pub const REPLIES: usize = 256;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
@@ -98,18 +100,21 @@ async fn accept(
     places: Arc<Semaphore>,
 ) {
     let numbers = AtomicU64::new(1);
+    let others = Arc::new(Semaphore::new(MAX_CLIENTS - ROOTS_PLACES));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: let some close
             continue;
         };
+        let is_root = stream.peer_cred().is_ok_and(|who| who.uid() == 0);
+        let Ok(others_place) = (!is_root).then(|| others.clone().try_acquire_owned()).transpose() else { continue };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let client = numbers.fetch_add(1, Ordering::Relaxed);
         let (group, clients) = (group.clone(), clients.clone());
         tokio::spawn(async move {
             serve(stream, client, group.as_deref(), &clients).await;
             let _ = clients.send(FromClient::Gone { client }).await; // the main loop ends only with the process
-            drop(place);
+            drop((place, others_place));
         });
     }
 }
