@@ -147,9 +147,8 @@ fn a_place_and_an_address_that_change_hands_carry_nothing_over() {
     b.remove(1, at(7));
     b.upsert(peer(2, 4, vec![permission("rule", &["tcp/443"], HOUR)], vec![]), at(8));
     assert_eq!(b.plane.peer_count(), 2);
-    let owner = |node: &Node<Simulated>, number: u8| {
-        node.plane.whois((inner(number)[0], 1).into()).map(|who| who.peer.device)
-    };
+    let owner =
+        |node: &Node<Simulated>, number: u8| node.plane.whois((inner(number)[0], 1).into()).map(|who| who.peer.device);
     assert_eq!(owner(&b, 1), Some(device(3)), "removing the former owner takes nothing from the present one");
     assert_eq!(owner(&b, 4), Some(device(4)));
     b.upsert(peer(2, 3, vec![permission("rule", &["tcp/443"], HOUR)], vec![]), at(9));
