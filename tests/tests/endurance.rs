@@ -146,9 +146,10 @@ fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Res
     let _iperf = iperf_server(&build.host, 5201)?;
     eventually(PATIENCE, "the build host is not reached", || can_connect(&laptop.host, at, 22).then_some(()))?;
 
-    // An SSH connection that says nothing for the whole time: its shell waits for a file.
-    let script = "echo ready; while [ ! -e /run/finish ]; do sleep 0.2; done; echo finished";
-    let mut ssh = laptop.host.command("ssh").args(ssh_arguments(22)).arg(format!("root@{at}")).arg(script).spawn()?;
+    // An SSH connection on which nobody says anything for the whole time, until the person types again.
+    let ssh = format!("ssh {} root@{at} 'echo ready; read line; echo got $line'", ssh_arguments(22).join(" "));
+    let typing = "while [ ! -e /run/type ]; do sleep 0.2; done; echo hello";
+    let mut ssh = laptop.host.command("sh").args(["-c", &format!("({typing}) | {ssh}")]).spawn()?;
     ssh.wait_for_output("ready", PATIENCE)?;
     // A stream of bytes for the whole time, slow enough to leave the machine some air.
     let mut iperf = laptop
@@ -200,7 +201,7 @@ fn iperf_and_an_idle_ssh_survive_renewals_rotations_a_roam_and_restarts() -> Res
         (moving && intervals(&output) > before + 2).then_some(())
     })
     .with_context(|| iperf.output())?;
-    build.host.sh("touch /run/finish")?;
-    ssh.wait_for_output("finished", PATIENCE)?;
+    laptop.host.sh("touch /run/type")?;
+    ssh.wait_for_output("got hello", PATIENCE)?;
     Ok(())
 }

@@ -145,6 +145,10 @@ impl Core {
         // What policy says when it may not say more; nothing must be added to it then.
         let hidden = audience == Audience::Subject && !explanation.allowed && explanation.rule.is_none();
         if hidden {
+            // what stands in the asker's own way may be said, and says nothing of what exists elsewhere
+            if let Some(device) = device {
+                self.own_block(device, &mut explanation);
+            }
             return explanation;
         }
         if let Some(device) = device {
@@ -170,8 +174,18 @@ impl Core {
         explanation
     }
 
-    /// What of the asking machine stands in the way.
+    /// What of the asking machine stands in the way, and whether it is heard of.
     fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation) {
+        if self.own_block(device, explanation) || self.nodes.contains_key(&device.id) || device.key.is_none() {
+            return;
+        }
+        let seen = device.last_seen;
+        let place = device.last_address.map(|ip| format!("; last address {ip}")).unwrap_or_default();
+        explanation.because.push(format!("{} has no stream to the controller since {seen}{place}", device.name));
+    }
+
+    /// Puts what closes everything to the asking machine in front of the explanation, and tells whether anything does.
+    fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation) -> bool {
         let owner = self.registry.subject(device.owner);
         let blocked = match (&device.standing, owner) {
             (Standing::Quarantined { reason, .. }, _) => {
@@ -184,27 +198,26 @@ impl Core {
             }
             (Standing::Good, Some(owner)) => match owner.kind {
                 SubjectKind::Person { .. } if self.registry.session_on(device.id).is_none() => {
-                    Some((format!("nobody is signed in on {}", device.name), Some("postern up".to_owned())))
+                    let ended = self.registry.ended_on(device.id);
+                    let ended = ended.map(|end| format!(": the last session ended {} ({})", end.at, end.reason));
+                    let reason = format!("nobody is signed in on {}{}", device.name, ended.unwrap_or_default());
+                    Some((reason, Some("postern up".to_owned())))
                 }
                 SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
             },
             (Standing::Good, None) => Some((format!("{} belongs to nobody", device.name), None)),
         };
-        if let Some((reason, fix)) = blocked {
-            if explanation.allowed || explanation.fix.is_none() {
-                explanation.fix = fix;
-            }
-            if !explanation.allowed {
-                explanation.because.insert(0, std::mem::take(&mut explanation.reason));
-            }
-            explanation.allowed = false;
-            explanation.valid_until = None;
-            explanation.reason = reason;
-        } else if !self.nodes.contains_key(&device.id) && device.key.is_some() {
-            let seen = device.last_seen;
-            let place = device.last_address.map(|ip| format!("; last address {ip}")).unwrap_or_default();
-            explanation.because.push(format!("{} has no stream to the controller since {seen}{place}", device.name));
+        let Some((reason, fix)) = blocked else { return false };
+        if explanation.allowed || explanation.fix.is_none() {
+            explanation.fix = fix;
         }
+        if !explanation.allowed {
+            explanation.because.insert(0, std::mem::take(&mut explanation.reason));
+        }
+        explanation.allowed = false;
+        explanation.valid_until = None;
+        explanation.reason = reason;
+        true
     }
 
     /// What of the machines behind the destination stands in the way.

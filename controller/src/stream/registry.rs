@@ -31,6 +31,8 @@ pub(crate) struct Registry {
     v6_taken: HashSet<Ipv6Addr>,
     sessions: BTreeMap<SessionId, SessionRecord>,
     session_of: HashMap<DeviceId, SessionId>,
+    /// How the last login session of a device ended, for explanations; one for each device at most.
+    ended_on: HashMap<DeviceId, SessionEnd>,
     tokens: BTreeMap<TokenHash, TokenRecord>,
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
@@ -51,6 +53,8 @@ impl Registry {
             if session.ended.is_none() && registry.devices.contains_key(&session.device) {
                 registry.session_of.insert(session.device, session.id);
                 registry.sessions.insert(session.id, session);
+            } else if let Some(end) = session.ended {
+                registry.remember_end(session.device, end);
             }
         }
         registry.tokens = loaded.tokens.drain(..).map(|token| (token.hash, token)).collect();
@@ -225,12 +229,24 @@ impl Registry {
         self.sessions.insert(session.id, session);
     }
 
+    /// Returns how the last login session on a device ended, if none is open there now.
+    pub(crate) fn ended_on(&self, device: DeviceId) -> Option<&SessionEnd> {
+        self.ended_on.get(&device).filter(|_| !self.session_of.contains_key(&device))
+    }
+
+    fn remember_end(&mut self, device: DeviceId, end: SessionEnd) {
+        if self.devices.contains_key(&device) && self.ended_on.get(&device).is_none_or(|known| known.at <= end.at) {
+            self.ended_on.insert(device, end);
+        }
+    }
+
     /// Ends an open login session and returns it.
     pub(crate) fn end_session(&mut self, id: SessionId, end: SessionEnd, out: &mut Outbox) -> Option<SessionRecord> {
         let mut session = self.sessions.remove(&id)?;
         if self.session_of.get(&session.device) == Some(&id) {
             self.session_of.remove(&session.device);
         }
+        self.remember_end(session.device, end.clone());
         session.ended = Some(end);
         out.store(StoreChange::PutSession(session.clone()));
         Some(session)

@@ -573,3 +573,18 @@ fn a_node_that_changes_all_the_time_costs_little_and_is_found_in_the_end() {
     let known = &world.nodes[wiki].peers[&world.nodes[bob].id()].endpoints;
     assert_eq!(known[..], ["203.0.113.9:1199".parse().expect("an address")]);
 }
+
+#[test]
+fn whoever_was_cut_is_told_why() {
+    let Town { mut world, bob, .. } = town(23);
+    let device = world.nodes[bob].device.expect("joined");
+    let session = world.core.find_session(&format!("bob@corp.example/{}", world.nodes[bob].name)).expect("a session");
+    world.core.revoke(RevokeTarget::Session(session), "laptop lost", "root", world.now).expect("revoked");
+    world.pump();
+    world.run(seconds(1));
+    world.send(bob, FromNode::Explain { id: 7, to: "wiki".into(), service: None });
+    world.run(Duration::from_millis(100));
+    let why = world.nodes[bob].explained.pop().unwrap_or_else(|| panic!("{device} got no answer"));
+    assert!(!why.allowed && why.reason.contains("laptop lost"), "{why:?}");
+    assert_eq!(why.fix.as_deref(), Some("postern up"));
+}
