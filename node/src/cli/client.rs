@@ -15,7 +15,7 @@ use crate::agent::{
 /// A request under way.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    replies: io::Lines<BufReader<UnixStream>>,
+    replies: BufReader<UnixStream>,
 }
 
 /// Sends a request.
@@ -38,7 +38,7 @@ fn send(mut stream: UnixStream, request: &Request) -> io::Result<Exchange> {
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     stream.write_all(&line)?;
-    Ok(Exchange { replies: BufReader::new(stream).lines() })
+    Ok(Exchange { replies: BufReader::new(stream) })
 }
 
 fn unreachable(places: &Places, path: &Path, error: &io::Error) -> String {
@@ -52,12 +52,19 @@ fn unreachable(places: &Places, path: &Path, error: &io::Error) -> String {
 }
 
 impl Exchange {
+    /// Waits for the first words of the agent; false if it ended without any: it was just about to when it was asked.
+    pub(super) fn is_heard(&mut self) -> bool {
+        self.replies.fill_buf().is_ok_and(|bytes| !bytes.is_empty())
+    }
+
     /// Returns the next reply; `None` after the last.
     pub(super) fn next(&mut self) -> Result<Option<Reply>, Failure> {
-        let Some(line) = self.replies.next() else {
-            return Err(Failure::Failed("the agent ended before it answered; see its log".into()));
-        };
-        let line = line.map_err(|error| Failure::Failed(format!("the agent ended before it answered: {error}")))?;
+        let mut line = String::new();
+        let ended = |why: String| Failure::Failed(format!("the agent ended before it answered{why}; see its log"));
+        let length = self.replies.read_line(&mut line).map_err(|error| ended(format!(" ({error})")))?;
+        if length == 0 {
+            return Err(ended(String::new()));
+        }
         match serde_json::from_str(&line) {
             Ok(Reply::Done) => Ok(None),
             Ok(Reply::Refused { message }) => Err(Failure::Failed(message)),

@@ -19,7 +19,7 @@ use crate::{
     agent::{
         api::{Reply, Request, ResourceReport, StatusReport},
         core::Notice,
-        state::files,
+        state::files::{self, FileError},
         target::ControllerTarget,
     },
     config::NodeConfig,
@@ -59,10 +59,6 @@ impl Up {
     pub(super) fn run(self, places: &Places) -> Outcome {
         NodeConfig::load(places.config.as_deref())?;
         let token = self.token_file.as_ref().map(read_token).transpose()?;
-        if !client::is_answering(places) {
-            privileges::check().map_err(|error| Failure::Failed(error.to_string()))?;
-            start_agent(places)?;
-        }
         if let Some(seconds) = self.timeout {
             let json = places.json;
             std::thread::spawn(move || {
@@ -79,7 +75,7 @@ impl Up {
             token: token.map(|token| token.to_string()),
             name: self.name.clone(),
         };
-        let mut exchange = client::ask(places, &request)?;
+        let mut exchange = begin(places, &request)?;
         let mut failures = 0;
         while let Some(reply) = exchange.next()? {
             let Reply::Notice { notice } = reply else { return Err(client::confused()) };
@@ -187,6 +183,23 @@ fn read_token(path: &PathBuf) -> Result<Zeroizing<String>, Failure> {
     Ok(Zeroizing::new(token.to_owned()))
 }
 
+/// Asks the agent, which is started if need be. One that is just ending is waited for, and another is started.
+fn begin(places: &Places, request: &Request) -> Result<client::Exchange, Failure> {
+    for _attempt in 0..3 {
+        if !client::is_answering(places) {
+            privileges::check().map_err(|error| Failure::Failed(error.to_string()))?;
+            start_agent(places)?;
+        }
+        if let Ok(mut exchange) = client::ask(places, request)
+            && exchange.is_heard()
+        {
+            return Ok(exchange);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    client::ask(places, request)
+}
+
 /// Starts the systemd unit if it is installed and these are its places, else an agent of our own.
 fn start_agent(places: &Places) -> Result<(), Failure> {
     if has_default_places(places) && unit_is_installed() {
@@ -200,12 +213,16 @@ fn start_agent(places: &Places) -> Result<(), Failure> {
         .map_err(|error| Failure::Failed(format!("cannot find the postern program: {error}")))?;
     files::make_directory(&places.state_dir, 0o700).map_err(|error| Failure::Failed(error.to_string()))?;
     let log = places.state_dir.join("agent.log");
-    let file = std::fs::OpenOptions::new()
+    let mut file = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o600)
         .open(&log)
-        .map_err(|error| Failure::Failed(format!("cannot write {}: {error}", log.display())))?;
+        .map_err(|error| Failure::Failed(FileError::new("write", &log, error).to_string()))?;
+    // A disk that is full is noticed here, where it can still be said.
+    let version = env!("CARGO_PKG_VERSION");
+    writeln!(file, "postern {version} is started by `postern up`")
+        .map_err(|error| Failure::Failed(FileError::new("write", &log, error).to_string()))?;
     let before = file.metadata().map(|metadata| metadata.len()).unwrap_or(0);
     let errors = file.try_clone().map_err(|error| Failure::Failed(error.to_string()))?;
     let mut command = Command::new(program);

@@ -31,7 +31,7 @@ pub const MAX_RECEIVE: usize = 65_535;
 pub enum UdpError {
     /// The port is taken.
     #[error(
-        "UDP port {port} is in use by another program: choose another with `listen_port` in node.toml, or 0 for any"
+        "UDP port {port} is in use by another program: stop that program, or choose another port with `listen_port` in node.toml"
     )]
     Occupied {
         /// The port.

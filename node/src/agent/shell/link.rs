@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, interval, timeout},
+    time::{Instant, interval_at, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
@@ -44,6 +44,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// must be open again before the rest has passed.
 pub const SILENCE: Duration = Duration::from_secs(9);
 const SEND_PATIENCE: Duration = Duration::from_secs(20);
+const LAST_WORDS: Duration = Duration::from_millis(300);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What happens on a link. The number tells links apart: a late word of a closed one is not taken for the present one's.
@@ -126,13 +127,20 @@ async fn run(
     if tell(Happened::Opened { remote, local }).await.is_err() {
         return Ok(());
     }
-    let mut pings = interval(PING_INTERVAL);
+    let mut pings = interval_at(Instant::now() + PING_INTERVAL, PING_INTERVAL);
     pings.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heard = Instant::now();
+    let hear = async |text: &str| -> Result<bool, Failure> {
+        let message = serde_json::from_str(text).map_err(|_| {
+            let error = "the controller sent a message that this version does not know: update postern";
+            (error.to_owned(), Retry::Slowly)
+        })?;
+        Ok(tell(Happened::Said(Box::new(message))).await.is_ok())
+    };
     loop {
-        tokio::select! {
+        let sent = tokio::select! {
             message = queue.recv() => match message {
-                Some(message) => send(&mut socket, &message).await?,
+                Some(message) => send(&mut socket, &message).await,
                 None => {
                     let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
                     let _ = timeout(FAREWELL, socket.close(Some(frame))).await; // politeness, not needed
@@ -143,16 +151,12 @@ async fn run(
                 heard = Instant::now();
                 match received {
                     Some(Ok(Message::Text(text))) => {
-                        let message = serde_json::from_str(&text).map_err(|_| {
-                            let error = "the controller sent a message that this version does not know: update postern";
-                            (error.to_owned(), Retry::Slowly)
-                        })?;
-                        drop(text);
-                        if tell(Happened::Said(Box::new(message))).await.is_err() {
+                        if !hear(&text).await? {
                             return Ok(());
                         }
+                        Ok(())
                     }
-                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                    Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => Ok(()),
                     Some(Ok(Message::Binary(_))) => {
                         return Err(("the controller sent bytes where a text belongs".into(), Retry::Slowly));
                     }
@@ -166,8 +170,18 @@ async fn run(
                 if heard.elapsed() > SILENCE {
                     return Err((format!("the controller was silent for {} s", SILENCE.as_secs()), Retry::Soon));
                 }
-                within(socket.send(Message::Ping(Default::default()))).await?;
+                within(socket.send(Message::Ping(Default::default()))).await
             }
+        };
+        if let Err(failure) = sent {
+            // The controller's last words, a refusal with its reason, may have arrived before the stream closed.
+            for _word in 0..INCOMING {
+                let Ok(Some(Ok(message))) = timeout(LAST_WORDS, socket.next()).await else { break };
+                if let Message::Text(text) = message {
+                    hear(&text).await?;
+                }
+            }
+            return Err(failure);
         }
     }
 }

@@ -62,8 +62,7 @@ pub struct LocalSocket {
 
 impl Drop for LocalSocket {
     fn drop(&mut self) {
-        self.task.abort();
-        let _ = std::fs::remove_file(&self.path); // a leftover is replaced at the next start
+        self.close();
     }
 }
 
@@ -85,9 +84,14 @@ impl LocalSocket {
         Ok(Self { path: path.to_owned(), task, places })
     }
 
-    /// Takes no more clients, and waits until those that are there have read their answers, or for `patience`.
-    pub async fn drain(self, patience: Duration) {
+    /// Takes no more clients: whoever comes now finds no agent and starts another one.
+    pub fn close(&self) {
         self.task.abort();
+        let _ = std::fs::remove_file(&self.path); // a leftover is replaced at the next start
+    }
+
+    /// Waits until the clients that are there have read their answers, or for `patience`.
+    pub async fn drain(&self, patience: Duration) {
         let everybody = self.places.acquire_many(MAX_CLIENTS as u32);
         let _ = timeout(patience, everybody).await; // a follower may stay to the end
     }

@@ -62,7 +62,7 @@ use self::{
 use super::{
     core::{Core, Entropy, ProbeOrder, Settings, identity::Wanted},
     state::{
-        self, State,
+        self, State, StateError,
         writer::{Done, Writer},
     },
 };
@@ -87,6 +87,8 @@ const PROBE_BURST: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_secs(25);
 /// How long the last words to the controller may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a new agent waits for a former one to end.
+const HANDOVER: Duration = Duration::from_secs(8);
 const PROBES_IN_BURST: u64 = 3;
 
 /// Where things are, and who started the agent.
@@ -158,7 +160,7 @@ struct Probing {
 /// # Errors
 /// What keeps it from starting, in words for the person at the machine.
 pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::Error> {
-    let state = State::open(&options.state, &options.runtime)?;
+    let state = open_state(&options).await?;
     let found = state.load()?;
     for ignored in &found.ignored {
         warn!(reason = %ignored, "saved grants count for nothing; closed until the controller has spoken");
@@ -259,10 +261,24 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     }
     notify_manager(&[sd_notify::NotifyState::Stopping]);
     info!("stopping; the guard, the blackhole routes and the interface stay unless `down` took them away");
+    socket.close();
     agent.stop().await;
     drop(from_clients);
     socket.drain(FAREWELL).await;
     Ok(())
+}
+
+/// Opens the state; an agent that `up` starts waits for a former one that is just ending.
+async fn open_state(options: &RunOptions) -> Result<State, StateError> {
+    let begun = Instant::now();
+    loop {
+        match State::open(&options.state, &options.runtime) {
+            Err(StateError::Locked(_)) if options.detached && begun.elapsed() < HANDOVER => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 async fn next_event(plane: &mut Option<Plane>) -> Option<WorkerEvent> {

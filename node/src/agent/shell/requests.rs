@@ -130,7 +130,8 @@ impl Agent {
             Err(error) => return refuse(format!("{error}; give the machine one with --name")),
         };
         if let Err(error) = self.start_plane().await {
-            return refuse(chain(&error));
+            refuse(chain(&error));
+            return self.end_if_useless().await;
         }
         self.waiting.ups.insert(client, replies);
         let command = Command::Up { target, token: token.map(Zeroizing::new), name };
