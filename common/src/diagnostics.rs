@@ -265,15 +265,40 @@ pub fn parse_tree<'a>(file: &str, text: &'a str) -> Result<DeTable<'a>, Diagnost
     if !errors.is_empty() {
         diagnostics.text = text.to_owned();
     }
-    for error in errors.iter().take(MAX_SYNTAX_ERRORS) {
-        diagnostics.push(Diagnostic::at(error.span().unwrap_or(0..0), error.message()).maybe_help(syntax_help(error)));
+    let mut duplicate = None;
+    let told = errors.iter().filter(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        let again = duplicate.is_some_and(|table| is_in_table(text, table, at));
+        if !again && is_duplicate(error) {
+            duplicate = Some(at);
+        }
+        !(again && is_duplicate(error))
+    });
+    for error in told.take(MAX_SYNTAX_ERRORS) {
+        let span = error.span().unwrap_or(0..0);
+        let message = match text.get(span.clone()).filter(|key| is_duplicate(error) && !key.is_empty()) {
+            Some(key) => format!("duplicate key `{key}`"),
+            None => error.message().to_owned(),
+        };
+        diagnostics.push(Diagnostic::at(span, message).maybe_help(syntax_help(error)));
     }
     diagnostics.into_result(tree.into_inner())
 }
 
+fn is_duplicate(error: &toml::de::Error) -> bool {
+    error.message().contains("duplicate key")
+}
+
+/// Tells whether `at` is below the header of a table at `header`: where a table is there twice, so are its keys.
+fn is_in_table(text: &str, header: usize, at: usize) -> bool {
+    let line = text.get(..header).map_or(0, |before| before.rfind('\n').map_or(0, |end| end + 1));
+    let below = text.get(header..at);
+    text.get(line..).is_some_and(|line| line.trim_start().starts_with('['))
+        && below.is_some_and(|below| !below.lines().skip(1).any(|line| line.trim_start().starts_with('[')))
+}
+
 fn syntax_help(error: &toml::de::Error) -> Option<String> {
-    let message = error.message();
-    if message.contains("duplicate key") {
+    if is_duplicate(error) {
         return Some("the same name stands above already: rename one, or join the two".into());
     }
     None

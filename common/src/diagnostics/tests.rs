@@ -106,3 +106,12 @@ fn a_suggestion_is_made_only_when_one_is_near() {
     assert_eq!(did_you_mean("port", ["ports", "nodes"]), Some("ports"));
     assert_eq!(did_you_mean("xyz", ["ports", "nodes"]), None);
 }
+
+#[test]
+fn a_table_that_stands_twice_is_one_mistake_and_others_beside_it_are_not_hidden() {
+    let text = "[a]\nx = 1\ny = 1\n[a]\nx = 1\ny = 1\n[b]\nz = 1\nz = 2\n";
+    let shown = parse_tree("p.toml", text).expect_err("duplicates").to_string();
+    assert_eq!(shown.matches("duplicate key").count(), 2, "{shown}");
+    assert!(shown.contains("duplicate key `a`") && shown.contains("p.toml:4:2"), "{shown}");
+    assert!(shown.contains("duplicate key `z`") && shown.contains("p.toml:9:1"), "{shown}");
+}
