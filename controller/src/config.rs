@@ -515,7 +515,7 @@ fn check_durations(written: &Written, wrong: &mut Diagnostics) {
     let mut bounded = |value: &Spanned<HumanDuration>, least: u64, most: u64| {
         let seconds = value.get_ref().get().as_secs();
         if !(least..=most).contains(&seconds) {
-            let show = |seconds| HumanDuration::new(Duration::from_secs(seconds));
+            let show = |seconds| HumanDuration::new(Duration::from_secs(seconds)).to_toml();
             wrong.push(Diagnostic::at(value.span(), format!("{} is out of range", value.get_ref())).help(format!(
                 "use {} to {}",
                 show(least),

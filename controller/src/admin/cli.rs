@@ -137,13 +137,22 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             if desk.json {
-                print::json(&serde_json::json!({ "error": format!("{error:#}") }));
+                print::json(&serde_json::json!({ "error": told(&error) }));
             } else {
-                print::error(&format!("{error:#}"));
+                print::error(&told(&error));
             }
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes an error with its causes, each once: an error for people often says its cause already.
+fn told(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
 }
 
 /// Runs a command as its words are typed, for tests.

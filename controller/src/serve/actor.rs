@@ -66,7 +66,9 @@ pub enum ActorError {
 
 /// The actor has ended: the controller is stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the controller is stopping")]
+#[error(
+    "the controller is stopping and did not answer: its log says why; start it again and see whether this was done"
+)]
 pub struct Stopped;
 
 type Answer = Box<dyn FnOnce() + Send>;

@@ -120,6 +120,16 @@ pub enum ServeError {
         /// What is wrong.
         why: String,
     },
+    /// The signing key is not where the configuration says.
+    #[error(
+        "there is no signing key at {}: correct `key_dir` in {}, restore the key from its copy, or run `postern-controller init` for a new controller", key.display(), file.display()
+    )]
+    NoSigningKey {
+        /// Where it should be.
+        key: PathBuf,
+        /// The configuration.
+        file: PathBuf,
+    },
     /// The signing key's file holds something else.
     #[error(
         "{0} does not hold a signing key (64 hexadecimal digits): restore it, or run `postern-controller init` in a new folder"
@@ -381,7 +391,10 @@ async fn keep_up(certificates: Arc<tls::Certificates>, sessions: WebSessions, mu
 /// [`ServeError`] if it is missing, can be read by others, or is something else.
 fn read_signing_key(config: &Config) -> Result<ControllerSigningKey, ServeError> {
     let path = config.signing_key();
-    let text = Zeroizing::new(files::read_secret(&path)?);
+    let text = match files::read_secret(&path) {
+        Err(FileError::Missing(key)) => return Err(ServeError::NoSigningKey { key, file: config.file.clone() }),
+        other => Zeroizing::new(other?),
+    };
     let mut seed = Zeroizing::new([0u8; 32]);
     hex::decode_to_slice(text.trim(), seed.as_mut_slice()).map_err(|_| ServeError::SigningKey(path))?;
     Ok(ControllerSigningKey::from_seed(&seed))

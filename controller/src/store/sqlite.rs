@@ -178,7 +178,11 @@ async fn check(connection: &mut SqliteConnection, path: &Path) -> Result<(), Sto
     if words == ["ok"] {
         return Ok(());
     }
-    Err(StoreError::Corrupt { path: path.to_owned(), what: words.join("; ") })
+    // "*** in database main ***", then a line for each page: the first says what kind of damage it is
+    let lines = words.iter().flat_map(|words| words.lines()).filter(|line| !line.starts_with("***"));
+    let (first, more) = (lines.clone().next().unwrap_or_default(), lines.count().saturating_sub(1));
+    let what = if more == 0 { first.to_owned() } else { format!("{first} (and {more} more)") };
+    Err(StoreError::Corrupt { path: path.to_owned(), what })
 }
 
 fn json(record: &impl Serialize) -> String {
