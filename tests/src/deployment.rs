@@ -114,6 +114,11 @@ impl Deployment {
         Ok(())
     }
 
+    /// Returns what the controller has logged since it was started.
+    pub fn controller_log(&self) -> String {
+        lock(&self.serve).as_ref().map(Background::output).unwrap_or_default()
+    }
+
     /// Prepares `postern-controller` with its configuration.
     ///
     /// # Errors
