@@ -63,6 +63,16 @@ idp_packages() {
     tests/pages/install
 }
 
+# lab_tools: builds the stock WireGuard client of crates.io once; $tools is where it is.
+lab_tools() {
+    local target
+    target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+    tools=$target/tools
+    [ -x "$tools/bin/boringtun-cli" ] && return
+    say "Building boringtun-cli once"
+    CARGO_TARGET_DIR=$tools/build cargo install --quiet --locked --root "$tools" --version 0.7.1 boringtun-cli
+}
+
 # need_nextest: finds cargo-nextest, or builds it once into the user's cache. Returns 1 if there is none to be had.
 need_nextest() {
     local tools=${XDG_CACHE_HOME:-$HOME/.cache}/postern/tools
