@@ -305,8 +305,8 @@ impl World {
         }
         match event {
             Event::Open { connection } => self.open(connection),
-            Event::ToController { connection, message } => self.to_controller(connection, *message),
-            Event::ToMachine { connection, message } => self.to_machine(connection, *message),
+            Event::ToController { connection, message } => self.tell_controller(connection, *message),
+            Event::ToMachine { connection, message } => self.tell_machine(connection, *message),
             Event::ControllerLearns { connection } => self.controller_learns(connection),
             Event::MachineLearns { connection, why } => {
                 let i = self.connections[connection].machine;
@@ -572,7 +572,7 @@ impl World {
         self.drain_controller();
     }
 
-    fn to_controller(&mut self, connection: usize, message: FromNode) {
+    fn tell_controller(&mut self, connection: usize, message: FromNode) {
         let (Some(stream), false) = (self.connections[connection].stream, self.connections[connection].broken) else {
             return;
         };
@@ -843,7 +843,7 @@ impl World {
         Some(token)
     }
 
-    fn to_machine(&mut self, connection: usize, message: ToNode) {
+    fn tell_machine(&mut self, connection: usize, message: ToNode) {
         let link = &self.connections[connection];
         let i = link.machine;
         if link.broken || self.machines[i].connection != Some(connection) || self.machines[i].process != link.process {
