@@ -198,6 +198,12 @@ impl Core {
 
     /// Looks at a lease when it is due.
     pub(super) fn look_at_lease(&mut self, id: DeviceId, now: Now) {
+        // A wall clock that was set forward ends the login session here: until the sweep comes, a lease of it would end
+        // as soon as it is renewed, and be due again in the same moment, without an end.
+        let over = self.registry.session_on(id).filter(|session| session.expires <= now.wall).map(|session| session.id);
+        if let Some(session) = over {
+            return self.end_session(session, "its time is over: sign in again with `postern up`", now);
+        }
         let Some(lease) = self.leases.get(&id) else { return };
         if self.can_renew(id) {
             let extend =

@@ -122,13 +122,21 @@ impl Peering {
     /// Computes what `node` may be told of the other device; `None` if it must not know of it at all.
     pub(crate) fn view(&self, node: DeviceId, now: Now) -> Option<View> {
         let peer = self.other(node);
-        let visible = self.pairs.iter().filter(|pair| pair.first.device == node || pair.first_knows);
-        let pairs: Vec<KeyPair> = visible.map(|pair| key_pair(pair, node)).collect();
-        let inbound = live(&self.edge_to(node).wanted, now);
-        let outbound = self.edge_to(peer);
-        let outbound = live(&covered(&outbound.wanted, &outbound.acknowledged), now);
+        let (inbound, outbound) = self.permissions(node, now);
+        // A peer that may be told of no permission is told of no pair either. Were it first to learn of one, the two would
+        // wait for each other: so the node learns first, and what it acknowledges lets the peer be told.
+        let (peer_inbound, peer_outbound) = self.permissions(peer, now);
+        let peer_is_told = !(peer_inbound.is_empty() && peer_outbound.is_empty());
+        let visible = |pair: &&PairRecord| pair.first.device == node || pair.first_knows || !peer_is_told;
+        let pairs: Vec<KeyPair> = self.pairs.iter().filter(visible).map(|pair| key_pair(pair, node)).collect();
         let strangers = pairs.is_empty() || (inbound.is_empty() && outbound.is_empty());
         (!strangers).then_some(View { pairs, inbound, outbound })
+    }
+
+    /// Computes what `node` may be told that the other device may open on it, and it on the other.
+    fn permissions(&self, node: DeviceId, now: Now) -> (Permissions, Permissions) {
+        let outbound = self.edge_to(self.other(node));
+        (live(&self.edge_to(node).wanted, now), live(&covered(&outbound.wanted, &outbound.acknowledged), now))
     }
 
     /// Takes in that `node` enforces `inbound` from the other device and knows `pairs`.

@@ -348,6 +348,23 @@ fn a_rotation_whose_message_was_lost_is_mended_by_the_next_stream() {
 }
 
 #[test]
+fn a_destination_that_comes_back_with_other_keys_is_met_again() {
+    let Town { mut world, wiki, bob, .. } = town(19);
+    let device = RevokeTarget::Device(world.nodes[wiki].id());
+    world.core.revoke(device.clone(), "test", "root", world.now).expect("revoked");
+    world.pump();
+    world.run(seconds(1));
+    assert!(!world.lets_in(bob, wiki, "tcp/80") && world.nodes[wiki].stream.is_none());
+    world.core.lift(device, "root", world.now).expect("lifted");
+    world.pump();
+    world.nodes[wiki].new_key();
+    world.nodes[wiki].keys.truncate(1);
+    world.connect(wiki);
+    world.run(seconds(2));
+    assert!(world.passes(bob, wiki, "tcp/80"), "neither end waits for the other to learn of the new pair first");
+}
+
+#[test]
 fn a_node_cannot_take_another_machines_key_or_collect_keys() {
     let Town { mut world, wiki, bob, .. } = town(15);
     let stolen = world.nodes[wiki].keys[0];

@@ -143,6 +143,19 @@ fn the_wall_clock_set_forward_closes_and_set_back_stretches_nothing() {
 }
 
 #[test]
+fn a_login_session_that_the_wall_clock_overtook_ends_with_the_next_look_at_its_lease() {
+    let (mut world, _, _) = town(8);
+    let jump = Duration::from_secs(13 * 3_600);
+    for _ in 0..20 {
+        let monotonic = world.core.poll_timeout();
+        let wall = world.now.wall.saturating_add(jump + monotonic.since(world.now.monotonic));
+        world.core.handle_timeout(postern_common::time::Now { monotonic, wall }); // returns: nothing is due again at once
+        while world.core.poll_effect().is_some() {}
+    }
+    assert!(world.core.list_sessions().is_empty());
+}
+
+#[test]
 fn a_hundred_nodes_that_all_meet_are_told_once_each() {
     let text = format!(
         "{POLICY}\n[resource.mesh]\nnodes = [\"tag:mesh\"]\nports = [\"tcp/9000\"]\n[[access]]\nname = \"mesh\"\nfrom = [\"service:mesh\"]\nto = [\"mesh\"]\n"
