@@ -84,7 +84,7 @@ fn every_node_enforces_what_policy_and_sessions_say_and_nothing_longer_than_a_le
         (Trouble::Policy, 4),
         (Trouble::Logout, 1),
     ];
-    run_all(8, &Plan { troubles, ..plan() }, 15 * MINUTE);
+    run_all(12, &Plan { troubles, ..plan() }, 15 * MINUTE);
 }
 
 #[test]

@@ -155,6 +155,8 @@ pub(crate) struct World {
     tracing: bool,
 }
 
+/// A world that needs more has a storm in it.
+const STEPS_AT_MOST: u64 = 400_000;
 const GROUPS_OF: [&[&str]; 6] = [&["g0"], &["g1"], &["g0", "g2"], &["g3"], &["g1", "g3"], &["g2"]];
 
 impl World {
@@ -244,6 +246,9 @@ impl World {
             let event = entry.remove();
             self.now = at;
             self.steps += 1;
+            if self.steps > STEPS_AT_MOST {
+                self.fail(format!("no end: {event:?}"));
+            }
             self.happen(event);
         }
         self.now = end;
