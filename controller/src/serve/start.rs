@@ -174,7 +174,8 @@ impl Running {
                 .await,
         );
         self.tasks.abort_all();
-        if !self.actor.is_finished() {
+        // The state directory is free for another start only when the actor has let go of the store.
+        if !self.actor.is_finished() && tokio::time::timeout(Duration::from_secs(8), &mut self.actor).await.is_err() {
             self.actor.abort();
         }
     }

@@ -315,6 +315,7 @@ impl Core {
         let pace = self.paces.get_mut(&id);
         node.endpoints_late =
             device.endpoints != endpoints && !pace.is_some_and(|pace| pace.changes.take(now.monotonic));
+        self.counters.messages_refused += u64::from(node.endpoints_late);
         if device.endpoints != endpoints && !node.endpoints_late {
             self.registry.change_device(id, &mut self.out, |device| device.endpoints = endpoints);
             for peer in self.peers(id) {
