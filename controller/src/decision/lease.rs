@@ -18,6 +18,9 @@ const CHECK_EVERY: i64 = 60_000;
 /// A renewal comes after two thirds of a lease's life, or up to this part of it earlier.
 const RENEWAL_JITTER: u32 = 10;
 
+/// The least time from one look at a lease to the next.
+const MIN_WAIT: Duration = Duration::from_millis(10);
+
 /// The bounds on leases.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
@@ -132,13 +135,15 @@ impl Lease {
     pub(crate) fn next_look(&self, check: bool, draw: u32, now: Now) -> Monotonic {
         let ends = self.granted.iter().map(|granted| granted.until.monotonic);
         let end = ends.chain([self.deadline.monotonic]).min().unwrap_or(Monotonic::NEVER);
+        // Never at once again: whatever the clocks do, looking must not become a loop.
+        let end = end.max(now.monotonic.saturating_add(MIN_WAIT));
         if !check {
             return end;
         }
         let into = now.wall.as_millis().rem_euclid(CHECK_EVERY);
         let minute = u64::try_from(CHECK_EVERY - into).unwrap_or(60_000) + u64::from(draw % 500);
         let check = now.monotonic.saturating_add(Duration::from_millis(minute));
-        end.min(check).min(self.renew_at.max(now.monotonic))
+        end.min(check).min(self.renew_at.max(now.monotonic.saturating_add(MIN_WAIT)))
     }
 
     /// Returns until when the lease as a whole lasts: the last of its parts, or `idle_life` if it has none.

@@ -549,7 +549,7 @@ fn a_node_gets_its_own_new_key_only_after_the_peer_has_it() {
 fn an_old_acknowledgement_does_not_stand_for_a_newer_document() {
     for seed in 0..30 {
         let Town { mut world, wiki, bob, .. } = town(100 + seed);
-        world.max_delay_ms = 3_000;
+        world.slow = Some((wiki, 3_000));
         let both = r#"["tcp/80", "tcp/443"]"#;
         world.apply_policy(&POLICY.replace(both, r#"["tcp/443"]"#));
         world.run(Duration::from_millis(100));

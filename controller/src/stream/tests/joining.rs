@@ -339,6 +339,8 @@ fn a_stock_client_gets_what_its_rules_permit_until_its_web_session_ends() {
     };
     let nobody = person("carol", &[]);
     assert!(matches!(world.core.export(&asked, &nobody, local(), world.now), Err(CoreError::NotPermitted(_))));
+    let no_stock = person("dora", &["payroll"]);
+    assert!(matches!(world.core.export(&asked, &no_stock, local(), world.now), Err(CoreError::NotPermitted(_))));
     let configuration = world.core.export(&asked, &alice, local(), world.now).expect("exported");
     world.pump();
     assert!(

@@ -184,3 +184,30 @@ fn a_hundred_nodes_that_all_meet_are_told_once_each() {
     }
     assert_eq!(again.status().leases, 100);
 }
+
+#[test]
+fn a_wall_clock_that_jumps_at_any_moment_ends_sessions_and_loops_nowhere() {
+    for jump_after in 1..45 {
+        for jump in [13 * 3_600_000, 40_000, -13 * 3_600_000] {
+            let (mut world, _, _) = town(8);
+            let mut now = world.now;
+            now.monotonic = now.monotonic.saturating_add(seconds(jump_after));
+            now.wall = postern_common::time::WallTime::from_millis(now.wall.as_millis() + jump);
+            for _ in 0..2_000 {
+                if world.core.poll_timeout() > now.monotonic {
+                    break;
+                }
+                world.core.handle_timeout(now);
+                while world.core.poll_effect().is_some() {}
+            }
+            assert!(world.core.poll_timeout() > now.monotonic, "after {jump_after} s, {jump} ms");
+            now.monotonic = now.monotonic.saturating_add(seconds(30));
+            world.core.handle_timeout(now);
+            assert_eq!(
+                world.core.list_sessions().is_empty(),
+                jump == 13 * 3_600_000,
+                "after {jump_after} s, {jump} ms"
+            );
+        }
+    }
+}

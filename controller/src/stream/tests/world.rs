@@ -100,6 +100,8 @@ pub(super) struct World {
     /// Streams to which documents were sent since it was last emptied.
     pub(super) told: Vec<DeviceId>,
     pub(super) max_delay_ms: u64,
+    /// A node whose messages, both ways, take up to so many milliseconds.
+    pub(super) slow: Option<(usize, u64)>,
     pub(super) check_opening: bool,
     /// Stops the core after this many effects, as `kill -9` does.
     pub(super) crash_after: Option<usize>,
@@ -173,6 +175,7 @@ impl World {
             audit: vec![],
             told: vec![],
             max_delay_ms: 20,
+            slow: None,
             check_opening: true,
             crash_after: None,
             events: BTreeMap::new(),
@@ -192,7 +195,8 @@ impl World {
     }
 
     fn deliver_at(&mut self, stream: StreamId, to_node: bool) -> Monotonic {
-        let delay = Duration::from_millis(1 + self.dice.below(self.max_delay_ms));
+        let slow = self.slow.filter(|(node, _)| self.nodes[*node].stream == Some(stream));
+        let delay = Duration::from_millis(1 + self.dice.below(slow.map_or(self.max_delay_ms, |(_, ms)| ms)));
         let at = self.now.monotonic.saturating_add(delay);
         let last = self.last_delivery.entry((stream, to_node)).or_insert(at);
         *last = at.max(*last);
