@@ -62,8 +62,10 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::UserEnable { user } => change_user(office, &by, &user, AccountStatus::Enabled, None).await,
         Request::UserRemove { user } => {
+            let reason = "the account was removed";
+            shut_out(office, &by, &office.accounts.find(&user).await?, reason).await?;
             let account = office.accounts.remove(&user).await?;
-            let change = SubjectUpdate { groups: None, disabled: Some(Some("the account was removed".into())) };
+            let change = SubjectUpdate { groups: None, disabled: Some(Some(reason.into())) };
             tell_core(office, &by, &account, change, "user remove").await?;
             Ok(json!({ "account": account_json(&account) }))
         }
@@ -296,6 +298,14 @@ async fn tell_core(
     Ok(told.await?)
 }
 
+/// Disables an account's person in the core before the account itself changes: a crash between the two leaves nobody
+/// with a lease, and the same command can be given again. Whoever joins meanwhile is found by [`tell_core`] afterwards.
+async fn shut_out(office: &Office, by: &str, account: &Account, reason: &str) -> Result<(), Stopped> {
+    let (issuer, sub, by) = (office.accounts.issuer().to_owned(), account.id.clone(), by.to_owned());
+    let change = SubjectUpdate { groups: None, disabled: Some(Some(reason.to_owned())) };
+    office.handle.call(move |turn, now| turn.core.update_subject(&issuer, &sub, change, &by, now)).await
+}
+
 /// Disables or enables a local account; a person of a provider is revoked or let in again as a subject.
 async fn change_user(
     office: &Office,
@@ -305,6 +315,13 @@ async fn change_user(
     reason: Option<String>,
 ) -> Result<Value, Refusal> {
     let action = if reason.is_some() { "user disable" } else { "user enable" };
+    if let Some(reason) = &reason {
+        match office.accounts.find(user).await {
+            Ok(account) => shut_out(office, by, &account, reason).await?,
+            Err(AccountError::Unknown(_)) => {} // a person of the provider, below
+            Err(other) => return Err(other.into()),
+        }
+    }
     match office.accounts.set_status(user, status).await {
         Ok(account) => {
             let change = SubjectUpdate { groups: None, disabled: Some(reason) };

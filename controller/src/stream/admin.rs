@@ -311,8 +311,11 @@ impl Core {
         }
         match change.disabled {
             Some(Some(reason)) => {
+                let already = subject.disabled.as_ref() == Some(&reason);
                 self.disable_subject(subject.id, &reason, now);
-                what.push(format!("disabled: {reason}"));
+                if !already {
+                    what.push(format!("disabled: {reason}"));
+                }
             }
             Some(None) if subject.disabled.is_some() => {
                 subject.disabled = None;
