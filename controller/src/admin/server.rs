@@ -1,6 +1,13 @@
 //! The administration socket and who may use it.
 
-use std::{ffi::CString, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    ffi::CString,
+    io,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use nix::unistd::{Gid, Group, Uid, User, chown, geteuid, getgrouplist};
 use postern_common::time::Now;
@@ -31,6 +38,8 @@ use crate::{
 const AT_A_TIME: usize = 16;
 /// How long a request may take to arrive.
 const REQUEST: Duration = Duration::from_secs(30);
+/// The bit of a folder in which people remove only what is theirs.
+const STICKY: u32 = 0o1000;
 
 /// Everything that administration works with.
 #[derive(Debug)]
@@ -69,8 +78,19 @@ pub fn bind(config: &Config) -> Result<UnixListener, ServeError> {
         move |cause| ServeError::File(FileError::Io { action, path, cause })
     };
     if let Some(dir) = path.parent() {
+        let found = dir.exists();
         files::make_private_folder(dir)?;
-        restrict(dir, config.admin_group.as_deref(), 0o700, 0o750).map_err(failed("restrict the folder of"))?;
+        if !found || is_our_own(dir, path) {
+            restrict(dir, config.admin_group.as_deref(), 0o700, 0o750).map_err(failed("restrict the folder of"))?;
+        }
+        let mode = std::fs::metadata(dir).map_err(failed("look at the folder of"))?.mode();
+        if mode & 0o022 != 0 && mode & STICKY == 0 {
+            return Err(failed("listen on")(io::Error::other(format!(
+                "others may write in its folder (mode {:o}) and could put a socket of their own there: chmod go-w {}, or change `socket` in [admin]",
+                mode & 0o7777,
+                dir.display()
+            ))));
+        }
     }
     // The store's lock says that no other controller serves from this state, so a socket here is a left-over.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -82,6 +102,15 @@ pub fn bind(config: &Config) -> Result<UnixListener, ServeError> {
     let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
     restrict(path, config.admin_group.as_deref(), 0o600, 0o660).map_err(failed("restrict"))?;
     Ok(listener)
+}
+
+/// Tells whether a folder that is there already is for the socket alone: it belongs to us, and holds nothing else. Any
+/// other folder keeps its mode.
+fn is_our_own(dir: &Path, socket: &Path) -> bool {
+    let ours =
+        std::fs::metadata(dir).is_ok_and(|found| found.uid() == geteuid().as_raw() && found.mode() & STICKY == 0);
+    let alone = |mut inside: std::fs::ReadDir| inside.all(|entry| entry.is_ok_and(|entry| entry.path() == socket));
+    ours && std::fs::read_dir(dir).is_ok_and(alone)
 }
 
 fn restrict(path: &Path, group: Option<&str>, alone: u32, shared: u32) -> io::Result<()> {

@@ -54,6 +54,23 @@ async fn the_socket_is_for_its_owner_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_holds_other_things_keeps_its_mode_and_one_that_others_write_is_refused() {
+    let controller = Controller::prepare("");
+    let mut config = controller.config();
+    let shared = controller.file("shared");
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("other"), "").unwrap();
+    config.admin_socket = shared.join("admin.sock");
+    for (mode, good) in [(0o755, true), (0o1777, true), (0o777, false), (0o775, false)] {
+        std::fs::set_permissions(&shared, std::fs::Permissions::from_mode(mode)).unwrap();
+        let bound = crate::admin::server::bind(&config).map(drop).map_err(|error| error.to_string());
+        assert_eq!(bound.is_ok(), good, "{mode:o}: {bound:?}");
+        assert!(bound.err().is_none_or(|error| error.contains("chmod go-w")));
+        assert_eq!(std::fs::metadata(&shared).unwrap().permissions().mode() & 0o7777, mode);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_does_not_check_changes_nothing_and_says_which_one_stays() {
     let controller = Controller::start(POLICY).await;
     let before = controller.ask(Request::PolicyShow).await.unwrap();
