@@ -309,6 +309,15 @@ impl Config {
         {
             wrong.push(Diagnostic::at(oidc.span(), "the issuer must begin with https://"));
         }
+        if let Some(oidc) = &written.oidc
+            && same_issuer(&oidc.get_ref().issuer, written.url.get_ref())
+        {
+            wrong.push(
+                Diagnostic::at(oidc.span(), "the issuer is the controller's own URL, which names local accounts").help(
+                    "`user:NAME` in the policy would mean the provider's people too: write the provider's issuer",
+                ),
+            );
+        }
         if !written.accounts.local && written.oidc.is_none() {
             wrong.push(
                 Diagnostic::whole("nobody can sign in: local accounts are off and there is no [oidc]")
@@ -452,6 +461,12 @@ fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> String {
             String::new()
         }
     }
+}
+
+/// Tells whether two URLs name one issuer, however they are written.
+fn same_issuer(one: &str, other: &str) -> bool {
+    let plain = |text: &str| url::Url::parse(text).map(|url| url.as_str().trim_end_matches('/').to_owned());
+    matches!((plain(one), plain(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn check_overlay(overlay: &Overlay, wrong: &mut Diagnostics) {

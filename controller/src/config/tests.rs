@@ -56,6 +56,11 @@ fn every_mistake_names_its_line_and_what_to_do() {
         ("local = true", "local = false", "nobody can sign in"),
         ("url = \"https", "url = https", "controller.toml:"),
         ("[overlay]", "[overlay", "controller.toml:"),
+        (
+            "[accounts]",
+            "[oidc]\nissuer = \"https://CTL.corp.example:443/\"\nclient_id = \"x\"\n\n[accounts]",
+            "own URL",
+        ),
     ] {
         assert!(example().contains(from), "{from}");
         let text = example().replacen(from, to, 1);
