@@ -3,7 +3,7 @@
 //! A session ends when it was not used for the idle time, at its absolute end, at sign-out, or when an administrator
 //! ends it; there is no way to extend it but to sign in again, which makes a new cookie (session fixation).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use postern_common::{id::SessionId, time::WallTime};
 use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
@@ -189,6 +189,28 @@ impl WebSessions {
         Ok(rows.iter().map(read).collect::<Result<_, _>>()?)
     }
 
+    /// Returns those of `asked` that are over, however they ended: signed out, expired, unused, displaced.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn over(&self, asked: BTreeSet<SessionId>, now: WallTime) -> Result<BTreeSet<SessionId>, StoreFailed> {
+        let oldest_use =
+            now.as_millis().saturating_sub(i64::try_from(self.limits.idle.as_millis()).unwrap_or(i64::MAX));
+        let mut over = BTreeSet::new();
+        for session in asked {
+            let live = sqlx::query("SELECT 1 FROM web_sessions WHERE id = ?1 AND until_at > ?2 AND last_seen_at > ?3")
+                .bind(&session.as_bytes()[..])
+                .bind(now.as_millis())
+                .bind(oldest_use)
+                .fetch_optional(&self.pool)
+                .await?;
+            if live.is_none() {
+                over.insert(session);
+            }
+        }
+        Ok(over)
+    }
+
     /// Deletes what has expired; tells how many there were. Call it now and then.
     ///
     /// # Errors
@@ -261,6 +283,25 @@ mod tests {
         assert!(sessions.find(&idle, at(600)).await.expect("works").is_none(), "idle");
         assert!(sessions.find(&busy, at(3_600)).await.expect("works").is_none(), "absolute");
         assert!(sessions.find(&busy, at(3_599)).await.expect("works").is_none(), "closed for good");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_over_when_it_is_unused_displaced_or_signed_out() {
+        let sessions = sessions().await;
+        let (unused, first) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        let (left, second) = sessions.open(proof("2"), at(0)).await.expect("opens");
+        let (_, displaced) = sessions.open(proof("3"), at(0)).await.expect("opens");
+        let asked = BTreeSet::from([first.session(), second.session(), displaced.session()]);
+        assert_eq!(sessions.over(asked.clone(), at(1)).await.expect("works"), BTreeSet::new());
+        for seconds in 0..MAX_PER_PERSON {
+            sessions.open(proof("3"), at(1 + seconds)).await.expect("opens");
+        }
+        let over = sessions.over(asked.clone(), at(20)).await.expect("works");
+        assert_eq!(over, BTreeSet::from([displaced.session()]));
+        sessions.close(&left).await.expect("works");
+        assert!(sessions.over(asked.clone(), at(20)).await.expect("works").contains(&second.session()));
+        assert_eq!(sessions.over(asked.clone(), at(600)).await.expect("works"), asked);
+        drop(unused);
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use postern_common::{
     key::ControllerSigningKey,
     policy::Policy,
     protocol::{MAX_NODE_MESSAGE_BYTES, STREAM_PATH},
+    time::WallTime,
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -53,8 +54,8 @@ use crate::{
 const STREAM_READ_BUFFER: usize = 4 << 10;
 /// How often certificates are looked at.
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(3_600);
-/// How often sign-ins that are over are swept away.
-const SWEEP: Duration = Duration::from_secs(600);
+/// How often sign-ins that are over are swept away, and with them the stock clients that they let in.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Why the controller does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -298,7 +299,12 @@ async fn serve_all(
         running.tasks.spawn(listener::serve(socket, acceptor, router, limits, running.stop.subscribe()));
     }
     running.tasks.spawn(receive_probes(probes, running.handle.clone(), running.stop.subscribe()));
-    running.tasks.spawn(keep_up(certificates.clone(), sessions.clone(), running.stop.subscribe()));
+    running.tasks.spawn(keep_up(
+        certificates.clone(),
+        sessions.clone(),
+        running.handle.clone(),
+        running.stop.subscribe(),
+    ));
     let office = admin::server::Office {
         handle: running.handle.clone(),
         accounts,
@@ -370,7 +376,12 @@ async fn receive_probes(socket: UdpSocket, handle: Handle, mut stop: watch::Rece
 }
 
 /// Renews the certificate and sweeps what is over.
-async fn keep_up(certificates: Arc<tls::Certificates>, sessions: WebSessions, mut stop: watch::Receiver<bool>) {
+async fn keep_up(
+    certificates: Arc<tls::Certificates>,
+    sessions: WebSessions,
+    handle: Handle,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut certificate = tokio::time::interval(CERTIFICATE_CHECK);
     let mut sweep = tokio::time::interval(SWEEP);
     loop {
@@ -378,11 +389,26 @@ async fn keep_up(certificates: Arc<tls::Certificates>, sessions: WebSessions, mu
             _ = certificate.tick() => if let Err(error) = certificates.reload(clock::now().wall) {
                 tracing::error!(%error, "the certificate cannot be renewed; the present one stays");
             },
-            _ = sweep.tick() => if let Err(error) = sessions.sweep(clock::now().wall).await {
-                tracing::warn!(%error, "old sign-ins cannot be swept away");
-            },
+            _ = sweep.tick() => {
+                let now = clock::now().wall;
+                if let Err(error) = sessions.sweep(now).await {
+                    tracing::warn!(%error, "old sign-ins cannot be swept away");
+                }
+                end_with_browsers(&sessions, &handle, now).await;
+            }
             () = listener::told(&mut stop) => return,
         }
+    }
+}
+
+/// Ends the stock clients whose browser's login session is over. The core is asked first: a client that is let in
+/// meanwhile is not among those that are looked at.
+pub(super) async fn end_with_browsers(sessions: &WebSessions, handle: &Handle, now: WallTime) {
+    let Ok(in_use) = handle.call(|turn, _| turn.core.web_sessions_in_use()).await else { return };
+    match sessions.over(in_use, now).await {
+        Ok(over) if over.is_empty() => {}
+        Ok(over) => drop(handle.call(move |turn, now| turn.core.web_sessions_over(&over, now)).await),
+        Err(error) => tracing::warn!(%error, "cannot tell which sign-ins are over"),
     }
 }
 

@@ -372,6 +372,20 @@ impl Core {
         self.flush(now);
     }
 
+    /// Returns the browsers' login sessions on which stock clients hang.
+    pub fn web_sessions_in_use(&self) -> BTreeSet<SessionId> {
+        self.registry.sessions().filter_map(|session| session.web_session).collect()
+    }
+
+    /// Ends what hangs on browsers' login sessions that are over without a sign-out: unused, or displaced by others.
+    pub fn web_sessions_over(&mut self, over: &BTreeSet<SessionId>, now: Now) {
+        let hanging = self.registry.sessions().filter(|s| s.web_session.is_some_and(|web| over.contains(&web)));
+        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
+            self.end_session(session, "the sign-in in the browser is over", now);
+        }
+        self.flush(now);
+    }
+
     /// Ends everything that hangs on any browser's login session of a person: all of those ended at once.
     pub fn browsers_ended(&mut self, issuer: &str, sub: &str, now: Now) {
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };

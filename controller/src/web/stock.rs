@@ -93,7 +93,7 @@ fn form(person: &Person, name: &str, key: &str, alert: Option<&str>) -> Markup {
             div.narrow {
                 h1 { "WireGuard client" }
                 p.lead { "For a phone, a Mac or a PC without Postern’s agent. It reaches only resources whose rule permits it, \
-                     and closes when you sign out here, or after some hours." }
+                     and closes when you sign out here, when this browser is not used for two hours, or after some hours." }
                 @if let Some(text) = alert { (layout::alert(text)) }
                 form #wireguard method="post" action="/wireguard" {
                     (layout::token(&person.form_token()))
@@ -153,7 +153,7 @@ fn result(person: &Person, told: &StockConfiguration) -> Markup {
         "Your WireGuard configuration",
         html! {
             h1 { "Configuration for " (told.machine) }
-            p.lead { "Open until " (words::until(told.until, person.visit.now)) ", or until you sign out in this browser." }
+            p.lead { "Open until " (words::until(told.until, person.visit.now)) ", or until you sign out in this browser or leave it unused for two hours." }
             div.warning role="note" {
                 p { strong { "Shown once." } " Save it now, or come back for a new one. Who has it gets in as you." }
             }

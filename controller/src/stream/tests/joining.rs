@@ -372,6 +372,19 @@ fn a_stock_client_gets_what_its_rules_permit_until_its_web_session_ends() {
     assert_eq!(world.nodes[wiki].own.as_ref().expect("told").keys.len(), 1, "nobody needs the old key any more");
     assert!(world.core.list_devices().iter().all(|view| view.record.kind == DeviceKind::Agent));
 
+    let third = StockRequest { public_key: WireGuardPublicKey::from_bytes([0x79; 32]), ..asked.clone() };
+    let configuration = world.core.export(&third, &alice, local(), world.now).expect("exported");
+    world.pump();
+    let in_use = world.core.web_sessions_in_use();
+    assert_eq!(in_use, [alice.web_session].into());
+    world.core.web_sessions_over(&[].into(), world.now);
+    assert_eq!(world.core.web_sessions_in_use(), in_use);
+    world.core.web_sessions_over(&in_use, world.now);
+    world.pump();
+    world.run(seconds(20));
+    assert!(!world.nodes[wiki].peers.contains_key(&configuration.device), "unused browsers end it too");
+    assert!(world.core.web_sessions_in_use().is_empty());
+
     let limited = StockRequest { public_key: WireGuardPublicKey::from_bytes([0x78; 32]), ..asked };
     let configuration = world.core.export(&limited, &alice, local(), world.now).expect("exported");
     world.pump();
