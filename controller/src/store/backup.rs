@@ -205,8 +205,11 @@ fn give_to_owner_of_folder(path: &Path) {
     }
 }
 
-/// Puts a backup in the place of the database: a new epoch begins and every login session ends, so that nothing that was
-/// revoked since the backup comes back by itself. Files that are there are kept.
+/// Puts a backup in the place of the database: a new epoch begins and every login session ends. Files that are there
+/// are kept.
+///
+/// Everything else is as it was then: an account, machine, token or rule that was disabled, removed or revoked after the
+/// backup is enabled again, and an old password is good again. The audit log says what that was; it has to be done again.
 ///
 /// # Errors
 /// [`StoreError`]; the database that was there stays in use then.

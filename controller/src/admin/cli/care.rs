@@ -120,10 +120,14 @@ impl Backup {
     }
 }
 
+/// What a restore brings back that nobody may want back.
+const RETURNS: &str = "what was disabled, removed or revoked after the backup is enabled again, and passwords are those \
+                       of then: do it again right after the start; `postern-controller audit tail -n 1000` shows what it was";
+
 /// Put a backup in the place of the database.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  systemctl stop postern-controller\n  postern-controller restore /var/backups/postern-2026-11-22.backup\n\nA new epoch begins: every login session ends, machines stay enrolled. The present database is put aside."
+    after_help = "Example:\n  systemctl stop postern-controller\n  postern-controller restore /var/backups/postern-2026-11-22.backup\n\nA new epoch begins: every login session ends, machines stay enrolled. The present database is put aside.\nWhat was disabled, removed or revoked after the backup comes back enabled: revoke it again."
 )]
 pub(super) struct Restore {
     /// The backup.
@@ -157,6 +161,7 @@ impl Restore {
                     println!("  {said} {}", text(&value[key]));
                 }
             }
+            println!("! {RETURNS}");
         });
         Ok(ExitCode::SUCCESS)
     }
