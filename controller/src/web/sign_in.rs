@@ -19,8 +19,8 @@ use super::{
     words,
 };
 use crate::identity::{
-    Proof,
-    local::{Credential, PasswordStep, SignInError},
+    Proof, SignedIn,
+    local::{AccountStatus, Credential, PasswordStep, SignInError},
     random::Token,
 };
 
@@ -125,12 +125,28 @@ pub(super) async fn finish(visit: &Visit, proof: Proof, next: Next) -> Result<Re
         visit.pages.web.doors.signed_out(who).await?;
     }
     let (token, who) = sessions.open(proof, visit.now).await?;
+    if !still_stands(visit, &who).await? {
+        sessions.close(&token).await?;
+        visit.audit(Some(Who::of(&who)), IdentityAction::SignInRefused { reason: "changed" }).await?;
+        return Err(Fault::NotPermitted("Your account was changed while you signed in. Sign in again.".into()));
+    }
     let event = IdentityAction::SignedIn { session: who.session(), amr: who.amr().to_vec() };
     if let Err(fault) = visit.audit(Some(Who::of(&who)), event).await {
         sessions.close(&token).await?;
         return Err(fault);
     }
     Ok(next.redirect().with_session(&token, &who, visit.now))
+}
+
+/// Tells whether a local account is still what was proven, after its session is in the store: an administrator's change
+/// either shows here or finds the session and ends it.
+async fn still_stands(visit: &Visit, who: &SignedIn) -> Result<bool, Fault> {
+    let accounts = &visit.pages.web.accounts;
+    if who.issuer() != accounts.issuer() {
+        return Ok(true); // the provider vouched for them
+    }
+    let account = accounts.find_by_id(who.subject()).await?;
+    Ok(account.is_some_and(|now| now.status == AccountStatus::Enabled && Some(&now.groups) == who.groups()))
 }
 
 /// Shows the form again with the refusal, and records it.
