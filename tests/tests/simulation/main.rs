@@ -163,6 +163,7 @@ fn one_lease_touches_only_the_nodes_and_peers_that_it_concerns() {
         for machine in &mut world.machines {
             machine.compiled.clear();
         }
+        world.nobody_signs_in();
         world.revoke(RevokeTarget::Session(session));
         world.run_for(1_500);
         // Other leases are renewed meanwhile: that moves deadlines at others, and compiles nothing.

@@ -273,6 +273,11 @@ impl World {
         }
     }
 
+    /// Keeps people and servers from joining again from now on.
+    pub(crate) fn nobody_signs_in(&mut self) {
+        self.events.retain(|_, event| !matches!(event, Event::WantUp { .. }));
+    }
+
     fn controller_now(&self) -> Now {
         let wall = EPOCH_MS + self.now as i64 + self.host.wall_offset_ms;
         Now { monotonic: Monotonic::from_millis(self.now - self.host.booted_ms), wall: WallTime::from_millis(wall) }
