@@ -219,11 +219,13 @@ fn the_annotated_example_is_a_good_document() {
 }
 
 #[test]
-fn every_document_in_the_guide_is_a_good_one() {
-    let guide = include_str!("../../../../docs/policy.md");
-    let blocks: Vec<&str> = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(blocks.len() >= 3);
-    for block in blocks {
-        policy(block);
+fn every_document_in_the_guide_and_the_readme_is_a_good_one() {
+    let texts = [include_str!("../../../../docs/policy.md"), include_str!("../../../../README.md")];
+    for (text, least) in texts.into_iter().zip([3, 1]) {
+        let blocks: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert!(blocks.len() >= least);
+        for block in blocks {
+            policy(block);
+        }
     }
 }
