@@ -118,6 +118,18 @@ struct Pages {
     in_flight: tokio::sync::Semaphore,
 }
 
+impl Pages {
+    fn new(web: Arc<Web>) -> Self {
+        Self {
+            web,
+            half: Pending::new(MAX_HALF, HALF_LIFETIME),
+            enrolments: Pending::new(MAX_HALF, HALF_LIFETIME),
+            limits: Limits::new(),
+            in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
+        }
+    }
+}
+
 /// A local sign-in whose password was right.
 struct HalfSignIn {
     account: Account,
@@ -160,13 +172,7 @@ impl Limits {
 /// The server that mounts it puts [`axum::extract::ConnectInfo`]`<SocketAddr>` into each request's extensions (the
 /// browser's address, for limits and the audit log), speaks TLS, and sets a time limit on request heads.
 pub fn router(web: Arc<Web>) -> Router {
-    let pages = Arc::new(Pages {
-        web,
-        half: Pending::new(MAX_HALF, HALF_LIFETIME),
-        enrolments: Pending::new(MAX_HALF, HALF_LIFETIME),
-        limits: Limits::new(),
-        in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
-    });
+    let pages = Arc::new(Pages::new(web));
     Router::new()
         .route("/", get(home::show))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))

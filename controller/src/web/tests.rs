@@ -21,7 +21,7 @@ use super::{
 };
 use crate::identity::{
     SignedIn,
-    local::{AccountRole, NewAccount, SealingKey},
+    local::{AccountRole, AccountStatus, Credential, NewAccount, SealingKey},
     sessions::{SessionLimits, test_pool},
     system_clock,
     user_code::UserCode,
@@ -278,6 +278,27 @@ async fn a_session_ends_by_idleness_by_time_and_by_signing_out() {
     );
     assert_eq!(site.get("/", &session).await.status, StatusCode::SEE_OTHER, "signed out");
     assert_eq!(site.doors.signed_out.lock().expect("not poisoned").len(), 1, "stock clients end with it");
+}
+
+#[tokio::test]
+async fn an_account_that_changes_during_its_sign_in_gets_no_session() {
+    for removed in [false, true] {
+        let site = site(LocalAccounts::SecondFactorOptional).await;
+        let now = system_clock()();
+        let address = [192, 0, 2, 7].into();
+        let account = site.web.accounts.find("alice").await.expect("there");
+        let proof = site.web.accounts.prove(&account, Credential::Missing, address, now).await.expect("proven");
+        if removed {
+            site.web.accounts.remove("alice").await.expect("removed");
+        } else {
+            site.web.accounts.set_status("alice", AccountStatus::Disabled).await.expect("disabled");
+        }
+        let pages = Arc::new(Pages::new(site.web.clone()));
+        let visit = visit::Visit { pages, address, now, session: None, visit: None };
+        assert!(sign_in::finish(&visit, proof, visit::Next::Home).await.is_err());
+        assert_eq!(site.web.sessions.list(now).await.expect("works"), []);
+        assert_eq!(site.reasons(), ["changed"]);
+    }
 }
 
 #[tokio::test]

@@ -172,3 +172,27 @@ async fn something_else_than_a_backup_is_not_restored() {
     let error = backup::restore(&controller.config(), &file).await.unwrap_err().to_string();
     assert!(error.contains("damaged") || error.contains("not a"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stock_client_ends_with_a_browser_session_that_ended_by_itself() {
+    let policy = POLICY.replace("\"service:app\"", "\"group:staff\"") + "stock_clients = true\n";
+    let controller = Controller::start(&policy).await;
+    let token = controller.token("db", "db", 1).await;
+    let mut machine = Machine::new("db-1", 1);
+    machine.enrol(&controller, &token).await;
+    let _stream = machine.hello(&controller).await;
+    // Its browser's session is not in the store: idle, displaced or swept, all look like this.
+    let who = crate::identity::SignedIn::for_test("https://127.0.0.1", "1", "alice", &["staff"]);
+    let asked = crate::web::doors::StockRequest {
+        name: "phone".parse().unwrap(),
+        public_key: postern_common::key::WireGuardPublicKey::from_bytes([0x77; 32]),
+    };
+    let handle = controller.running().handle.clone();
+    let exported = crate::web::doors::Doors::stock_client(&handle, asked, &who).await;
+    exported.unwrap();
+    let pool = crate::store::SqliteStore::pool(&controller.config().database()).await.unwrap();
+    let sessions = crate::identity::sessions::WebSessions::new(pool, Default::default());
+    crate::serve::start::end_with_browsers(&sessions, &handle, clock::now().wall).await;
+    let left = controller.ask(Request::DeviceList).await.unwrap();
+    assert_eq!(left.as_array().map(Vec::len), Some(1), "{left}");
+}
