@@ -274,13 +274,13 @@ async fn a_token_without_what_it_must_hold_is_refused() {
 #[tokio::test]
 async fn an_answer_counts_once_for_its_own_browser_and_in_time() {
     let walk = Walk::fresh(Sign::Own, |_| ()).await;
-    let later = system_clock()().saturating_add(PENDING_LIFETIME);
     let ask = async |walk: &Walk, browser: Option<&Token>, at| {
         walk.provider.finish(walk.callback.clone(), browser, at).await.map(drop)
     };
     walk.finish().await.expect("the first time");
     assert!(matches!(walk.finish().await, Err(OidcError::State)), "reused");
     let walk = Walk::begin(&walk.idp, &walk.provider).await;
+    let later = system_clock()().saturating_add(PENDING_LIFETIME); // counted from this walk's beginning
     assert!(matches!(ask(&walk, Some(&walk.browser), later).await, Err(OidcError::State)), "late");
     let walk = Walk::begin(&walk.idp, &walk.provider).await;
     assert!(matches!(ask(&walk, Some(&Token::draw()), system_clock()()).await, Err(OidcError::State)), "another's");
