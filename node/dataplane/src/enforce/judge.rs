@@ -5,7 +5,7 @@
 //!     │no
 //!     ├─ same generation, deadline ahead ──────────────> Allow
 //!     └─ else policy again, as the originator's flow ──> Allow (and note the new permission) | cut
-//! unknown flow ── an answer? ──yes──> NoFlow
+//! unknown flow ── an answer? ──yes──> NoFlow (SYN with ACK shortly after the start: Settling)
 //!     └─ policy, in the packet's own direction ──> Allow (and an entry) | Deny
 //! ```
 
@@ -214,6 +214,11 @@ impl Enforcer {
     fn judge_new(&mut self, facts: &Facts, now: Now) -> Verdict {
         match facts.act {
             Act::Answer | Act::Error => return Verdict::Deny(DenyReason::NoFlow),
+            // Only who was asked says SYN and ACK: it must not become the originator, whatever it may open itself.
+            Act::Segment(segment) if segment.flags.answers_opening() => {
+                let settling = self.is_settling(now);
+                return Verdict::Deny(if settling { DenyReason::Settling } else { DenyReason::NoFlow });
+            }
             Act::Segment(_) | Act::Message => {}
         }
         let sender = facts.sender();

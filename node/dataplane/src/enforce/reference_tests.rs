@@ -228,7 +228,9 @@ impl Reference {
                 return Some(None);
             }
         }
-        if matches!(what, What::Answer | What::Error { .. }) {
+        let answers_opening =
+            matches!(what, What::Tcp(flags) if flags & TcpFlags::SYN != 0 && flags & TcpFlags::ACK != 0);
+        if answers_opening || matches!(what, What::Answer | What::Error { .. }) {
             return None;
         }
         let port = if sender == Originator::Local { remote.1 } else { local.1 };

@@ -141,6 +141,11 @@ impl TcpFlags {
     pub const fn opens(self) -> bool {
         self.0 & (Self::SYN | Self::ACK | Self::RST) == Self::SYN
     }
+
+    /// Tells whether this segment answers one that opens: SYN with ACK.
+    pub const fn answers_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
 }
 
 /// What a TCP header says.

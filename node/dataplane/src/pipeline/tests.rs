@@ -411,6 +411,23 @@ fn after_a_restart_denied_segments_get_no_rst_until_it_has_settled() {
 }
 
 #[test]
+fn the_answer_to_an_opening_never_makes_its_sender_the_originator() {
+    let (mut a, mut b) = hostile(); // `a` lets everything out ...
+    let all = || vec![permission("all", &["tcp/*"], HOUR)];
+    b.upsert(peer(2, 1, all(), all()), at(0)); // ... and here either end may open anything
+    let (client, server) = ((inner(1)[0], 40_000), (inner(2)[0], 443));
+    let answer = TcpFlags::SYN | TcpFlags::ACK;
+    b.local_sends(&segment(server, client, answer, 500, 101), at(5));
+    assert_eq!(b.plane.counters().denied(Direction::Outbound, DenyReason::Settling), 1);
+    assert!(b.delivered.is_empty(), "no RST: the connection comes back when its originator speaks");
+    b.local_sends(&segment(server, client, answer, 500, 101), at(120_000));
+    assert_eq!(b.plane.counters().denied(Direction::Outbound, DenyReason::NoFlow), 1);
+    a.local_sends(&segment(client, server, answer, 500, 101), at(120_000));
+    settle(&mut [&mut a, &mut b], at(120_000));
+    assert!(a.plane.flows().is_empty() && b.plane.flows().is_empty());
+}
+
+#[test]
 fn an_established_connection_comes_back_after_each_end_was_restarted() {
     let (mut a, mut b) = couple(Simulated::new(1), Simulated::new(2), HOUR);
     let [client, server] = connect(&mut a, &mut b, 0, 10);
