@@ -32,6 +32,7 @@ struct Scene {
     laptop: Node,
     stranger: Node,
     at: IpAddr,
+    laptop_at: IpAddr,
     _servers: Vec<Background>,
 }
 
@@ -47,7 +48,8 @@ fn scene(name: &str) -> Result<Scene> {
     let stranger = world.laptop("stranger")?;
     world.sign_in(&stranger, "bob")?;
     let at = app.overlay(Family::V4)?;
-    let scene = Scene { world, app, laptop, stranger, at, _servers: servers };
+    let laptop_at = laptop.overlay(Family::V4)?;
+    let scene = Scene { world, app, laptop, stranger, at, laptop_at, _servers: servers };
     scene.opens()?;
     Ok(scene)
 }
@@ -125,8 +127,15 @@ fn a_restart_goes_on_and_a_reboot_stays_closed_without_the_controller() -> Resul
     let programs = http_server(&scene.app.host, 7070, "")?; // dies with the reboot
     programs.kill();
     scene.app.host.reboot()?;
+    let forget = "nft delete table inet postern; ip route flush proto 112; ip -6 route flush proto 112";
+    scene.app.host.sh(forget).context("the guard and the blackholes were not there")?;
     let _page = http_server(&scene.app.host, 8080, "secret-word");
     scene.app.start()?;
+    eventually(PATIENCE, "the overlay is not shut after a reboot", || {
+        let guarded = scene.app.host.sh("nft list table inet postern").is_ok();
+        let routed = scene.app.host.sh(&format!("ip route get {}", scene.laptop_at)).is_ok();
+        (guarded && !routed).then_some(())
+    })?;
     ensure!(!can_connect(&scene.laptop.host, scene.at, 8080), "open after a reboot, before the controller has spoken");
     scene.world.start_controller()?;
     scene.opens().context("after a reboot, with the controller back")

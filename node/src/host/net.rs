@@ -100,9 +100,7 @@ impl HostNet {
     /// Fails when the interface is not there or the kernel refuses. The blackholes come first, so that a failure
     /// leaves things closed.
     pub async fn configure(&self, plan: &TunnelPlan) -> Result<(), NetError> {
-        for prefix in &plan.overlay {
-            self.add_route(blackhole(*prefix), format!("add the blackhole route for {prefix}")).await?;
-        }
+        self.shut(&plan.overlay).await?;
         let index = self.link_index(&plan.link).await?;
         let message = LinkUnspec::new_with_index(index).mtu(plan.mtu).up().build();
         let action = format!("set {} up with an MTU of {}", plan.link, plan.mtu);
@@ -132,6 +130,17 @@ impl HostNet {
             !kept || route_link(route).is_some_and(|link| link != index && route.header.kind == RouteType::Unicast)
         })
         .await
+    }
+
+    /// Lays the blackholes alone: nothing is meant for the overlay yet, and nothing may fall through to the default route.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub async fn shut(&self, overlay: &[IpNet]) -> Result<(), NetError> {
+        for prefix in overlay {
+            self.add_route(blackhole(*prefix), format!("add the blackhole route for {prefix}")).await?;
+        }
+        Ok(())
     }
 
     /// Takes out every route of ours, blackholes included, whichever node made them. The tunnel's addresses go with its

@@ -1,5 +1,6 @@
 //! Who this machine is: its device key, its WireGuard keys, and what the controller made of it.
 
+use ipnet::IpNet;
 use postern_common::{
     id::{DeviceId, MachineName, SessionId},
     key::{ControllerPublicKey, DeviceSigningKey},
@@ -71,6 +72,10 @@ pub struct Enrolment {
     pub controller_key: ControllerPublicKey,
     /// Who is signed in.
     pub login: Login,
+    /// The overlay's prefixes as the newest document had them: what is kept shut from the start of a boot on, before
+    /// the controller has spoken. Empty before the first document.
+    #[serde(default)]
+    pub overlay: Vec<IpNet>,
 }
 
 /// Who is signed in on an enrolled machine.

@@ -206,6 +206,7 @@ impl Core {
                 Ok(())
             }
         };
+        self.keep_overlay();
         if resumed.is_err() {
             self.effects.push_back(Effect::CloseDoors);
         }

@@ -279,9 +279,16 @@ impl Core {
                     .enrolment
                     .as_ref()
                     .is_some_and(|enrolment| enrolment.device == device && enrolment.controller_key == controller);
-                let target = attempt.target;
-                let enrolment =
-                    Enrolment { controller: target, device, name, subject_name, controller_key: controller, login };
+                let former = self.identity.enrolment.take().filter(|_| same);
+                let enrolment = Enrolment {
+                    controller: attempt.target,
+                    device,
+                    name,
+                    subject_name,
+                    controller_key: controller,
+                    login,
+                    overlay: former.map(|former| former.overlay).unwrap_or_default(),
+                };
                 self.identity.enrolment = Some(enrolment);
                 self.identity.keyring.keep_newest();
                 if !same {
@@ -396,6 +403,7 @@ impl Core {
                     self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
                     self.write_identity();
                 }
+                self.keep_overlay();
                 self.write_grants();
             }
             Err(GrantError::Gap { .. } | GrantError::Stale { .. }) => {
@@ -429,6 +437,16 @@ impl Core {
         {
             live.snapshot_by = Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE));
             self.effects.push_back(Effect::Send(FromNode::SnapshotWanted));
+        }
+    }
+
+    /// Keeps the overlay's prefixes for the next start of the machine.
+    pub(super) fn keep_overlay(&mut self) {
+        if let (Some(stand), Some(enrolment)) = (self.book.stand(), &mut self.identity.enrolment)
+            && enrolment.overlay != stand.own.overlay
+        {
+            enrolment.overlay.clone_from(&stand.own.overlay);
+            self.write_identity();
         }
     }
 

@@ -28,6 +28,7 @@ impl Agent {
                 let _ = plane.worker.set_ceiling(self.config.ceiling()).await; // an ended worker is told by its events
             }
             self.follow_host().await;
+            self.shut_overlay().await;
             self.look_for_endpoints().await;
         }
     }
@@ -35,6 +36,7 @@ impl Agent {
     async fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Connect(target) => {
+                self.shut_overlay().await; // after `down` and `up`, too, nothing leaves in the clear meanwhile
                 self.link_number += 1;
                 self.link = Some(Link::open(self.link_number, target, self.link_events.clone()));
             }
@@ -114,6 +116,15 @@ impl Agent {
     pub(super) fn follow_names(&self) {
         let names = host::names_of(self.core.book(), self.clock.now());
         self.names.store(Arc::new(names.unwrap_or_else(|| self.names.load().without_entries())));
+    }
+
+    /// Keeps the overlay shut, as it was last known, while the node shall be up and has been told nothing.
+    pub(super) async fn shut_overlay(&mut self) {
+        let identity = self.core.identity();
+        let Some(enrolment) = &identity.enrolment else { return };
+        if identity.wanted == Wanted::Up && !enrolment.overlay.is_empty() && self.core.book().stand().is_none() {
+            self.host.shut(enrolment.overlay.clone(), &self.config).await;
+        }
     }
 
     async fn follow_host(&mut self) {

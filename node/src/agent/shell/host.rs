@@ -15,6 +15,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use postern_common::{
     grant::OwnGrant,
     time::{Deadline, Now},
@@ -113,6 +114,7 @@ pub struct HostTask {
 
 #[derive(Debug)]
 enum Order {
+    Shut(Box<(Vec<IpNet>, NodeConfig)>),
     Follow(Box<(OwnGrant<Deadline>, NodeConfig)>),
     ForgetInterface,
     Rest,
@@ -132,6 +134,10 @@ impl HostTask {
                     order = inbox.recv() => {
                         let Some((order, done)) = order else { return };
                         let result = match order {
+                            Order::Shut(wanted) => {
+                                host.shut(wanted.0, &wanted.1).await;
+                                Ok(())
+                            }
                             Order::Follow(wanted) => {
                                 host.follow(&wanted.0, &wanted.1).await;
                                 Ok(())
@@ -168,6 +174,12 @@ impl HostTask {
         }
     }
 
+    /// Keeps the overlay shut while this node has not been told anything since it was down: guard and blackholes, no
+    /// address. Changes nothing once it was told.
+    pub async fn shut(&mut self, overlay: Vec<IpNet>, config: &NodeConfig) {
+        let _ = self.order(Order::Shut(Box::new((overlay, config.clone())))).await; // troubles are shown by `status`
+    }
+
     /// The interface is another one now: configure it again.
     pub async fn forget_interface(&mut self) {
         self.last = None;
@@ -199,6 +211,19 @@ impl HostTask {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Planned {
     guard: GuardPlan,
+    inside: Inside,
+}
+
+/// What lies within the guard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Inside {
+    /// Nothing: blackholes for these prefixes.
+    Shut(Vec<IpNet>),
+    Open(Tunnelled),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tunnelled {
     tunnel: TunnelPlan,
     domain: String,
     dns: Option<IpAddr>,
@@ -246,7 +271,22 @@ impl Host {
             overlay: own.overlay.clone(),
         };
         let dns = config.dns.enabled.then_some(config.dns.address);
-        let planned = Planned { guard, tunnel, domain: own.domain.clone(), dns };
+        let inside = Inside::Open(Tunnelled { tunnel, domain: own.domain.clone(), dns });
+        self.plan(Planned { guard, inside }).await;
+    }
+
+    /// Lets nothing into or out of the overlay, unless grants have said since the last [`Host::remove`] what may be.
+    pub async fn shut(&mut self, overlay: Vec<IpNet>, config: &NodeConfig) {
+        if matches!(&self.planned, Some(Planned { inside: Inside::Open(_), .. })) {
+            return;
+        }
+        match GuardPlan::new(&config.interface, overlay.clone(), vec![], config.plain()) {
+            Ok(guard) => self.plan(Planned { guard, inside: Inside::Shut(overlay) }).await,
+            Err(error) => self.troubles.note(Trouble::Guard, Err(error.into())),
+        }
+    }
+
+    async fn plan(&mut self, planned: Planned) {
         if self.planned.as_ref() != Some(&planned) {
             self.planned = Some(planned);
             self.configured = false;
@@ -277,15 +317,23 @@ impl Host {
                 return;
             }
         }
-        let configured = self.net.configure(&planned.tunnel).await;
+        let inside = match planned.inside {
+            Inside::Open(inside) => inside,
+            Inside::Shut(overlay) => {
+                let shut = self.net.shut(&overlay).await;
+                self.configured = shut.is_ok();
+                return self.troubles.note(Trouble::Net, shut.map_err(Into::into));
+            }
+        };
+        let configured = self.net.configure(&inside.tunnel).await;
         let networked = configured.is_ok();
         self.troubles.note(Trouble::Net, configured.map_err(Into::into));
-        let named = self.set_up_names(&planned).await;
+        let named = self.set_up_names(&inside).await;
         self.configured = networked && named.is_ok();
         self.troubles.note(Trouble::Dns, named);
     }
 
-    async fn set_up_names(&mut self, planned: &Planned) -> Result<(), anyhow::Error> {
+    async fn set_up_names(&mut self, planned: &Tunnelled) -> Result<(), anyhow::Error> {
         let Some(address) = planned.dns else { return Ok(()) };
         let places = self.places.clone();
         let (mode, upstream) = off_the_loop(move || DnsSetup::prepare(&places)).await?;

@@ -320,13 +320,14 @@ impl Agent {
         mark: Option<postern_common::grant::Position>,
     ) -> Result<(), anyhow::Error> {
         let now = self.clock.now();
+        if let Err(error) = self.core.start(saved, mark, now) {
+            warn!(%error, "nothing is resumed");
+        }
+        self.shut_overlay().await; // before the first effect is done
         let identity = self.core.identity();
         let serving = identity.enrolment.as_ref().is_some_and(|enrolment| enrolment.login.is_open());
         if identity.wanted == Wanted::Up && serving {
             self.start_plane().await?;
-        }
-        if let Err(error) = self.core.start(saved, mark, now) {
-            warn!(%error, "nothing is resumed");
         }
         self.look_for_endpoints().await;
         Ok(())

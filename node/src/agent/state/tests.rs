@@ -47,6 +47,7 @@ fn identity() -> Identity {
             subject_name: "service:payroll".into(),
             controller_key: ControllerSigningKey::from_seed(&[5; 32]).public(),
             login: Login::Service,
+            overlay: vec!["fd5a::/48".parse().expect("a prefix")],
         }),
         wanted: Wanted::Up,
     }

@@ -100,3 +100,25 @@ fn five_hundred_nodes_come_back_spread_out_after_the_controller_was_away() {
         assert_eq!(node.core.phase(), Phase::Connected { current: true });
     }
 }
+
+#[test]
+fn the_overlay_that_must_stay_shut_outlives_a_reboot_and_a_later_join() {
+    let (mut node, mut controller) = joined();
+    let kept = |node: &Node| node.seen.identity.clone().and_then(|i| i.enrolment).expect("an enrolment").overlay;
+    let told: Vec<ipnet::IpNet> = vec!["fd00::/48".parse().expect("a prefix")];
+    assert_eq!(kept(&node), told, "it is on disk once the first document has come");
+    let settings =
+        Settings { rotation: ROTATION, boot: BootId::from_bytes([2; 16]), listen_port: 51820, version: "test".into() };
+    let identity = node.seen.identity.clone().expect("an identity");
+    node = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity));
+    node.reachable = false;
+    node.core.start(None, None, node.now).expect("starts");
+    node.run();
+    assert!(node.core.book().stand().is_none(), "nothing is told after a reboot");
+    assert_eq!(node.core.identity().enrolment.as_ref().expect("an enrolment").overlay, told);
+    node.hear(ToNode::SessionEnded { reason: "test".into() });
+    node.reachable = true;
+    node.up();
+    controller.converse(&mut node, device(9));
+    assert_eq!(node.core.identity().enrolment.as_ref().expect("an enrolment").overlay, told);
+}
