@@ -53,6 +53,7 @@ enum Event {
     ControllerTimer,
     ControllerStart,
     MachineStart { machine: usize },
+    MachineKill { machine: usize },
     Written { machine: usize, process: u64 },
     Confirm { machine: usize, code: String },
     WantUp { machine: usize },
@@ -340,6 +341,10 @@ impl World {
             }
             Event::ControllerStart => self.start_controller(),
             Event::MachineStart { machine } => self.start_machine(machine, false),
+            Event::MachineKill { machine } => {
+                self.kill(machine);
+                self.after(100, 2_000, Event::MachineStart { machine });
+            }
             Event::Written { machine, process } => self.written(machine, process),
             Event::Confirm { machine, code } => self.confirm(machine, &code),
             Event::WantUp { machine } => self.want_up(machine),
@@ -789,7 +794,7 @@ impl World {
     }
 
     fn write_next(&mut self, i: usize) {
-        let slow = self.rng.one_in(40) && !self.calm;
+        let slow = self.rng.one_in(12) && !self.calm;
         let process = self.machines[i].process;
         let (low, high) = if slow { (1_000, 6_000) } else { (1, 15) };
         self.after(low, high, Event::Written { machine: i, process });

@@ -142,7 +142,19 @@ impl World {
             (_, Some(session)) => RevokeTarget::Session(session),
             (_, None) => return,
         };
+        let before = self.current.clone();
         self.revoke(target);
+        if !self.plan.troubles.iter().any(|(trouble, _)| *trouble == Trouble::Kill) {
+            return;
+        }
+        // The worst moment for a crash is while a machine writes down what was revoked.
+        let closed: std::collections::BTreeSet<_> =
+            before.difference(&self.current).map(|door| door.destination).collect();
+        for machine in 0..self.machines.len() {
+            if self.machines[machine].device().is_some_and(|device| closed.contains(&device)) && self.rng.one_in(2) {
+                self.after(1, 600, Event::MachineKill { machine });
+            }
+        }
     }
 
     fn lift_something(&mut self) -> bool {
