@@ -11,7 +11,8 @@
 //!
 //! | module | holds |
 //! | --- | --- |
-//! | `world` | events in the order of true time; the controller's host, the network |
+//! | `world` | events in the order of true time, and clocks |
+//! | `world/controller`, `world/machines` | the hosts, and the network between them |
 //! | `world/troubles` | what goes wrong |
 //! | `world/claims` | what must hold |
 //! | `machine` | one node: clocks, directories, shell |
