@@ -206,7 +206,9 @@ impl Core {
                 Ok(())
             }
         };
-        self.keep_overlay();
+        if self.keep_overlay() {
+            self.write_identity();
+        }
         if resumed.is_err() {
             self.effects.push_back(Effect::CloseDoors);
         }

@@ -399,11 +399,13 @@ impl Core {
                 self.book.apply(&grants);
                 self.effects.push_back(Effect::Apply(grants));
                 let listed = self.book.stand().map(|stand| stand.own.keys.clone()).unwrap_or_default();
-                if self.identity.keyring.settle(&listed) {
+                let settled = self.identity.keyring.settle(&listed);
+                if settled {
                     self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
+                }
+                if self.keep_overlay() || settled {
                     self.write_identity();
                 }
-                self.keep_overlay();
                 self.write_grants();
             }
             Err(GrantError::Gap { .. } | GrantError::Stale { .. }) => {
@@ -440,14 +442,12 @@ impl Core {
         }
     }
 
-    /// Keeps the overlay's prefixes for the next start of the machine.
-    pub(super) fn keep_overlay(&mut self) {
-        if let (Some(stand), Some(enrolment)) = (self.book.stand(), &mut self.identity.enrolment)
-            && enrolment.overlay != stand.own.overlay
-        {
-            enrolment.overlay.clone_from(&stand.own.overlay);
-            self.write_identity();
-        }
+    /// Keeps the overlay's prefixes for the next start of the machine. Tells whether they are others than before.
+    pub(super) fn keep_overlay(&mut self) -> bool {
+        let (Some(stand), Some(enrolment)) = (self.book.stand(), &mut self.identity.enrolment) else { return false };
+        let changed = enrolment.overlay != stand.own.overlay;
+        enrolment.overlay.clone_from(&stand.own.overlay);
+        changed
     }
 
     pub(super) fn acknowledge(&mut self) {
