@@ -280,7 +280,7 @@ impl fmt::Display for PairName {
 ///
 /// `first` is told at once and `second` only after `first` has acknowledged, so that the first handshake succeeds.
 /// Durable, so that a restart of the controller neither changes the pre-shared key under a running session nor
-/// forgets that the pair had been opened.
+/// forgets what had been opened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairRecord {
     /// The end that learns first: the destination, or the peer of a node that changes its key.
@@ -293,6 +293,13 @@ pub struct PairRecord {
     pub first_knows: bool,
     /// Whether `second` has acknowledged it.
     pub second_knows: bool,
+    /// Whether `first` has acknowledged that `second` may open something on it, and nothing took that away since. Who
+    /// knows the pair may know it for the other direction alone.
+    #[serde(default)]
+    pub first_lets_in: bool,
+    /// Whether `second` has acknowledged that `first` may open something on it, and nothing took that away since.
+    #[serde(default)]
+    pub second_lets_in: bool,
 }
 
 impl PairRecord {

@@ -246,8 +246,11 @@ impl Core {
             return;
         }
         let closes = narrows(before, &wanted).then(|| latest(before)).flatten();
-        peering.want(destination, wanted);
+        let pairs = peering.want(destination, wanted);
         let over = peering.is_over();
+        if !over {
+            pairs.into_iter().for_each(|pair| self.out.store(StoreChange::PutPair(pair)));
+        }
         let urgency = if closes.is_some() { Urgency::Closes } else { Urgency::Opens };
         self.mark(destination, source, urgency, Turn::First);
         self.mark(source, destination, urgency, Turn::Second);
@@ -340,7 +343,7 @@ impl Core {
         }
         for pair in self.usable_pairs(pairs) {
             let name = PeeringName::of(pair.first.device, pair.second.device);
-            self.peerings.entry(name).or_insert_with(|| Peering::new(name)).pairs.push(pair);
+            self.peerings.entry(name).or_insert_with(|| Peering::new(name)).take_up(pair);
             self.peers_of.entry(name.0).or_default().insert(name.1);
             self.peers_of.entry(name.1).or_default().insert(name.0);
         }
@@ -364,8 +367,8 @@ impl Core {
         for name in over {
             self.end_peering(name, now);
         }
-        for peering in self.peerings.values_mut() {
-            peering.resume();
+        for pair in self.peerings.values_mut().flat_map(Peering::taken_up) {
+            self.out.store(StoreChange::PutPair(pair));
         }
     }
 

@@ -39,11 +39,13 @@ pub(crate) struct Edge {
     pub(crate) wanted: Permissions,
     /// What the destination has acknowledged and was not told to forget since.
     pub(crate) acknowledged: Permissions,
+    /// While a start takes up what was durable: the destination had let the source in.
+    resuming: bool,
 }
 
 impl Default for Edge {
     fn default() -> Self {
-        Self { wanted: Arc::from([]), acknowledged: Arc::from([]) }
+        Self { wanted: Arc::from([]), acknowledged: Arc::from([]), resuming: false }
     }
 }
 
@@ -101,12 +103,17 @@ impl Peering {
         self.up.wanted.is_empty() && self.down.wanted.is_empty()
     }
 
-    /// Changes what leases give towards `destination`.
-    pub(crate) fn want(&mut self, destination: DeviceId, wanted: Permissions) {
+    /// Changes what leases give towards `destination`; returns the pairs whose record changed.
+    pub(crate) fn want(&mut self, destination: DeviceId, wanted: Permissions) -> Vec<PairRecord> {
         let edge = self.edge_to_mut(destination);
-        // What is not wanted any more is forgotten at once: if it is wanted again, it has to be acknowledged again.
-        edge.acknowledged = covered(&edge.acknowledged, &wanted);
+        edge.acknowledged = match edge.resuming {
+            // It is taken to enforce the lease, because that is what it was told of; it has its own deadlines in any case.
+            true => wanted.clone(),
+            // What is not wanted any more is forgotten at once: if it is wanted again, it has to be acknowledged again.
+            false => covered(&edge.acknowledged, &wanted),
+        };
         edge.wanted = wanted;
+        self.note_who_lets_in()
     }
 
     /// Makes the pair of the two newest keys, if it is not there yet; `first` is the device that learns first.
@@ -115,8 +122,31 @@ impl Peering {
         if self.pairs.iter().any(|pair| pair.name() == name) {
             return None;
         }
-        self.pairs.insert(0, PairRecord { first, second, preshared, first_knows: false, second_knows: false });
+        let (first_lets_in, second_lets_in) = (self.lets_in(first.device), self.lets_in(second.device));
+        let (first_knows, second_knows) = (false, false);
+        let pair = PairRecord { first, second, preshared, first_knows, second_knows, first_lets_in, second_lets_in };
+        self.pairs.insert(0, pair);
         self.pairs.first()
+    }
+
+    /// Tells whether a device has acknowledged that the other may open something on it.
+    fn lets_in(&self, destination: DeviceId) -> bool {
+        let edge = self.edge_to(destination);
+        edge.resuming || !edge.acknowledged.is_empty()
+    }
+
+    /// Notes in every pair which of the two lets the other in; returns the pairs whose record changed.
+    fn note_who_lets_in(&mut self) -> Vec<PairRecord> {
+        let (up, down) = (self.lets_in(self.name.1), self.lets_in(self.name.0));
+        let mut changed = Vec::new();
+        for pair in &mut self.pairs {
+            let (first, second) = if pair.first.device == self.name.1 { (up, down) } else { (down, up) };
+            if (pair.first_lets_in, pair.second_lets_in) != (first, second) {
+                (pair.first_lets_in, pair.second_lets_in) = (first, second);
+                changed.push(pair.clone());
+            }
+        }
+        changed
     }
 
     /// Computes what `node` may be told of the other device; `None` if it must not know of it at all.
@@ -148,6 +178,7 @@ impl Peering {
             edge.acknowledged = acknowledged;
             done.peer_concerned = true;
         }
+        let mut learned = Vec::new();
         for pair in &mut self.pairs {
             if !pairs.contains(&pair.name()) {
                 continue;
@@ -156,9 +187,12 @@ impl Peering {
             if !*knows {
                 *knows = true;
                 done.peer_concerned |= pair.first.device == node;
-                done.pairs.push(pair.clone());
+                learned.push(pair.name());
             }
         }
+        let noted: Vec<PairName> = self.note_who_lets_in().iter().map(PairRecord::name).collect();
+        let changed = |pair: &&PairRecord| learned.contains(&pair.name()) || noted.contains(&pair.name());
+        done.pairs = self.pairs.iter().filter(changed).cloned().collect();
         done.can_retire = self.pairs.len() > 1 && self.newest_is_known();
         done
     }
@@ -185,19 +219,19 @@ impl Peering {
         self.pairs.iter().any(|pair| pair.first.key == key || pair.second.key == key)
     }
 
-    /// Takes up, after a restart, what leases give; a destination that knew a pair is taken to enforce it, because the
-    /// leases are those that it was told of. It enforces its own deadlines in any case.
-    pub(crate) fn resume(&mut self) {
-        for destination in [self.name.0, self.name.1] {
-            let knows = self
-                .pairs
-                .iter()
-                .any(|pair| if pair.first.device == destination { pair.first_knows } else { pair.second_knows });
-            let edge = self.edge_to_mut(destination);
-            if knows {
-                edge.acknowledged = edge.wanted.clone();
-            }
-        }
+    /// Takes up a pair after a restart, the newest first, and who of the two had let the other in. One that knows a pair
+    /// for the other direction alone has let nobody in.
+    pub(crate) fn take_up(&mut self, pair: PairRecord) {
+        self.edge_to_mut(pair.first.device).resuming |= pair.first_lets_in;
+        self.edge_to_mut(pair.second.device).resuming |= pair.second_lets_in;
+        self.pairs.push(pair);
+    }
+
+    /// Ends a restart, when leases have said what they give; returns the pairs whose record changed.
+    pub(crate) fn taken_up(&mut self) -> Vec<PairRecord> {
+        self.up.resuming = false;
+        self.down.resuming = false;
+        self.note_who_lets_in()
     }
 
     /// Marks the newest pair as known to a stock client, which has it in its configuration.

@@ -47,6 +47,32 @@ fn a_restarted_controller_goes_on_with_the_same_keys_and_cuts_nothing() {
 }
 
 #[test]
+fn a_destination_that_knows_the_keys_for_the_other_direction_alone_is_not_promised_after_a_restart() {
+    let both = format!(
+        "{POLICY}\n[resource.ledger]\nnode = \"payroll\"\nports = [\"tcp/99\"]\n[[access]]\nname = \"back\"\nfrom = [\"service:db\"]\nto = [\"ledger\"]\n"
+    );
+    let mut world = World::new(9, POLICY);
+    let payroll = world.server("payroll", Some("payroll"), &[]);
+    let db = world.server("db", Some("db"), &[]);
+    world.run(seconds(1));
+    assert!(world.passes(payroll, db, "tcp/5432"));
+    world.cut_stream(payroll);
+    world.apply_policy(&both);
+    world.run(seconds(1));
+    world.restart();
+    world.connect(db);
+    world.run(seconds(1)); // the world asserts the order of opening for whatever is told
+    assert!(world.nodes[db].may_open(world.now).is_empty());
+    world.connect(payroll);
+    world.run(seconds(1));
+    assert!(world.passes(db, payroll, "tcp/99"));
+    world.restart();
+    world.connect(db);
+    world.run(seconds(1));
+    assert!(world.passes(db, payroll, "tcp/99"), "what was acknowledged outlives a restart");
+}
+
+#[test]
 fn with_the_controller_away_leases_run_to_their_end() {
     let (mut world, wiki, bob) = town(2);
     world.restart(); // and nobody finds it
