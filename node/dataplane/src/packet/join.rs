@@ -1,5 +1,7 @@
 //! Frames for the TUN, with consecutive segments joined: see [`super::batch`] for the rules.
 
+use std::ops::Range;
+
 use postern_common::net::FiveTuple;
 
 use super::{
@@ -117,6 +119,46 @@ impl TunBatch {
         let start = self.used + VIRTIO_HEADER_LENGTH;
         let length = length.min(self.arena.len() - start);
         self.used = start + length;
+        self.keep(start, length, layout);
+    }
+
+    /// Lends room to receive `length` bytes of datagrams into; follow with [`TunBatch::received`].
+    ///
+    /// # Errors
+    /// [`Full`], counted.
+    pub fn receive_room(&mut self, length: usize) -> Result<&mut [u8], Full> {
+        if self.arena.len() - self.used < length {
+            self.refused += 1;
+            return Err(Full);
+        }
+        Ok(&mut self.arena[self.used..self.used + length])
+    }
+
+    /// Keeps the first `length` bytes of what was lent last for [`TunBatch::commit_in_place`], and tells where they begin.
+    pub fn received(&mut self, length: usize) -> usize {
+        let start = self.used;
+        self.used = self.arena.len().min(start + length);
+        start
+    }
+
+    /// Lends bytes that were received.
+    pub(crate) fn received_bytes(&mut self, range: Range<usize>) -> &mut [u8] {
+        &mut self.arena[range]
+    }
+
+    /// Tells whether there is room for one more packet beside its bytes.
+    pub(crate) fn has_piece(&self) -> bool {
+        self.pieces.len() < MAX_PIECES
+    }
+
+    /// Keeps a packet that stands at `start`, among bytes that were received; a virtio header's room before it must hold
+    /// nothing that is needed any more.
+    pub(crate) fn commit_in_place(&mut self, start: usize, length: usize, layout: &Layout) {
+        debug_assert!(start >= VIRTIO_HEADER_LENGTH && start + length <= self.used);
+        self.keep(start, length, layout);
+    }
+
+    fn keep(&mut self, start: usize, length: usize, layout: &Layout) {
         self.packets += 1;
         let candidate = self.candidate(start, length, layout);
         match layout.five_tuple() {

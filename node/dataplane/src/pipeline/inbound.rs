@@ -1,6 +1,6 @@
 //! From the network to the TUN.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, ops::Range};
 
 use postern_common::{net::FiveTuple, reason::DenyReason, time::Now};
 
@@ -17,7 +17,7 @@ use crate::{
         view::{Layout, Transport},
     },
     wireguard::{
-        Tunnels,
+        HEADER, Tunnels,
         links::{Heard, Opened},
     },
 };
@@ -30,31 +30,60 @@ enum Outcome {
 }
 
 impl<W: Tunnels> DataPlane<W> {
-    /// Takes one datagram of the network, as it came from `from`.
+    /// Takes one datagram of the network, as it came from `from`. It is copied; see [`DataPlane::handle_received`].
     pub fn handle_udp(&mut self, datagram: &[u8], from: SocketAddr, now: Now, out: &mut Out<'_>) {
+        match out.tun.receive_room(datagram.len()) {
+            Ok(room) => room.copy_from_slice(datagram),
+            Err(_) => return self.enforcer.counters.drop(DropReason::TunBatchFull),
+        }
+        let start = out.tun.received(datagram.len());
+        self.handle_received(start..start + datagram.len(), datagram.len(), from, now, out);
+    }
+
+    /// Takes what was received into the TUN batch's own room ([`TunBatch::receive_room`]): datagrams of `segment` bytes each,
+    /// the last may be shorter, all from `from`. They are opened where they stand.
+    pub fn handle_received(
+        &mut self,
+        received: Range<usize>,
+        segment: usize,
+        from: SocketAddr,
+        now: Now,
+        out: &mut Out<'_>,
+    ) {
         self.enforcer.glance_at_clock(now);
+        let Range { mut start, end } = received;
+        while start < end {
+            let stop = end.min(start + segment.max(1));
+            self.hear(start..stop, from, now, out);
+            start = stop;
+        }
+        self.finish(now, out);
+    }
+
+    fn hear(&mut self, datagram: Range<usize>, from: SocketAddr, now: Now, out: &mut Out<'_>) {
+        let start = datagram.start;
         let enforcer = &self.enforcer;
         let entitled = |slot| enforcer.peer_if_any(slot).is_some_and(|peer| peer.is_entitled(now));
-        let heard = self.links.receive(datagram, from, now.monotonic, (out.udp, out.tun), entitled);
+        let heard = self.links.receive(out.tun.received_bytes(datagram), from, now.monotonic, out.udp, entitled);
         match heard {
             Heard::Nothing => {}
             Heard::Dropped(reason) => self.enforcer.counters.drop(reason),
             Heard::Confirmed(slot) => self.send_waiting(slot, now, out),
             Heard::Packet(opened) => {
-                self.deliver(opened, now, out);
+                self.deliver(opened, start + HEADER, now, out);
                 if opened.confirms() {
                     self.send_waiting(opened.peer(), now, out);
                 }
             }
         }
-        self.finish(now, out);
     }
 
-    fn deliver(&mut self, opened: Opened, now: Now, out: &mut Out<'_>) {
-        // The same room into which the packet was opened: nothing was committed in between.
-        let Ok(plaintext) = out.tun.reserve(opened.length()) else {
+    /// Takes a packet that was opened, and stands at `start` in the TUN batch.
+    fn deliver(&mut self, opened: Opened, start: usize, now: Now, out: &mut Out<'_>) {
+        if !out.tun.has_piece() {
             return self.enforcer.counters.drop(DropReason::TunBatchFull);
-        };
+        }
+        let plaintext = &*out.tun.received_bytes(start..start + opened.length());
         let outcome = match Authenticated::check(opened, plaintext, &self.enforcer) {
             Ok(packet) => self.judge_inbound(&packet, now),
             Err(Suspect::Unparsable(error)) => {
@@ -67,7 +96,7 @@ impl<W: Tunnels> DataPlane<W> {
         };
         match outcome {
             Outcome::Deliver { permit, length, layout } => {
-                out.tun.commit(length, &layout);
+                out.tun.commit_in_place(start, length, &layout);
                 self.enforcer.account(&permit, 1, length as u64);
                 self.enforcer.counters.packets_in += 1;
                 self.enforcer.counters.bytes_in += length as u64;

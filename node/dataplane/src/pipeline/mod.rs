@@ -38,12 +38,11 @@ use crate::{
     packet::{
         batch::{TunBatch, UdpBatch},
         fragments::FragmentTable,
-        offload::MAX_PACKET,
         replies::reset_flow,
     },
     settings::Settings,
     status::{FlowStatus, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
-    wireguard::{PADDING, Tunnels, WireGuard, links::Links},
+    wireguard::{Tunnels, WireGuard, links::Links},
 };
 
 /// Where the data plane puts what it gives. The caller drains both before the next burst.
@@ -64,14 +63,12 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
     inbound_fragments: FragmentTable<Facts>,
     settings: Settings,
     events: VecDeque<PlaneEvent>,
-    /// One packet in the clear, with room for its padding.
-    scratch: Box<[u8]>,
 }
 
 impl DataPlane<WireGuard> {
     /// Makes a data plane that lets nothing pass and answers nobody.
     pub fn new(settings: Settings, now: Now) -> Self {
-        Self::with_tunnels(settings, WireGuard::default(), now)
+        Self::with_tunnels(settings, WireGuard::new(now), now)
     }
 }
 
@@ -84,7 +81,6 @@ impl<W: Tunnels> DataPlane<W> {
             outbound_fragments: FragmentTable::new(),
             inbound_fragments: FragmentTable::new(),
             events: VecDeque::new(),
-            scratch: vec![0; MAX_PACKET + PADDING].into_boxed_slice(),
             settings,
         }
     }

@@ -16,10 +16,7 @@ use crate::{
         view::{PacketView, Transport},
     },
     settings::LocalRefusal,
-    wireguard::{
-        Tunnels,
-        links::{Route, Sealed},
-    },
+    wireguard::{HEADER, Tunnels, links::Route},
 };
 
 impl<W: Tunnels> DataPlane<W> {
@@ -94,21 +91,21 @@ impl<W: Tunnels> DataPlane<W> {
             return self.enforcer.counters.drop(DropReason::Offload);
         };
         let (mut packets, mut bytes) = (0, 0);
-        while let Some(length) = segments.next_into(&mut self.scratch) {
-            match self.links.seal(route, &mut self.scratch, length, now.monotonic, out.udp) {
-                Sealed::Sent => {}
-                Sealed::Full => {
-                    self.enforcer.counters.drop_many(DropReason::UdpBatchFull, 1 + segments.remaining() as u64);
-                    break;
-                }
-                Sealed::NoSession => {
-                    self.enforcer.counters.drop_many(DropReason::NoSession, 1 + segments.remaining() as u64);
-                    break;
-                }
-            }
+        while segments.remaining() > 0 {
+            let Ok(room) = out.udp.reserve(self.links.room_for(segments.longest())) else {
+                self.enforcer.counters.drop_many(DropReason::UdpBatchFull, segments.remaining() as u64);
+                break;
+            };
+            let Some(length) = segments.next_into(&mut room[HEADER..]) else { break };
+            let Some(sealed) = self.links.seal(route, room, length, now.monotonic) else {
+                self.enforcer.counters.drop_many(DropReason::NoSession, 1 + segments.remaining() as u64);
+                break;
+            };
+            out.udp.commit(route.to(), sealed);
             packets += 1;
             bytes += length as u64;
         }
+        self.links.count_sent(permit.peer(), bytes);
         self.enforcer.account(&permit, packets, bytes);
         self.enforcer.counters.packets_out += packets;
         self.enforcer.counters.bytes_out += bytes;
@@ -144,8 +141,13 @@ impl<W: Tunnels> DataPlane<W> {
     /// to a peer that a grant names.
     pub(super) fn answer_peer(&mut self, slot: PeerSlot, reply: &[u8], now: Now, out: &mut Out<'_>) {
         let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return };
-        self.scratch[..reply.len()].copy_from_slice(reply);
-        if self.links.seal(route, &mut self.scratch, reply.len(), now.monotonic, out.udp) == Sealed::Sent {
+        let Ok(room) = out.udp.reserve(self.links.room_for(reply.len())) else {
+            return self.enforcer.counters.drop(DropReason::UdpBatchFull);
+        };
+        room[HEADER..HEADER + reply.len()].copy_from_slice(reply);
+        if let Some(sealed) = self.links.seal(route, room, reply.len(), now.monotonic) {
+            out.udp.commit(route.to(), sealed);
+            self.links.count_sent(slot, reply.len() as u64);
             self.enforcer.counters.refusals_answered += 1;
         }
     }

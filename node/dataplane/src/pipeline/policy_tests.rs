@@ -121,11 +121,11 @@ fn later_fragments_pass_only_after_an_admitted_first() {
 #[test]
 fn an_initiation_replayed_after_a_restart_moves_no_endpoint() {
     let settings = Settings { greetings: 0, ..Settings::default() };
-    let mut a = Node::new(1, settings.clone(), WireGuard::default(), at(0));
+    let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
     a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(0));
     a.local_sends(&syn(443), at(5));
     let (_, initiation) = a.sent.pop_front().unwrap();
-    let mut restarted = Node::new(2, settings, WireGuard::default(), at(10));
+    let mut restarted = Node::new(2, settings, WireGuard::new(at(0)), at(10));
     restarted.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![])], at(10));
     restarted.network_brings(&initiation, outer(66), at(11));
     let status = &restarted.plane.peers(at(11))[0];

@@ -1,4 +1,4 @@
-//! Two data planes back to back: with boringtun where the protocol matters, with simulated tunnels where time does.
+//! Two data planes back to back: with real tunnels where the protocol matters, with simulated tunnels where time does.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -64,7 +64,7 @@ fn connect<W: Tunnels>(a: &mut Node<W>, b: &mut Node<W>, family: usize, ms: u64)
 
 #[test]
 fn an_allowed_flow_passes_through_real_wireguard_in_both_families() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     for family in 0..2 {
         connect(&mut a, &mut b, family, 10);
     }
@@ -173,7 +173,7 @@ fn a_packet_for_somebody_else_is_not_delivered() {
 
 #[test]
 fn an_unknown_key_gets_no_answer_to_a_correct_initiation() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     b.remove(1, at(1));
     a.local_sends(&segment((inner(1)[0], 40_000), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
     let (_, initiation) = a.sent.pop_front().expect("an initiation");
@@ -182,7 +182,7 @@ fn an_unknown_key_gets_no_answer_to_a_correct_initiation() {
     assert!(b.sent.is_empty());
     assert_eq!(b.plane.counters().dropped(DropReason::UnknownInitiator), 1);
     // The same initiation is answered by a node that knows the key.
-    let (_, mut known) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (_, mut known) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     known.network_brings(&initiation, outer(1), at(5));
     assert_eq!(known.sent.len(), 1);
 }
@@ -244,7 +244,7 @@ fn a_wall_clock_set_forward_closes_within_a_second() {
 
 #[test]
 fn revocation_cuts_established_flows_at_once_and_leaves_no_session() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     let [client, server] = connect(&mut a, &mut b, 0, 10);
     let applied = b.remove(1, at(20));
     assert_eq!((applied.cut, applied.removed), (1, vec![device(1)]));
@@ -456,7 +456,7 @@ fn an_established_connection_comes_back_after_each_end_was_restarted() {
 
 #[test]
 fn captured_datagrams_are_worth_nothing_when_they_are_sent_again() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     let mut captured = Vec::new();
     a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
     for _ in 0..4 {
@@ -480,7 +480,7 @@ fn captured_datagrams_are_worth_nothing_when_they_are_sent_again() {
 
 #[test]
 fn rotation_of_a_key_moves_to_the_new_pair_and_drops_no_packet() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     let [client, server] = connect(&mut a, &mut b, 0, 10);
     let services = ["tcp/443", "udp/53", "icmp"];
     let grant = |reader: u8, other: u8, pairs: Vec<_>| {
@@ -535,14 +535,14 @@ fn a_roaming_peer_is_followed() {
 #[test]
 fn a_flood_of_initiations_is_asked_for_cookies() {
     let settings = Settings { handshakes_per_second: 5, ..Settings::default() };
-    let mut b = Node::new(2, settings, WireGuard::default(), at(0));
+    let mut b = Node::new(2, settings, WireGuard::new(at(0)), at(0));
     b.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![])], at(0));
     let mut lengths = Vec::new();
     for round in 0..10_u64 {
-        let (mut a, _) = couple(WireGuard::default(), WireGuard::default(), HOUR);
-        a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(5));
+        let (mut a, _) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
+        a.local_sends(&segment((inner(1)[0], 1), (inner(2)[0], 443), TcpFlags::SYN, 1, 0), at(90 * round));
         let (_, initiation) = a.sent.pop_front().unwrap();
-        b.network_brings(&initiation, outer(1), at(100 * round));
+        b.network_brings(&initiation, outer(1), at(90 * round));
         lengths.extend(b.sent.drain(..).map(|(_, answer)| answer.len()));
     }
     assert_eq!(&lengths[..5], [92; 5]);
@@ -564,7 +564,7 @@ fn a_thousand_idle_peers_ask_for_no_timer() {
 
 #[test]
 fn sealed_plaintext_is_padded_to_sixteen_bytes() {
-    let (mut a, mut b) = couple(WireGuard::default(), WireGuard::default(), HOUR);
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
     connect(&mut a, &mut b, 0, 10);
     for size in 0..40 {
         a.local_sends(&datagram((inner(1)[0], 9), (inner(2)[0], 53), &vec![1; size]), at(20));

@@ -12,17 +12,18 @@
 //! confirmed session, and what arrives is accepted on each. A pair or peer that is taken away loses its sessions in
 //! the same call.
 //!
-//! The protocol itself stands behind [`Tunnels`] and [`Tunnel`]: [`WireGuard`] is boringtun's, [`simulated`] has no
-//! cryptography and runs in virtual time. Our own code does what boringtun leaves out: padding to 16 bytes and the
-//! limit of messages (whitepaper §5.4.6, §6.1), finding the tunnel of a message, cookies for both handshake messages,
-//! the least time between initiations of one key, queues, endpoints.
+//! The protocol itself stands behind [`Tunnels`] and [`Tunnel`]: [`WireGuard`] is the real one ([`noise`]), [`simulated`] has
+//! no cryptography. Both run in virtual time. [`links`] does the rest: finding the tunnel of a message, padding to 16 bytes
+//! (whitepaper §5.4.6), the least time between initiations of one key, queues, endpoints.
+//!
+//! Transport data is sealed and opened where it stands: outbound in the room of the UDP batch, inbound in the room of
+//! the TUN batch, into which it was received.
 //!
 //! Threats: scans and floods of handshakes (mac1, cookies, least time between initiations, all before a session
 //! exists); replayed initiations, also after a restart (they may be answered, but neither move the endpoint nor
 //! replace a session: only what proves a live session does); a key without a grant (silence).
 //!
-//! Rejected: one boringtun tunnel per peer with `set_static_private` on rotation. It drops every session at that
-//! moment.
+//! Rejected: one tunnel per peer whose own key is exchanged on rotation. It drops every session at that moment.
 
 mod endpoint;
 pub(crate) mod links;
@@ -51,6 +52,8 @@ pub(crate) const INITIATION_LENGTH: usize = 148;
 pub(crate) const RESPONSE_LENGTH: usize = 92;
 pub(crate) const COOKIE_REPLY_LENGTH: usize = 64;
 pub(crate) const TRANSPORT_OVERHEAD: usize = 32;
+/// Bytes before the packet in transport data; its tag of as many bytes stands behind it.
+pub(crate) const HEADER: usize = 16;
 /// Plaintext is padded to a multiple of this (whitepaper §5.4.6).
 pub(crate) const PADDING: usize = 16;
 /// After so many messages a session is replaced, and after so many it is used no more (whitepaper §6.1).
@@ -73,13 +76,9 @@ pub enum Admission {
     Refused(DropReason),
 }
 
-/// What a message for a tunnel brought.
+/// What a handshake message or a cookie brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// An inner packet: the first so many bytes of the buffer, without padding.
-    Packet(usize),
-    /// A keepalive.
-    Keepalive,
     /// The answer to an initiation, so many bytes in the buffer. The session is not confirmed yet.
     Response(usize),
     /// The session that we asked for exists: send so many bytes of the buffer, which confirm it.
@@ -87,6 +86,17 @@ pub enum Received {
     /// A cookie for the next handshake message.
     Cookie,
     /// It fits nothing, does not open, or was replayed.
+    Refused,
+}
+
+/// What transport data brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// A packet of so many bytes, without its padding, stands [`HEADER`] bytes into the message.
+    Packet(usize),
+    /// A keepalive.
+    Keepalive,
+    /// It fits no session, does not open, or was replayed.
     Refused,
 }
 
@@ -130,6 +140,7 @@ pub trait Tunnels: std::fmt::Debug {
         pair: (WireGuardPublicKey, WireGuardPublicKey),
         from: IpAddr,
         buffer: &mut [u8],
+        now: Monotonic,
     ) -> Admission;
 
     /// Draws a number that nobody can foresee.
@@ -141,9 +152,13 @@ pub trait Tunnel: std::fmt::Debug {
     /// Tells whether there is a session to send with.
     fn is_ready(&self, now: Monotonic) -> bool;
 
-    /// Seals `plaintext`, padded by the caller, into `datagram`, which has room for 32 bytes more and for 148 at
-    /// least. Returns the length; `None` if there is no session or it has used up its messages.
-    fn seal(&mut self, plaintext: &[u8], datagram: &mut [u8], now: Monotonic) -> Option<usize>;
+    /// Seals the packet of `length` bytes, padded by the caller, that stands [`HEADER`] bytes into `message`, where it
+    /// stands; behind it there is room for 16 bytes. Returns the message's length; `None` if there is no session or it
+    /// has used up its messages.
+    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize>;
+
+    /// Opens transport data where it stands.
+    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening;
 
     /// Tells whether the session should be replaced because of the number of its messages.
     fn wants_rekey(&self) -> bool;
@@ -151,7 +166,7 @@ pub trait Tunnel: std::fmt::Debug {
     /// Begins a handshake: writes an initiation into `datagram`. `None` if one is under way.
     fn initiate(&mut self, datagram: &mut [u8], now: Monotonic) -> Option<usize>;
 
-    /// Takes a message for this tunnel; `buffer` takes what it brings and must hold the message's length and 148 bytes.
+    /// Takes a handshake message or a cookie for this tunnel; `buffer` takes the answer and must hold 148 bytes.
     fn receive(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Received;
 
     /// Does what is due: retries, rekeys, keepalives, the end of sessions. `buffer` must hold 148 bytes.

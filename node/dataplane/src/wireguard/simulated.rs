@@ -15,8 +15,8 @@ use postern_common::{
 };
 
 use super::{
-    Admission, Due, INITIATION, INITIATION_LENGTH, RESPONSE, RESPONSE_LENGTH, Received, TRANSPORT, TRANSPORT_OVERHEAD,
-    Tunnel, Tunnels, read_index,
+    Admission, Due, HEADER, INITIATION, INITIATION_LENGTH, Opening, RESPONSE, RESPONSE_LENGTH, Received, TRANSPORT,
+    TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
 };
 use crate::counters::DropReason;
 
@@ -86,6 +86,7 @@ impl Tunnels for Simulated {
         (local, remote): (WireGuardPublicKey, WireGuardPublicKey),
         _from: IpAddr,
         _buffer: &mut [u8],
+        _now: Monotonic,
     ) -> Admission {
         Admission::Admitted { local, remote }
     }
@@ -174,29 +175,22 @@ impl SimulatedTunnel {
         Some(INITIATION_LENGTH)
     }
 
-    fn write_transport(
-        &mut self,
-        place: usize,
-        plaintext: &[u8],
-        datagram: &mut [u8],
-        now: Monotonic,
-    ) -> Option<usize> {
+    fn write_transport(&mut self, place: usize, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
         let session = &mut self.sessions[place];
-        let message = datagram.get_mut(..plaintext.len() + TRANSPORT_OVERHEAD)?;
+        let message = message.get_mut(..length + TRANSPORT_OVERHEAD)?;
         message[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
         message[4..8].copy_from_slice(&session.remote_index.to_le_bytes());
         message[8..16].copy_from_slice(&session.counter.to_le_bytes());
-        let (body, tag) = message[16..].split_at_mut(plaintext.len());
-        body.copy_from_slice(plaintext);
+        let tag = &mut message[HEADER + length..];
         tag[..8].copy_from_slice(&session.secret.to_le_bytes());
         tag[8..].copy_from_slice(&self.preshared.to_le_bytes());
         session.counter += 1;
         self.last_sent = now;
         self.owes_answer = false;
-        if !plaintext.is_empty() {
+        if length > 0 {
             self.data_sent.get_or_insert(now);
         }
-        Some(plaintext.len() + TRANSPORT_OVERHEAD)
+        Some(length + TRANSPORT_OVERHEAD)
     }
 
     fn receive_initiation(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Option<Received> {
@@ -229,15 +223,15 @@ impl SimulatedTunnel {
         self.last_received = now;
         self.data_sent = None;
         let place = self.sessions.len() - 1;
-        self.write_transport(place, &[], buffer, now).map(Received::Established)
+        self.write_transport(place, buffer, 0, now).map(Received::Established)
     }
 
-    fn receive_transport(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Option<Received> {
+    fn open_transport(&mut self, message: &mut [u8], now: Monotonic) -> Option<Opening> {
         let index = read_index(message, 4)?;
         let counter = u64::from_le_bytes(message.get(8..16)?.try_into().ok()?);
         let live = |session: &&mut Session| session.local_index == index && now.since(session.born) < REJECT_AFTER;
         let session = self.sessions.iter_mut().find(live)?;
-        let (body, tag) = message[16..].split_at(message.len() - TRANSPORT_OVERHEAD);
+        let (body, tag) = message.get(HEADER..)?.split_at_checked(message.len().checked_sub(TRANSPORT_OVERHEAD)?)?;
         if tag[..8] != session.secret.to_le_bytes()
             || tag[8..] != self.preshared.to_le_bytes()
             || !session.take(counter)
@@ -247,14 +241,13 @@ impl SimulatedTunnel {
         session.confirmed = true;
         self.last_received = now;
         self.data_sent = None;
-        let Some(first) = body.first() else { return Some(Received::Keepalive) };
+        let Some(first) = body.first() else { return Some(Opening::Keepalive) };
         self.owes_answer = true;
         let length = match first >> 4 {
             4 => usize::from(u16::from_be_bytes([*body.get(2)?, *body.get(3)?])),
             _six => usize::from(u16::from_be_bytes([*body.get(4)?, *body.get(5)?])) + 40,
         };
-        buffer.get_mut(..length)?.copy_from_slice(body.get(..length)?);
-        Some(Received::Packet(length))
+        (length <= body.len()).then_some(Opening::Packet(length))
     }
 }
 
@@ -287,9 +280,13 @@ impl Tunnel for SimulatedTunnel {
         self.current(now).is_some()
     }
 
-    fn seal(&mut self, plaintext: &[u8], datagram: &mut [u8], now: Monotonic) -> Option<usize> {
+    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
         let place = self.current(now)?;
-        self.write_transport(place, plaintext, datagram, now)
+        self.write_transport(place, message, length, now)
+    }
+
+    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening {
+        self.open_transport(message, now).unwrap_or(Opening::Refused)
     }
 
     fn wants_rekey(&self) -> bool {
@@ -304,7 +301,6 @@ impl Tunnel for SimulatedTunnel {
         let received = match message.first().copied() {
             Some(INITIATION) => self.receive_initiation(message, buffer, now),
             Some(RESPONSE) => self.receive_response(message, buffer, now),
-            Some(TRANSPORT) => self.receive_transport(message, buffer, now),
             Some(_) | None => None,
         };
         received.unwrap_or(Received::Refused)
@@ -335,7 +331,7 @@ impl Tunnel for SimulatedTunnel {
         }
         match current {
             Some(place) if self.owes_answer && now.since(self.last_received) >= KEEPALIVE => {
-                self.write_transport(place, &[], buffer, now).map_or(Due::Nothing, Due::Keepalive)
+                self.write_transport(place, buffer, 0, now).map_or(Due::Nothing, Due::Keepalive)
             }
             Some(_) | None => Due::Nothing,
         }

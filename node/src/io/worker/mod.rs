@@ -197,7 +197,7 @@ impl Source {
 
 impl Worker {
     fn run(mut self) {
-        let mut buffer = vec![0; MAX_FRAME.max(MAX_RECEIVE)].into_boxed_slice();
+        let mut buffer = vec![0; MAX_FRAME].into_boxed_slice();
         let mut waiting = Source::HasMore;
         loop {
             let ready = self.wait(waiting);
@@ -212,7 +212,7 @@ impl Worker {
             waiting = Source::Drained;
             for (family, readable) in [(Family::V4, ready.ipv4), (Family::V6, ready.ipv6)] {
                 if readable {
-                    waiting = waiting.or(self.receive(family, &mut buffer, now));
+                    waiting = waiting.or(self.receive(family, now));
                 }
             }
             if ready.tun {
@@ -279,10 +279,14 @@ impl Worker {
         Flow::Continue
     }
 
-    fn receive(&mut self, family: Family, buffer: &mut [u8], now: Now) -> Source {
+    fn receive(&mut self, family: Family, now: Now) -> Source {
         let mut source = Source::HasMore;
         for _receive in 0..RECEIVES_A_ROUND {
-            let arrival = match self.link.sockets.receive(family, &mut buffer[..MAX_RECEIVE]) {
+            if !self.batches.are_roomy() {
+                self.flush();
+            }
+            let Ok(room) = self.batches.tun.receive_room(MAX_RECEIVE) else { break };
+            let arrival = match self.link.sockets.receive(family, room) {
                 Ok(Some(arrival)) => arrival,
                 Ok(None) => {
                     source = Source::Drained;
@@ -293,17 +297,15 @@ impl Worker {
                     continue;
                 }
             };
+            let segment = arrival.segment.max(1);
             let io = &mut self.link.io;
             io.udp_receives += 1;
             io.udp_bytes += arrival.length as u64;
-            for datagram in buffer[..arrival.length].chunks_mut(arrival.segment.max(1)) {
-                io.udp_datagrams += 1;
-                self.plane.handle_udp(datagram, arrival.from, now, &mut self.batches.out());
-            }
+            io.udp_datagrams += arrival.length.div_ceil(segment) as u64;
+            let start = self.batches.tun.received(arrival.length);
             self.arrivals.push(arrival);
-            if !self.batches.are_roomy() {
-                self.flush();
-            }
+            let range = start..start + arrival.length;
+            self.plane.handle_received(range, segment, arrival.from, now, &mut self.batches.out());
         }
         self.flush();
         source

@@ -26,7 +26,7 @@ use postern_common::{
 
 pub(crate) use self::{
     receiving::{Heard, Opened},
-    sending::{Route, Sealed},
+    sending::Route,
 };
 use super::{Tunnels, endpoint::Endpoint};
 use crate::{

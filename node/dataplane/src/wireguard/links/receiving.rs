@@ -8,11 +8,11 @@ use super::{INITIATION_INTERVAL, Links, PairSlot};
 use crate::{
     counters::DropReason,
     enforce::PeerSlot,
-    packet::batch::{TunBatch, UdpBatch},
+    packet::batch::UdpBatch,
     status::PlaneEvent,
     wireguard::{
-        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, RESPONSE, RESPONSE_LENGTH,
-        Received, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
+        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, Opening, RESPONSE,
+        RESPONSE_LENGTH, Received, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
     },
 };
 
@@ -23,7 +23,7 @@ pub(crate) enum Heard {
     Nothing,
     /// A session of this peer is confirmed: packets that wait can go.
     Confirmed(PeerSlot),
-    /// An inner packet stands in the room that the TUN batch lends next.
+    /// An inner packet stands 16 bytes into the datagram.
     Packet(Opened),
     /// It was dropped.
     Dropped(DropReason),
@@ -55,19 +55,19 @@ impl Opened {
 }
 
 impl<W: Tunnels> Links<W> {
-    /// Takes a datagram. An inner packet is opened into the room that `tun` lends next, and is not committed there.
-    /// `entitled` tells whether a peer has any live permission: without one, its handshakes get no answer.
+    /// Takes a datagram. An inner packet is opened where it stands. `entitled` tells whether a peer has
+    /// any live permission: without one, its handshakes get no answer.
     pub(crate) fn receive(
         &mut self,
-        datagram: &[u8],
+        datagram: &mut [u8],
         from: SocketAddr,
         now: Monotonic,
-        (udp, tun): (&mut UdpBatch, &mut TunBatch),
+        udp: &mut UdpBatch,
         entitled: impl Fn(PeerSlot) -> bool,
     ) -> Heard {
         // Type and three reserved bytes of zero (whitepaper §5.4).
-        match (datagram, datagram.len()) {
-            ([TRANSPORT, 0, 0, 0, ..], TRANSPORT_OVERHEAD..) => self.receive_transport(datagram, from, now, udp, tun),
+        match (&*datagram, datagram.len()) {
+            ([TRANSPORT, 0, 0, 0, ..], TRANSPORT_OVERHEAD..) => self.receive_transport(datagram, from, now, udp),
             ([INITIATION, 0, 0, 0, ..], INITIATION_LENGTH) => {
                 self.receive_initiation(datagram, from, now, udp, entitled)
             }
@@ -79,27 +79,21 @@ impl<W: Tunnels> Links<W> {
 
     fn receive_transport(
         &mut self,
-        datagram: &[u8],
+        datagram: &mut [u8],
         from: SocketAddr,
         now: Monotonic,
         udp: &mut UdpBatch,
-        tun: &mut TunBatch,
     ) -> Heard {
         let Some((slot, index)) = self.find(datagram, 4) else { return Heard::Dropped(DropReason::UnknownIndex) };
-        let Ok(room) = tun.reserve(datagram.len().max(INITIATION_LENGTH)) else {
-            return Heard::Dropped(DropReason::TunBatchFull);
-        };
         let Some(pair) = self.pairs[usize::from(slot.0)].as_mut() else {
             return Heard::Dropped(DropReason::UnknownIndex);
         };
         let Some(tunnel) = pair.tunnel.as_mut() else { return Heard::Dropped(DropReason::UnknownIndex) };
         let peer = pair.peer;
-        let length = match tunnel.receive(datagram, room, now) {
-            Received::Packet(length) => Some(length),
-            Received::Keepalive => None,
-            Received::Response(_) | Received::Established(_) | Received::Cookie | Received::Refused => {
-                return Heard::Dropped(DropReason::BadTransport);
-            }
+        let length = match tunnel.open(datagram, now) {
+            Opening::Packet(length) => Some(length),
+            Opening::Keepalive => None,
+            Opening::Refused => return Heard::Dropped(DropReason::BadTransport),
         };
         let confirms = pair.unconfirmed.take_if(|expected| *expected == index).is_some();
         self.hear(slot, from, now);
@@ -176,7 +170,7 @@ impl<W: Tunnels> Links<W> {
         let Some(pair) = pairs[usize::from(slot.0)].as_mut() else {
             return Heard::Dropped(DropReason::UnknownIndex);
         };
-        match tunnels.admit_response(datagram, (pair.keys.local, pair.keys.remote), from.ip(), room) {
+        match tunnels.admit_response(datagram, (pair.keys.local, pair.keys.remote), from.ip(), room, now) {
             Admission::Admitted { .. } => {}
             Admission::Cookie(length) => return self.send_cookie(from, length, udp),
             Admission::Refused(reason) => return Heard::Dropped(reason),
@@ -200,14 +194,9 @@ impl<W: Tunnels> Links<W> {
         let tunnel = self.pair_mut(slot).and_then(|pair| pair.tunnel.as_mut());
         match tunnel.map(|tunnel| tunnel.receive(datagram, &mut buffer, now)) {
             Some(Received::Cookie) => Heard::Nothing,
-            Some(
-                Received::Packet(_)
-                | Received::Keepalive
-                | Received::Response(_)
-                | Received::Established(_)
-                | Received::Refused,
-            )
-            | None => Heard::Dropped(DropReason::BadHandshake),
+            Some(Received::Response(_) | Received::Established(_) | Received::Refused) | None => {
+                Heard::Dropped(DropReason::BadHandshake)
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use super::{ATTEMPT_OVER, Links, NEXT_PAIR_AFTER, PairSlot, TICK, Waiting};
 use crate::{
     enforce::PeerSlot,
     packet::{batch::UdpBatch, offload::VirtioHeader},
-    wireguard::{Due, INITIATION_LENGTH, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length},
+    wireguard::{Due, HEADER, INITIATION_LENGTH, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length},
 };
 
 /// A session to send with, and where to. It is used up within the call that asked for it.
@@ -18,15 +18,11 @@ pub(crate) struct Route {
     to: SocketAddr,
 }
 
-/// What became of a sealed packet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sealed {
-    /// It is in the batch.
-    Sent,
-    /// The batch is full.
-    Full,
-    /// The session cannot be used any more.
-    NoSession,
+impl Route {
+    /// Returns where datagrams go.
+    pub(crate) fn to(&self) -> SocketAddr {
+        self.to
+    }
 }
 
 impl<W: Tunnels> Links<W> {
@@ -58,27 +54,25 @@ impl<W: Tunnels> Links<W> {
         Some(Route { pair, to: to? })
     }
 
-    /// Seals one packet. `plaintext` begins with the `length` bytes of the packet, and has room for the padding
-    /// behind them.
-    pub(crate) fn seal(
-        &mut self,
-        route: Route,
-        plaintext: &mut [u8],
-        length: usize,
-        now: Monotonic,
-        udp: &mut UdpBatch,
-    ) -> Sealed {
-        let padded = padded_length(length, usize::from(self.settings.mtu)).min(plaintext.len());
-        plaintext[length..padded].fill(0);
-        let Some(pair) = self.pairs[usize::from(route.pair.0)].as_mut() else { return Sealed::NoSession };
-        let Some(tunnel) = pair.tunnel.as_mut() else { return Sealed::NoSession };
-        let Ok(room) = udp.reserve((padded + TRANSPORT_OVERHEAD).max(INITIATION_LENGTH)) else { return Sealed::Full };
-        let Some(sealed) = tunnel.seal(&plaintext[..padded], room, now) else { return Sealed::NoSession };
-        udp.commit(route.to, sealed);
-        if let Some(peer) = self.peers[pair.peer.0 as usize].as_mut() {
-            peer.bytes_out += length as u64;
+    /// Returns the room that [`Links::seal`] wants for a packet of `length` bytes.
+    pub(crate) fn room_for(&self, length: usize) -> usize {
+        padded_length(length, usize::from(self.settings.mtu)) + TRANSPORT_OVERHEAD
+    }
+
+    /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `room`, and returns the datagram's length.
+    /// `None`: the session cannot be used any more.
+    pub(crate) fn seal(&mut self, route: Route, room: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+        let padded = padded_length(length, usize::from(self.settings.mtu));
+        room.get_mut(HEADER + length..HEADER + padded)?.fill(0);
+        let pair = self.pairs[usize::from(route.pair.0)].as_mut()?;
+        pair.tunnel.as_mut()?.seal(room, padded, now)
+    }
+
+    /// Counts what was sent to a peer.
+    pub(crate) fn count_sent(&mut self, slot: PeerSlot, bytes: u64) {
+        if let Some(peer) = self.peer_mut(slot) {
+            peer.bytes_out += bytes;
         }
-        Sealed::Sent
     }
 
     /// Keeps a packet until there is a session. The peer's oldest gives way; when all packets together are too many,
