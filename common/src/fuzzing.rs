@@ -64,7 +64,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
             policy.explain(context, &targets, &to, None, Audience::Subject);
         }
     }
-    assert_eq!(policy.plan(&policy, &contexts, &targets), [], "the same policy changes nothing");
+    assert_eq!(policy.plan(&policy, &contexts, &targets, &targets), [], "the same policy changes nothing");
 }
 
 /// Reads bytes as a message of a node, and as one of the controller. What is read prints and reads as itself.

@@ -11,11 +11,14 @@
 //!   |  <---------- Grants (snapshot)
 //!   |  Enforced {position} ---------------->            written durably and compiled
 //!   |  <---------- Grants (delta) ...                   Freshen {nonce} renews the node's nonce in between
+//!   |  <---------- CountFlows {peers}                   what a change of policy would cut, before it is made
+//!   |  LiveFlows {groups} --------------->
 //! ```
 //!
 //! The node's side of the stream authenticates itself by [`Hello::signature`] over the controller's challenge; the
 //! controller's side by its certificate (pinned by the join link, or by the system's roots) and, for everything that
-//! is enforced, by the signature of the document. Unknown messages close the stream with [`ToNode::Refused`].
+//! is enforced, by the signature of the document. Unknown messages close the stream with [`ToNode::Refused`], so both ends
+//! must speak the same version: every change of a message is a new [`PROTOCOL_VERSION`].
 
 use std::net::SocketAddr;
 
@@ -23,20 +26,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     grant::{Position, SignedDocument},
-    id::{BootId, DeviceId, MachineName, Nonce, SessionId},
+    id::{BootId, DeviceId, MachineName, Nonce, ResourceName, SessionId},
     key::{ControllerPublicKey, DevicePublicKey, Signature, WireGuardPublicKey},
     net::Service,
     time::WallTime,
 };
 
 /// The version of this protocol.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 /// The path of the WebSocket at the controller.
 pub const STREAM_PATH: &str = "/v1/node";
 /// The most bytes that the controller accepts in one message of a node.
 pub const MAX_NODE_MESSAGE_BYTES: usize = 64 << 10;
 /// The most outer addresses that a node may report.
 pub const MAX_ENDPOINTS: usize = 16;
+/// The most peers that one [`ToNode::CountFlows`] may name.
+pub const MAX_COUNTED_PEERS: usize = 512;
+/// The most groups in one [`FromNode::LiveFlows`]: the largest fit into [`MAX_NODE_MESSAGE_BYTES`].
+pub const MAX_FLOW_GROUPS: usize = 128;
 
 /// What a node says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +59,18 @@ pub enum FromNode {
     Enforced {
         /// The position.
         position: Position,
+        /// How many live flows that peers had opened to this node were cut by enforcing what this acknowledges. Flows
+        /// that this node had opened are counted where they lead to, so that a flow between two nodes counts once.
+        cut: u64,
+    },
+    /// The answer to [`ToNode::CountFlows`].
+    LiveFlows {
+        /// The question's number.
+        id: u64,
+        /// At most [`MAX_FLOW_GROUPS`]: those that carried most.
+        groups: Vec<FlowGroup>,
+        /// How many flows were left out.
+        unlisted: u64,
     },
     /// A delta did not continue what the node has: a snapshot, please.
     SnapshotWanted,
@@ -140,6 +159,13 @@ pub enum ToNode {
         id: u64,
         /// The answer.
         explanation: Explanation,
+    },
+    /// How many live flows have these peers opened to this node, and under what? Answered at once.
+    CountFlows {
+        /// Chosen by the controller; comes back with the answer.
+        id: u64,
+        /// At most [`MAX_COUNTED_PEERS`].
+        peers: Vec<DeviceId>,
     },
     /// The login session of this machine has ended; the doors close by the next document.
     SessionEnded {
@@ -249,6 +275,23 @@ pub enum Refusal {
     Closing,
 }
 
+/// The live flows that one peer has opened to one service of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowGroup {
+    /// The peer's device.
+    pub peer: DeviceId,
+    /// The resource whose rule lets them pass.
+    pub resource: ResourceName,
+    /// The protocol and the one port that they go to.
+    pub service: Service,
+    /// How many there are.
+    pub flows: u64,
+    /// How long ago the oldest of them began, milliseconds.
+    pub oldest_ms: u64,
+    /// Bytes of inner packets that they have carried, both ways.
+    pub bytes: u64,
+}
+
 /// Why something may or may not be reached, in the shape in which it is printed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
@@ -270,4 +313,25 @@ pub struct Explanation {
     pub fix: Option<String>,
     /// Until when the answer holds, if it is an allowance.
     pub valid_until: Option<WallTime>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_answer_about_flows_fits_into_a_message() {
+        let group = FlowGroup {
+            peer: DeviceId::from_bytes([0xff; 16]),
+            resource: "r".repeat(ResourceName::MAX).parse().expect("a name"),
+            service: "tcp/65535".parse().expect("a service"),
+            flows: u64::MAX,
+            oldest_ms: u64::MAX,
+            bytes: u64::MAX,
+        };
+        let groups = vec![group; MAX_FLOW_GROUPS];
+        let answer = FromNode::LiveFlows { id: u64::MAX, groups, unlisted: u64::MAX };
+        let text = serde_json::to_string(&answer).expect("a message has a JSON form");
+        assert!(text.len() <= MAX_NODE_MESSAGE_BYTES, "{} bytes", text.len());
+    }
 }

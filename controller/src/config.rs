@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use postern_common::diagnostics::{self, ByteSize, Diagnostic, Diagnostics, HumanDuration};
 use serde::Deserialize;
 use toml::Spanned;
@@ -21,6 +21,7 @@ use toml::Spanned;
 use crate::{
     serve::{
         files::{self, FileError},
+        proxy_protocol::TrustedProxies,
         tls,
     },
     stream::CoreConfig,
@@ -56,6 +57,8 @@ struct Written {
     listen: Spanned<Vec<SocketAddr>>,
     #[serde(default)]
     probe_listen: Option<SocketAddr>,
+    #[serde(default)]
+    trusted_proxies: Vec<Spanned<String>>,
     #[serde(default = "default_state")]
     state_dir: PathBuf,
     #[serde(default = "default_keys")]
@@ -246,6 +249,8 @@ pub struct Config {
     pub listen: Vec<SocketAddr>,
     /// Where probes are received; the first address of `listen`, by UDP, unless it is written.
     pub probe_listen: SocketAddr,
+    /// The proxies that say by the PROXY protocol whose connections they pass on.
+    pub trusted_proxies: TrustedProxies,
     /// The folder of the database and the audit log.
     pub state_dir: PathBuf,
     /// The folder of keys.
@@ -297,6 +302,7 @@ impl Config {
         let host = check_url(&written.url, &mut wrong);
         check_overlay(&written.overlay, &mut wrong);
         check_durations(&written, &mut wrong);
+        let proxies = check_proxies(&written.trusted_proxies, &mut wrong);
         if written.listen.get_ref().is_empty() {
             wrong.push(
                 Diagnostic::at(written.listen.span(), "the controller listens nowhere")
@@ -357,6 +363,7 @@ impl Config {
             url,
             listen,
             probe_listen,
+            trusted_proxies: TrustedProxies::new(proxies),
             state_dir: base.join(&written.state_dir),
             key_dir,
             policy: base.join(&written.policy),
@@ -524,6 +531,28 @@ fn check_overlay(overlay: &Overlay, wrong: &mut Diagnostics) {
                 .help("use small letters, digits, `-` and dots between labels: internal"),
         );
     }
+}
+
+fn check_proxies(written: &[Spanned<String>], wrong: &mut Diagnostics) -> Vec<IpNet> {
+    let mut prefixes = Vec::new();
+    for text in written {
+        let prefix = text.get_ref().parse::<IpAddr>().map(IpNet::from).or_else(|_| text.get_ref().parse::<IpNet>());
+        match prefix {
+            Ok(prefix) if prefix.prefix_len() == 0 => wrong.push(
+                Diagnostic::at(text.span(), "this would let everybody choose the address that they come from")
+                    .help("write the addresses of the proxies alone"),
+            ),
+            Ok(prefix) => prefixes.push(prefix.trunc()),
+            Err(_) => wrong.push(
+                Diagnostic::at(
+                    text.span(),
+                    format!("`{}` is no address and no prefix", diagnostics::printable(text.get_ref())),
+                )
+                .help("write an address such as \"10.0.0.5\" or a prefix such as \"10.0.0.0/24\""),
+            ),
+        }
+    }
+    prefixes
 }
 
 fn check_durations(written: &Written, wrong: &mut Diagnostics) {

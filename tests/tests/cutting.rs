@@ -75,7 +75,8 @@ fn revoking_cuts(name: &str, revoke: &[&str]) -> Result<()> {
     let tcp = chatter(&scene.laptop, "TCP6", scene.at)?;
     let udp = chatter(&scene.laptop, "UDP6", scene.at)?;
     let said = scene.world.ctl(&[&["revoke"], revoke, &["--reason", "test"]].concat())?;
-    ensure!(said.contains("revoked"), "{said}");
+    // Each flow lives in the tables of both ends and is told of once.
+    ensure!(said.starts_with("revoked on 2 of 2 nodes in ") && said.contains(" ms; 2 live flows cut"), "{said}");
     let lines = |client: &Background| client.output().lines().filter(|line| line.starts_with("line ")).count();
     let (tcp_before, udp_before) = (lines(&tcp), lines(&udp));
     silent_for(&tcp, Duration::from_secs(2))?;
@@ -86,6 +87,43 @@ fn revoking_cuts(name: &str, revoke: &[&str]) -> Result<()> {
         ensure!(after <= 2, "{what} brought {after} lines after the revocation\n{}", client.output());
     }
     ensure!(!can_connect(&scene.laptop.host, scene.at, 7000), "a new connection after the revocation");
+    Ok(())
+}
+
+/// What `policy plan` says would be cut is what `policy apply` cuts, and a plan itself cuts nothing.
+#[test]
+fn a_plan_names_the_live_flow_that_applying_it_cuts() -> Result<()> {
+    let scene = scene("plan-flows")?;
+    let mut tcp = chatter(&scene.laptop, "TCP6", scene.at)?;
+    let mut udp = chatter(&scene.laptop, "UDP6", scene.at)?;
+    let next = POLICY.replace("[\"tcp/7000\", \"udp/7000\"]", "[\"udp/7000\"]");
+    scene.world.controller.write("/run/next.toml", &next)?;
+    let plan = scene.world.ctl(&["policy", "plan", "/run/next.toml"])?;
+    ensure!(
+        plan.contains("- group:staff   loses   echo tcp/7000   alice on laptop, 1 live flow would be cut"),
+        "{plan}"
+    );
+    ensure!(plan.contains("(laptop -> echo, ") && !plan.contains("not counted"), "{plan}");
+    for client in [&mut tcp, &mut udp] {
+        let lines = client.output().lines().count();
+        client.wait_for_output(&format!("line {}", lines + 10), PATIENCE)?;
+    }
+    scene.world.ctl(&["policy", "apply", "/run/next.toml"])?;
+    silent_for(&tcp, Duration::from_secs(2))?;
+    let lines = udp.output().lines().count();
+    udp.wait_for_output(&format!("line {}", lines + 10), PATIENCE)?;
+    let after = scene.world.ctl(&["policy", "plan", "/run/next.toml"])?;
+    ensure!(after.contains("nobody who is signed in now gains or loses anything"), "{after}");
+
+    // A node that cannot answer is said to be missing from the count.
+    scene.server.kill()?;
+    let nothing = POLICY.split("[[access]]").next().unwrap_or_default();
+    scene.world.controller.write("/run/nothing.toml", nothing)?;
+    let told = eventually(PATIENCE, "the controller still waits for a node that is gone", || {
+        let plan = scene.world.ctl(&["policy", "plan", "/run/nothing.toml"]).ok()?;
+        plan.contains("live flows to echo are not counted").then_some(plan)
+    })?;
+    ensure!(told.contains("loses   echo udp/7000"), "{told}");
     Ok(())
 }
 

@@ -36,7 +36,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 pub use check::{TestFailure, TestOutcome};
 pub use hours::HoursError;
 pub use model::{NodeSelector, Resource, Sensitivity};
-pub use plan::{ChangeKind, PlanChange};
+pub use plan::{ChangeKind, Loss, PlanChange};
 pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
 pub use selector::{Selector, SelectorError};
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};

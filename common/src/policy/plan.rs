@@ -12,7 +12,12 @@ use super::{
     services::split,
     subject::{RequestContext, Targets},
 };
-use crate::{grant::Mode, id::ResourceName, net::Service, time::WallTime};
+use crate::{
+    grant::Mode,
+    id::{DeviceId, ResourceName},
+    net::Service,
+    time::WallTime,
+};
 
 /// What changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,6 +51,18 @@ pub struct PlanChange {
     pub at_once: bool,
 }
 
+/// What one subject can no longer open on one node, by whichever resource, from the moment of the change on: its live flows
+/// there are cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Who, as an index into the contexts that were given.
+    pub subject: usize,
+    /// The node.
+    pub node: DeviceId,
+    /// What of it.
+    pub services: Vec<Service>,
+}
+
 /// Everything that one subject has of one resource, on one node.
 #[derive(Debug, Default, Clone)]
 struct Holding {
@@ -55,13 +72,13 @@ struct Holding {
     until: Option<WallTime>,
 }
 
-type Holdings = BTreeMap<(ResourceName, usize), Holding>;
+type Holdings = BTreeMap<(ResourceName, DeviceId), Holding>;
 
 fn holdings(policy: &Policy, context: &RequestContext, targets: &Targets, lens: Lens) -> Holdings {
     let mut holdings = Holdings::new();
     for granted in Evaluation::new(&policy.model, context, targets, lens).granted() {
         for node in granted.nodes {
-            let key = (policy.model.resources[granted.resource].name.clone(), node);
+            let key = (policy.model.resources[granted.resource].name.clone(), targets.nodes()[node].device);
             let holding = holdings.entry(key).or_default();
             if holding.via.is_empty() {
                 holding.via = granted.via.to_string();
@@ -81,14 +98,21 @@ fn holdings(policy: &Policy, context: &RequestContext, targets: &Targets, lens: 
 impl Policy {
     /// Compares this policy with `next` for every context.
     ///
-    /// Targets are those of this moment; a resource on no machine shows no change.
-    pub fn plan(&self, next: &Self, contexts: &[RequestContext], targets: &Targets) -> Vec<PlanChange> {
+    /// `targets` are the nodes that this policy can name at this moment, `next_targets` those that `next` can; a resource on no
+    /// machine shows no change.
+    pub fn plan(
+        &self,
+        next: &Self,
+        contexts: &[RequestContext],
+        targets: &Targets,
+        next_targets: &Targets,
+    ) -> Vec<PlanChange> {
         type Key = (ChangeKind, String, ResourceName, Vec<Service>);
         let mut lines: BTreeMap<Key, (BTreeSet<usize>, bool)> = BTreeMap::new();
         for (subject, context) in contexts.iter().enumerate() {
             for lens in [Lens::Actual, Lens::Anyhow] {
                 let old = holdings(self, context, targets, lens);
-                let new = holdings(next, context, targets, lens);
+                let new = holdings(next, context, next_targets, lens);
                 let keys: BTreeSet<_> = old.keys().chain(new.keys()).collect();
                 for key in keys {
                     let nothing = Holding::default();
@@ -112,6 +136,36 @@ impl Policy {
             at_once,
         });
         lines.collect()
+    }
+
+    /// Lists what every context could open until now and cannot open under `next`, node by node. Unlike the lines of
+    /// [`Policy::plan`] it counts what one node opens as one, whichever resources name it: what moves from one resource to
+    /// another is not lost.
+    pub fn losses(
+        &self,
+        next: &Self,
+        contexts: &[RequestContext],
+        targets: &Targets,
+        next_targets: &Targets,
+    ) -> Vec<Loss> {
+        let opened = |policy: &Self, context: &RequestContext, targets: &Targets| {
+            let mut nodes: BTreeMap<DeviceId, Vec<Service>> = BTreeMap::new();
+            for ((_, node), holding) in holdings(policy, context, targets, Lens::Actual) {
+                nodes.entry(node).or_default().extend(holding.earned.iter().chain(&holding.lent));
+            }
+            nodes
+        };
+        let mut losses = Vec::new();
+        for (subject, context) in contexts.iter().enumerate() {
+            let kept = opened(next, context, next_targets);
+            for (node, services) in opened(self, context, targets) {
+                let services = tidy(split(&services, kept.get(&node).map_or(&[], Vec::as_slice)).1);
+                if !services.is_empty() {
+                    losses.push(Loss { subject, node, services });
+                }
+            }
+        }
+        losses
     }
 }
 

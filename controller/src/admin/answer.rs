@@ -14,11 +14,14 @@ use crate::{
     identity::local::{Account, AccountError, AccountRole, AccountStatus, Credential, NewAccount},
     records::{RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
-    stream::{Core, CoreError, NewToken, RevocationId, RevocationProgress, SubjectUpdate},
+    stream::{Core, CoreError, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, SubjectUpdate},
 };
 
 /// How long a one-time link for a password works.
 const LINK: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long nodes have to count the flows that a plan would cut.
+const COUNT_FLOWS: Duration = Duration::from_secs(1);
 
 /// Why a request was refused: the sentence for the person.
 struct Refusal(String);
@@ -176,8 +179,9 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::PolicyPlan { file, text } => {
             let policy = parse(&file, &text)?;
-            let plan = office.handle.call(move |turn, now| value(&turn.core.plan(&policy, now)));
-            Ok(json!({ "plan": plan.await? }))
+            let tests = policy.run_tests().len(); // all of them passed, or it would not have been read
+            let id = office.handle.call(move |turn, now| turn.core.begin_plan(&policy, now)).await?;
+            Ok(json!({ "plan": value(&await_plan(office, id).await?), "tests": tests }))
         }
         Request::PolicyApply { file, text } => {
             let policy = match parse(&file, &text) {
@@ -194,8 +198,22 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::PolicyShow => Ok(value(&office.handle.call(|turn, _| turn.meta.clone()).await?)),
         Request::Explain { subject, to, service } => {
-            let explained = office.handle.call(move |turn, now| turn.core.explain(&subject, &to, service, now));
-            Ok(value(&explained.await??))
+            let explained = office.handle.call(move |turn, now| {
+                let places = turn.core.places_of(&to);
+                turn.core.explain(&subject, &to, service, now).map(|explanation| (explanation, places))
+            });
+            let (explanation, places) = explained.await??;
+            let mut explained = value(&explanation);
+            explained["recorded_at"] = value(&places);
+            Ok(explained)
+        }
+        Request::Places { to } => {
+            let asked = to.clone();
+            let places = office.handle.call(move |turn, _| turn.core.places_of(&asked)).await?;
+            if places.is_empty() {
+                return Err(Refusal(format!("no machine stands for `{to}`: postern-controller device list")));
+            }
+            Ok(json!({ "recorded_at": places }))
         }
         Request::BackupWritten { file, with_keys } => {
             record(office, &by, if with_keys { "backup with private keys" } else { "backup" }, &file).await?;
@@ -403,6 +421,23 @@ async fn await_revocation(office: &Office, id: RevocationId, wait: Duration) -> 
         let changed = tokio::time::timeout_at(until, turns.changed()).await;
         if changed.is_err() {
             return Ok(json!({ "revocation": value(&view) }));
+        }
+    }
+}
+
+/// Waits until every node that was asked for its live flows has answered, or the time is over.
+async fn await_plan(office: &Office, id: PlanId) -> Result<PolicyPlan, Refusal> {
+    let mut turns = office.handle.turns();
+    let until = tokio::time::Instant::now() + COUNT_FLOWS;
+    loop {
+        turns.mark_unchanged(); // before asking, so that nothing that happens meanwhile is missed
+        let found = office.handle.call(move |turn, _| turn.core.planned(id)).await?;
+        let Some((plan, done)) = found else {
+            return Err(Refusal("too many plans are being made at the same time: try again".into()));
+        };
+        if done || tokio::time::timeout_at(until, turns.changed()).await.is_err() {
+            office.handle.call(move |turn, _| turn.core.forget_plan(id)).await?;
+            return Ok(plan);
         }
     }
 }

@@ -14,6 +14,7 @@ mod care;
 mod init;
 mod machines;
 mod people;
+mod plan;
 mod policy;
 mod revoke;
 mod serve;
@@ -48,7 +49,9 @@ enum Command {
     #[command(after_help = "Example:\n  postern-controller check --config /etc/postern-controller/controller.toml")]
     Check,
     /// The controller and every node at a glance: who is connected, what they enforce.
-    #[command(after_help = "Example:\n  postern-controller status --json")]
+    #[command(
+        after_help = "Example:\n  postern-controller status --json\n\nFlows are recorded on the nodes: postern-controller flows --to RESOURCE says on which."
+    )]
     Status,
     /// Local accounts, and people who signed in through a provider.
     #[command(subcommand)]
@@ -81,6 +84,8 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Why may, or may not, somebody reach something?
     Explain(policy::Explain),
+    /// Where flows to something are recorded, and how to read them there.
+    Flows(policy::Flows),
     /// Write a consistent copy of everything while the controller serves.
     Backup(care::Backup),
     /// Put a backup in the place of the database. Every login session ends.
@@ -180,6 +185,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Lift(command) => command.run(desk),
         Command::Policy(command) => command.run(desk),
         Command::Explain(command) => command.run(desk),
+        Command::Flows(command) => command.run(desk),
         Command::Backup(command) => command.run(desk),
         Command::Restore(command) => command.run(desk),
         Command::Audit(command) => command.run(desk),

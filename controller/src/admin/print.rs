@@ -55,11 +55,12 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>, none: &str) {
     }
 }
 
-/// Returns a text of a JSON value: strings without quotes, lists with commas, nothing as `-`.
+/// Returns a text of a JSON value: strings without quotes and without what a terminal would obey, lists with commas, nothing
+/// as `-`.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => printable(text),
         Value::Array(items) if items.is_empty() => "-".into(),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
         Value::Bool(true) => "yes".into(),
@@ -82,7 +83,42 @@ pub fn clock_time(at: WallTime, now: WallTime) -> String {
     zoned.strftime(if near { "%H:%M" } else { "%Y-%m-%d %H:%M" }).to_string()
 }
 
+/// Writes a number of bytes as people read it: `1.2 GiB`.
+pub fn size(bytes: u64) -> String {
+    let unit = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    match unit.into_iter().find(|(_, size)| bytes >= *size) {
+        Some((name, size)) => {
+            let tenths = u128::from(bytes) * 10 / u128::from(size);
+            format!("{}.{} {name}", tenths / 10, tenths % 10)
+        }
+        None => format!("{bytes} B"),
+    }
+}
+
+/// Writes a count with its noun: `1 live flow`, `3 live flows`.
+pub fn count(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Writes how long ago something was.
 pub fn ago(at: WallTime, now: WallTime) -> String {
     format!("{} ago", HumanDuration::rounded(now.since(at)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_outside_cannot_speak_to_the_terminal() {
+        let shown = text(&serde_json::json!(["ali\u{202e}ce", "\u{1b}[2Jbob", "new\nline"]));
+        assert!(!shown.chars().any(|c| c.is_control() || c == '\u{202e}'), "{shown:?}");
+        assert_eq!(text(&Value::Null), "-");
+    }
+
+    #[test]
+    fn sizes_and_counts_read_like_sentences() {
+        assert_eq!([0, 1_023, 1_024, 1_288_490_189].map(size), ["0 B", "1023 B", "1.0 KiB", "1.2 GiB"]);
+        assert_eq!([0, 1, 2].map(|n| count(n, "live flow")), ["0 live flows", "1 live flow", "2 live flows"]);
+    }
 }

@@ -149,6 +149,11 @@ pub enum Request {
         /// Which.
         name: String,
     },
+    /// Names the machines at which flows are recorded.
+    Places {
+        /// A resource, machine or overlay address.
+        to: String,
+    },
     /// Checks a policy document and tells what it would change.
     PolicyPlan {
         /// The file's name, for messages.

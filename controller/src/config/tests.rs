@@ -69,3 +69,21 @@ fn every_mistake_names_its_line_and_what_to_do() {
         assert!(error.contains("--> controller.toml"), "{to}: {error}");
     }
 }
+
+#[test]
+fn trusted_proxies_are_addresses_or_prefixes_and_never_everybody() {
+    let with = |proxies: &str| {
+        let text = include_str!("../../../configs/controller.toml")
+            .replace("# trusted_proxies = [\"10.0.0.5\", \"10.0.1.0/24\"]", &format!("trusted_proxies = {proxies}"));
+        Config::parse(Path::new("controller.toml"), &text)
+    };
+    let good = with("[\"10.0.0.5\", \"2001:db8::/64\"]").unwrap().trusted_proxies;
+    assert!(good.contain("10.0.0.5".parse().unwrap()) && good.contain("2001:db8::9".parse().unwrap()));
+    assert!(!good.contain("10.0.0.6".parse().unwrap()));
+    for (bad, word) in
+        [("[\"0.0.0.0/0\"]", "everybody"), ("[\"::/0\"]", "everybody"), ("[\"proxy.local\"]", "no address")]
+    {
+        let shown = with(bad).unwrap_err().to_string();
+        assert!(shown.contains(word) && shown.contains("trusted_proxies"), "{shown}");
+    }
+}

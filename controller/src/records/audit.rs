@@ -244,6 +244,8 @@ pub enum AuditEvent {
         expired: usize,
         /// Milliseconds from the command to the last of them.
         elapsed_ms: u64,
+        /// How many live flows the nodes cut, counted where they led to.
+        flows_cut: u64,
     },
     /// A revocation was lifted.
     RevocationLifted {

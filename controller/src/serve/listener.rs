@@ -1,7 +1,7 @@
 //! Accepting connections: limits, TLS, HTTP/1.1.
 //!
 //! ```text
-//! TCP accept --limits--> TLS 1.3 (10 s) --> HTTP/1.1 (heads within 10 s) --> router: pages, or the upgrade to a stream
+//! TCP accept --limits--> (from a trusted proxy: PROXY header --limits-->) TLS 1.3 (10 s) --> HTTP/1.1 (heads within 10 s) --> router: pages, or the upgrade to a stream
 //! ```
 //!
 //! Every connection holds a [`ConnectionPermit`] from accept to end, an upgraded one included. What exceeds the limits is
@@ -33,6 +33,8 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
+
+use super::proxy_protocol::{self, TrustedProxies};
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -85,15 +87,25 @@ impl Limits {
 
     /// Takes a place for a connection from `address`; `None` if there is none left.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
-        let key = counted(address);
+        self.take(Some(counted(address)))
+    }
+
+    /// Takes a place for a connection from a trusted proxy, whose client is not known yet; `None` if there is none left.
+    pub fn admit_proxied(self: &Arc<Self>) -> Option<ConnectionPermit> {
+        self.take(None)
+    }
+
+    fn take(self: &Arc<Self>, key: Option<IpAddr>) -> Option<ConnectionPermit> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = open.by_address.get(&key).copied().unwrap_or(0);
+        let here = key.and_then(|key| open.by_address.get(&key).copied()).unwrap_or(0);
         if open.total >= self.total || here >= self.per_address {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         open.total += 1;
-        open.by_address.insert(key, here + 1);
+        if let Some(key) = key {
+            open.by_address.insert(key, here + 1);
+        }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         Some(ConnectionPermit(Arc::new(Place { limits: Arc::clone(self), key })))
     }
@@ -120,17 +132,18 @@ pub struct ConnectionPermit(Arc<Place>);
 #[derive(Debug)]
 struct Place {
     limits: Arc<Limits>,
-    key: IpAddr,
+    key: Option<IpAddr>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.limits.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.total -= 1;
-        if let Some(here) = open.by_address.get_mut(&self.key) {
+        let Some(key) = self.key else { return };
+        if let Some(here) = open.by_address.get_mut(&key) {
             *here -= 1;
             if *here == 0 {
-                open.by_address.remove(&self.key);
+                open.by_address.remove(&key);
             }
         }
     }
@@ -164,6 +177,7 @@ pub async fn serve(
     tls: TlsAcceptor,
     router: Router,
     limits: Arc<Limits>,
+    proxies: Arc<TrustedProxies>,
     mut stop: watch::Receiver<bool>,
 ) {
     loop {
@@ -173,9 +187,19 @@ pub async fn serve(
         };
         match accepted {
             Ok((tcp, remote)) => {
-                let Some(permit) = limits.admit(remote.ip()) else { continue };
+                let proxied = proxies.contain(remote.ip());
+                let admitted = if proxied { limits.admit_proxied() } else { limits.admit(remote.ip()) };
+                let Some(permit) = admitted else { continue };
                 let (tls, router, limits, stop) = (tls.clone(), router.clone(), Arc::clone(&limits), stop.clone());
-                tokio::spawn(connection(tcp, remote, tls, router, limits, permit, stop));
+                tokio::spawn(async move {
+                    let known = match proxied {
+                        true => introduced(tcp, remote, &limits, permit).await,
+                        false => Some((tcp, remote, permit)),
+                    };
+                    if let Some((tcp, remote, permit)) = known {
+                        connection(tcp, remote, tls, router, limits, permit, stop).await;
+                    }
+                });
             }
             Err(error) => {
                 // Out of file descriptors, mostly: let some connections end.
@@ -190,6 +214,24 @@ pub async fn serve(
         }
     };
     drop(timeout(DRAIN, drained).await);
+}
+
+/// Learns from a trusted proxy whose connection this is, and counts it by that address.
+async fn introduced(
+    mut tcp: TcpStream,
+    proxy: SocketAddr,
+    limits: &Arc<Limits>,
+    permit: ConnectionPermit,
+) -> Option<(TcpStream, SocketAddr, ConnectionPermit)> {
+    let Ok(Ok(client)) = timeout(HANDSHAKE, proxy_protocol::read(&mut tcp)).await else {
+        limits.counters.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(%proxy, "a trusted proxy did not say by the PROXY protocol whose connection it passes on");
+        return None;
+    };
+    match client {
+        Some(client) => limits.admit(client.ip()).map(|permit| (tcp, client, permit)),
+        None => Some((tcp, proxy, permit)),
+    }
 }
 
 async fn connection(
@@ -263,6 +305,19 @@ mod tests {
         drop((first, other));
         assert!(limits.admit(one).is_some());
         assert_eq!(limits.counters.refused.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn what_comes_through_a_proxy_counts_by_its_client() {
+        let limits = Limits::new(3, 1);
+        let proxied = [limits.admit_proxied().unwrap(), limits.admit_proxied().unwrap()];
+        let client: IpAddr = "192.0.2.1".parse().unwrap();
+        let first = limits.admit(client).unwrap();
+        assert!(limits.admit_proxied().is_none(), "three in all");
+        drop(proxied);
+        assert!(limits.admit(client).is_none(), "one of each client");
+        drop(first);
+        assert_eq!(limits.open(), 0);
     }
 
     #[test]

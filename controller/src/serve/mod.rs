@@ -11,6 +11,7 @@
 //! | [`doors`] | what the pages ask of it |
 //! | [`listener`] | TCP, TLS, HTTP, limits |
 //! | [`node_stream`] | one node's WebSocket |
+//! | [`proxy_protocol`] | who connects through a load balancer |
 //! | [`tls`], [`files`], [`clock`] | certificates, files, clocks |
 //!
 //! What must hold: nothing is served before the store, the audit log and the policy are whole; a failure of the store or
@@ -22,6 +23,7 @@ pub mod doors;
 pub mod files;
 pub mod listener;
 pub mod node_stream;
+pub mod proxy_protocol;
 mod start;
 #[cfg(test)]
 mod tests;

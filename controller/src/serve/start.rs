@@ -43,7 +43,6 @@ use crate::{
         local::{Accounts, SealingKey},
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
-        system_clock,
     },
     store::{SqliteStore, Store, StoreError},
     stream::Core,
@@ -277,7 +276,7 @@ async fn serve_all(
         accounts: Arc::clone(&accounts),
         sessions: sessions.clone(),
         doors: Arc::new(running.handle.clone()),
-        clock: system_clock(),
+        clock: Arc::new(|| clock::now().wall),
     });
     let handle = running.handle.clone();
     let stream = get(
@@ -294,9 +293,11 @@ async fn serve_all(
     let router: Router = web::router(pages).route(STREAM_PATH, stream);
     let acceptor = TlsAcceptor::from(certificates.server_config()?);
     let limits = Limits::new(config.connections, config.connections_per_address);
+    let proxies = Arc::new(config.trusted_proxies.clone());
     for socket in sockets {
-        let (acceptor, router, limits) = (acceptor.clone(), router.clone(), Arc::clone(&limits));
-        running.tasks.spawn(listener::serve(socket, acceptor, router, limits, running.stop.subscribe()));
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (limits, proxies) = (Arc::clone(&limits), Arc::clone(&proxies));
+        running.tasks.spawn(listener::serve(socket, acceptor, router, limits, proxies, running.stop.subscribe()));
     }
     running.tasks.spawn(receive_probes(probes, running.handle.clone(), running.stop.subscribe()));
     running.tasks.spawn(keep_up(

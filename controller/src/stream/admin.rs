@@ -6,13 +6,13 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use postern_common::{
     id::{DeviceId, MachineName, SessionId, Tag},
-    policy::{ChangeKind, Policy, RequestContext, Targets},
+    policy::{Policy, RequestContext},
     time::Now,
 };
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    api::{CoreError, NewToken, PlanKind, PlanLine, PolicyPlan, RevocationId, SubjectUpdate, TokenView},
+    api::{CoreError, NewToken, RevocationId, SubjectUpdate, TokenView},
     core::Core,
     leases::{Turn, Urgency},
 };
@@ -48,61 +48,6 @@ impl Core {
         self.decide_all(now);
         self.flush(now);
         revision
-    }
-
-    /// Tells what applying `next` would change for whoever holds a lease or is signed in now.
-    pub fn plan(&mut self, next: &Policy, now: Now) -> PolicyPlan {
-        let (contexts, targets) = self.contexts(now);
-        let changes = self.policy.plan(next, &contexts, &targets);
-        let mut lines: Vec<PlanLine> = changes
-            .into_iter()
-            .map(|change| PlanLine {
-                kind: match change.kind {
-                    ChangeKind::Gains => PlanKind::Gains,
-                    ChangeKind::Loses => PlanKind::Loses,
-                    ChangeKind::OnlyWatched => PlanKind::OnlyWatched,
-                    ChangeKind::Earned => PlanKind::Earned,
-                    ChangeKind::Until(_) => PlanKind::Until,
-                },
-                via: change.via,
-                resource: change.resource,
-                services: change.services,
-                subjects: change.subjects.iter().filter_map(|i| contexts.get(*i)).map(RequestContext::who).collect(),
-                at_once: change.at_once,
-                until: match change.kind {
-                    ChangeKind::Until(until) => Some(until),
-                    ChangeKind::Gains | ChangeKind::Loses | ChangeKind::OnlyWatched | ChangeKind::Earned => None,
-                },
-            })
-            .collect();
-        lines.sort();
-        let claims = self
-            .registry
-            .devices()
-            .filter(|device| device.name_claim == NameClaim::Claimed && next.is_destination_name(&device.name));
-        let mut warnings: Vec<String> = claims
-            .map(|device| {
-                let (name, owner) = (&device.name, self.registry.subject_name(device.owner));
-                format!(
-                    "{name}, a machine of {owner}, calls itself like a place: if it is that place, postern-controller approve {name} --name"
-                )
-            })
-            .collect();
-        warnings
-            .extend(next.watched_rules().map(|(rule, until)| format!("rule \"{rule}\" is only watched until {until}")));
-        warnings.extend(
-            next.rule_names()
-                .filter(|rule| self.registry.revoked_rules().contains_key(rule))
-                .map(|rule| format!("rule \"{rule}\" is revoked and gives nothing until that is lifted")),
-        );
-        PolicyPlan { lines, warnings }
-    }
-
-    /// Returns every context that the controller knows now, with the nodes that resources may name.
-    pub fn contexts(&self, now: Now) -> (Vec<RequestContext>, Arc<Targets>) {
-        let devices = self.registry.devices().filter(|device| self.registry.may_take_part(device));
-        let contexts = devices.filter_map(|device| self.context_of(device, now)).collect();
-        (contexts, self.targets.clone())
     }
 
     pub(super) fn context_of(&self, device: &DeviceRecord, now: Now) -> Option<RequestContext> {

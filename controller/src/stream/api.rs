@@ -282,6 +282,9 @@ pub struct RevocationView {
     pub acknowledged: usize,
     /// Milliseconds from the command to the last acknowledgement so far.
     pub elapsed_ms: u64,
+    /// How many live flows the nodes that acknowledged have cut, each counted at its destination alone. What a node cut for
+    /// another change in the same document counts too.
+    pub flows_cut: u64,
     /// Whether nothing is left to wait for: each node has acknowledged, or its deadline has passed.
     pub done: bool,
 }
@@ -312,6 +315,8 @@ pub enum RevocationProgress {
     Acknowledged {
         /// Milliseconds after the command.
         after_ms: u64,
+        /// How many live flows to this node it cut.
+        cut: u64,
     },
     /// It was away until its own deadlines had passed.
     Expired,
@@ -324,6 +329,8 @@ pub struct PolicyPlan {
     pub lines: Vec<PlanLine>,
     /// Machines that would wait for an approval, rules that are only watched, for people.
     pub warnings: Vec<String>,
+    /// What is known of the live flows that the change would cut, besides those at their lines.
+    pub live: LiveCount,
 }
 
 /// What a line of a plan says.
@@ -355,11 +362,51 @@ pub struct PlanLine {
     pub services: Vec<Service>,
     /// Who, on which machine: `alice@corp.example on alice-laptop`.
     pub subjects: Vec<String>,
+    /// How many people these are, on however many machines.
+    pub people: usize,
+    /// How many machines of service identities these are.
+    pub machines: usize,
+    /// The live flows that the change would cut, as the nodes that they lead to count them.
+    pub flows: Vec<PlanFlows>,
     /// Whether it takes effect at once for somebody: flows begin or are cut.
     pub at_once: bool,
     /// Until when it is kept, with [`PlanKind::Until`].
     pub until: Option<WallTime>,
 }
+
+/// Live flows from one machine to one service of a node, which a change of policy would cut.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PlanFlows {
+    /// The machine that opened them.
+    pub from: MachineName,
+    /// The node.
+    pub to: MachineName,
+    /// Protocol and port.
+    pub service: Service,
+    /// How many there are.
+    pub flows: u64,
+    /// How long ago the oldest began, milliseconds.
+    pub oldest_ms: u64,
+    /// Bytes that they have carried, both ways.
+    pub bytes: u64,
+}
+
+/// How complete the count of live flows in a plan is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct LiveCount {
+    /// Nodes concerned that have answered.
+    pub answered: usize,
+    /// Nodes concerned that did not answer in time: their flows are not in the count.
+    pub silent: Vec<MachineName>,
+    /// Nodes concerned that are not connected: their flows are not in the count.
+    pub away: Vec<MachineName>,
+    /// Flows of which the nodes did not say enough to tell whether they would be cut.
+    pub unlisted: u64,
+}
+
+/// Names a plan for which nodes were asked for their live flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PlanId(pub u64);
 
 /// The controller at a glance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -23,6 +23,7 @@ use super::{
     node::{Connected, Pace},
     outbox::Outbox,
     peering::{Peering, PeeringName},
+    plan::Plans,
     registry::Registry,
     revocation::Revocations,
     timers::{Due, Timers},
@@ -61,6 +62,7 @@ pub struct Core {
     pub(super) next_stream: u64,
     pub(super) joins: Joins,
     pub(super) revocations: Revocations,
+    pub(super) plans: Plans,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -103,6 +105,7 @@ impl Core {
             next_stream: 0,
             joins: Joins::default(),
             revocations: Revocations::default(),
+            plans: Plans::default(),
             timers: Timers::default(),
             flush_first: VecDeque::new(),
             flush_then: VecDeque::new(),
@@ -236,27 +239,32 @@ impl Core {
 
     // --- targets
 
-    /// Tells whether policy may name this device as a place, and under which name.
-    pub(super) fn target_of(&self, device: &DeviceRecord) -> Option<TargetNode> {
+    /// Tells whether `policy` may name this device as a place, and under which name.
+    fn target_of(&self, policy: &Policy, device: &DeviceRecord) -> Option<TargetNode> {
         if device.kind == DeviceKind::StockClient || !self.registry.may_take_part(device) {
             return None;
         }
-        let by_name = device.name_claim == NameClaim::Approved && self.policy.is_destination_name(&device.name);
-        let by_tag = device.tags.iter().any(|tag| self.policy.is_destination_tag(tag));
+        let by_name = device.name_claim == NameClaim::Approved && policy.is_destination_name(&device.name);
+        let by_tag = device.tags.iter().any(|tag| policy.is_destination_tag(tag));
         if !by_name && !by_tag {
             return None;
         }
         // A name that nobody vouched for must not stand for a resource; an identifier cannot be one by accident.
-        let name = match by_name || !self.policy.is_destination_name(&device.name) {
+        let name = match by_name || !policy.is_destination_name(&device.name) {
             true => device.name.clone(),
             false => device.id.to_string().parse().expect("an identifier is a name"),
         };
         Some(TargetNode { device: device.id, name, tags: device.tags.clone() })
     }
 
+    /// Lists the nodes that `policy` can name.
+    pub(super) fn target_nodes(&self, policy: &Policy) -> Vec<TargetNode> {
+        self.registry.devices().filter_map(|device| self.target_of(policy, device)).collect()
+    }
+
     /// Rebuilds the index of nodes that policy can name; tells whether it differs.
     pub(super) fn rebuild_targets(&mut self) -> bool {
-        let nodes: Vec<TargetNode> = self.registry.devices().filter_map(|device| self.target_of(device)).collect();
+        let nodes = self.target_nodes(&self.policy);
         let differs = nodes != self.targets.nodes();
         if differs {
             self.targets = Arc::new(Targets::new(nodes));

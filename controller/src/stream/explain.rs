@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use postern_common::{
     id::{DeviceId, MachineName},
     net::Service,
-    policy::{Audience, Destination, RequestContext, TargetNode, Targets},
+    policy::{Audience, Destination, NodeSelector, RequestContext, TargetNode, Targets},
     protocol::Explanation,
     time::Now,
 };
@@ -55,6 +55,26 @@ impl Core {
         }
         let targets = Targets::new(nodes);
         Ok(self.explain_context(&context, device.as_ref(), to, service, Audience::Operator, &targets, now))
+    }
+
+    /// Names the machines at which flows to a resource, machine or overlay address are recorded: where they lead to.
+    pub fn places_of(&self, to: &str) -> Vec<MachineName> {
+        let found = self.destination(to, None, Audience::Operator, &self.targets);
+        let names: Vec<MachineName> = match found {
+            Some(Destination::Node(device)) => vec![self.registry.machine_name(device)],
+            Some(Destination::Resource(resource)) => {
+                let selectors = self.policy.resource(&resource).map(|resource| resource.nodes()).unwrap_or_default();
+                let stands = |node: &&TargetNode| {
+                    selectors.iter().any(|selector| match selector {
+                        NodeSelector::Name(name) => node.name == *name,
+                        NodeSelector::Tag(tag) => node.tags.contains(tag),
+                    })
+                };
+                self.targets.nodes().iter().filter(stands).map(|node| node.name.clone()).collect()
+            }
+            None => to.parse().ok().filter(|name| self.registry.device_by_name(name).is_some()).into_iter().collect(),
+        };
+        names
     }
 
     fn unclaimed(&self, device: &DeviceRecord) -> MachineName {
@@ -268,8 +288,8 @@ impl Core {
                 .nodes()
                 .iter()
                 .filter_map(|node| match node {
-                    postern_common::policy::NodeSelector::Name(name) => Some(name.as_str()),
-                    postern_common::policy::NodeSelector::Tag(_) => None,
+                    NodeSelector::Name(name) => Some(name.as_str()),
+                    NodeSelector::Tag(_) => None,
                 })
                 .collect(),
             None => vec![asked],

@@ -131,7 +131,7 @@ impl Core {
             // There was nothing new after all. What a revocation wanted is enforced, or is in a document on its way.
             match node.outstanding.back_mut() {
                 Some(document) => document.revocations.extend(revocations),
-                None => self.revocations_acknowledged(id, &revocations, now),
+                None => self.revocations_acknowledged(id, &revocations, 0, now),
             }
         } else {
             let previous = node.generation;
@@ -183,8 +183,8 @@ impl Core {
         }
     }
 
-    /// Takes in that a node enforces everything up to `position`.
-    pub(super) fn enforced(&mut self, id: DeviceId, position: Position, now: Now) {
+    /// Takes in that a node enforces everything up to `position`, and how many live flows it cut by that.
+    pub(super) fn enforced(&mut self, id: DeviceId, position: Position, cut: u64, now: Now) {
         let epoch = self.meta.epoch;
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if position.epoch != epoch || position.generation > node.generation {
@@ -213,7 +213,7 @@ impl Core {
                     self.settle(id, peer, &inbound, &pairs, now);
                 }
             }
-            self.revocations_acknowledged(id, &document.revocations, now);
+            self.revocations_acknowledged(id, &document.revocations, cut, now);
         }
         self.flush_then.push_back(id);
         let revoked = self.registry.device(id).is_some_and(|d| matches!(d.standing, Standing::Revoked { .. }));

@@ -12,7 +12,7 @@ use postern_common::{
 };
 
 use super::{
-    api::StreamId,
+    api::{PlanId, StreamId},
     core::Core,
     leases::{Turn, Urgency},
     node::{Connected, Pace, Probe, Questions},
@@ -92,7 +92,10 @@ impl Core {
 
     fn receive_from_node(&mut self, stream: StreamId, id: DeviceId, message: FromNode, now: Now) {
         match message {
-            FromNode::Enforced { position } => self.enforced(id, position, now),
+            FromNode::Enforced { position, cut } => self.enforced(id, position, cut, now),
+            FromNode::LiveFlows { id: question, groups, unlisted } => {
+                self.flows_counted(id, PlanId(question), groups, unlisted);
+            }
             FromNode::SnapshotWanted => {
                 if let Some(node) = self.nodes.get_mut(&id) {
                     let asked_lately = !node.questions.take(now.monotonic);

@@ -38,6 +38,7 @@
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
 //! | `revocation` | cutting everywhere, with progress |
+//! | `plan` | what another policy would change, and which live flows it would cut |
 //! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
 //! | `limits`, `timers`, `outbox` | small parts |
 
@@ -56,6 +57,7 @@ mod list;
 mod node;
 mod outbox;
 mod peering;
+mod plan;
 mod portal;
 mod registry;
 mod revocation;

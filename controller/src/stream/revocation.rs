@@ -53,6 +53,14 @@ impl Revocation {
         })
     }
 
+    fn flows_cut(&self) -> u64 {
+        let cut = |part: &Part| match part.progress {
+            RevocationProgress::Acknowledged { cut, .. } => cut,
+            RevocationProgress::Told | RevocationProgress::Away { .. } | RevocationProgress::Expired => 0,
+        };
+        self.parts.values().map(cut).fold(0, u64::saturating_add)
+    }
+
     fn count(&self, wanted: impl Fn(RevocationProgress) -> bool) -> usize {
         self.parts.values().filter(|part| wanted(part.progress)).count()
     }
@@ -269,6 +277,7 @@ impl Core {
                 .collect(),
             acknowledged: revocation.count(is_acknowledged),
             elapsed_ms: u64::try_from(end.since(revocation.started).as_millis()).unwrap_or(u64::MAX),
+            flows_cut: revocation.flows_cut(),
             done,
         })
     }
@@ -298,15 +307,15 @@ impl Core {
         }
     }
 
-    /// Takes in that a node has cut what these revocations revoked.
-    pub(super) fn revocations_acknowledged(&mut self, node: DeviceId, ids: &[RevocationId], now: Now) {
+    /// Takes in that a node has cut what these revocations revoked, and how many live flows that were.
+    pub(super) fn revocations_acknowledged(&mut self, node: DeviceId, ids: &[RevocationId], cut: u64, now: Now) {
         for id in ids {
             let Some(revocation) = self.revocations.remembered.iter_mut().find(|r| r.id == *id) else { continue };
             let after_ms = u64::try_from(now.monotonic.since(revocation.started).as_millis()).unwrap_or(u64::MAX);
             if let Some(part) = revocation.parts.get_mut(&node)
                 && !is_acknowledged(part.progress)
             {
-                part.progress = RevocationProgress::Acknowledged { after_ms };
+                part.progress = RevocationProgress::Acknowledged { after_ms, cut };
                 revocation.last = now.monotonic;
             }
             self.report_if_done(*id, now);
@@ -338,6 +347,7 @@ impl Core {
             acknowledged: revocation.count(is_acknowledged),
             expired: revocation.count(|progress| progress == RevocationProgress::Expired),
             elapsed_ms: u64::try_from(elapsed).unwrap_or(u64::MAX),
+            flows_cut: revocation.flows_cut(),
         };
         self.timers.cancel(Due::Revocation(id));
         self.out.audit(event);

@@ -41,7 +41,7 @@ pub(super) async fn callback(visit: Visit, Query(callback): Query<Callback>) -> 
     visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
     match provider.finish(callback, visit.visit.as_ref(), visit.now).await {
         Ok((proof, next)) => {
-            let answer = sign_in::finish(&visit, proof, Next::parse(&next)).await?;
+            let answer = sign_in::finish(&visit, proof, None, Next::parse(&next)).await?;
             Ok(answer.into_response())
         }
         Err(error) => Err(refused(&visit, error).await?),

@@ -56,7 +56,12 @@ pub(super) async fn submit(posted: Posted<Code>) -> Result<Response, Fault> {
             if enrolment.is_some() {
                 visit.audit(Some(who(&visit, &account)), IdentityAction::SecondFactorEnrolled).await?;
             }
-            sign_in::finish(&visit, proof, next).await
+            sign_in::finish(&visit, proof, Some(&account), next).await
+        }
+        Err(error @ SignInError::Changed) => {
+            pages.half.take(cookie, visit.now);
+            let (_, text) = refused(&visit, &account, error).await?;
+            Err(Fault::NotPermitted(text))
         }
         Err(error) => {
             let (status, text) = refused(&visit, &account, error).await?;

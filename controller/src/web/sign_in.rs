@@ -20,7 +20,7 @@ use super::{
 };
 use crate::identity::{
     Proof, SignedIn,
-    local::{AccountStatus, Credential, PasswordStep, SignInError},
+    local::{Account, AccountStatus, Credential, PasswordStep, SignInError},
     random::Token,
 };
 
@@ -105,7 +105,7 @@ pub(super) async fn submit(posted: Posted<Credentials>) -> Result<Response, Faul
         Err(error) => return refused(&visit, next, &fields.login, error).await,
     };
     match pages.web.accounts.prove(&account, Credential::Missing, visit.address, visit.now).await {
-        Ok(proof) => finish(&visit, proof, next).await,
+        Ok(proof) => finish(&visit, proof, Some(&account), next).await,
         Err(error) => refused(&visit, next, &fields.login, error).await,
     }
 }
@@ -118,14 +118,20 @@ fn half_way(visit: &Visit, half: HalfSignIn) -> Response {
 }
 
 /// Opens a session with a new cookie; it is in the audit log before the cookie is handed out.
-pub(super) async fn finish(visit: &Visit, proof: Proof, next: Next) -> Result<Response, Fault> {
+/// `account` is the local account as its password was given.
+pub(super) async fn finish(
+    visit: &Visit,
+    proof: Proof,
+    account: Option<&Account>,
+    next: Next,
+) -> Result<Response, Fault> {
     let sessions = &visit.pages.web.sessions;
     if let Some((old, who)) = &visit.session {
         sessions.close(old).await?;
         visit.pages.web.doors.signed_out(who).await?;
     }
     let (token, who) = sessions.open(proof, visit.now).await?;
-    if !still_stands(visit, &who).await? {
+    if !still_stands(visit, &who, account).await? {
         sessions.close(&token).await?;
         visit.audit(Some(Who::of(&who)), IdentityAction::SignInRefused { reason: "changed" }).await?;
         return Err(Fault::NotPermitted("Your account was changed while you signed in. Sign in again.".into()));
@@ -140,13 +146,17 @@ pub(super) async fn finish(visit: &Visit, proof: Proof, next: Next) -> Result<Re
 
 /// Tells whether a local account is still what was proven, after its session is in the store: an administrator's change
 /// either shows here or finds the session and ends it.
-async fn still_stands(visit: &Visit, who: &SignedIn) -> Result<bool, Fault> {
+async fn still_stands(visit: &Visit, who: &SignedIn, before: Option<&Account>) -> Result<bool, Fault> {
     let accounts = &visit.pages.web.accounts;
     if who.issuer() != accounts.issuer() {
         return Ok(true); // the provider vouched for them
     }
     let account = accounts.find_by_id(who.subject()).await?;
-    Ok(account.is_some_and(|now| now.status == AccountStatus::Enabled && Some(&now.groups) == who.groups()))
+    Ok(account.is_some_and(|now| {
+        now.status == AccountStatus::Enabled
+            && Some(&now.groups) == who.groups()
+            && before.is_some_and(|before| now.has_password_of(before))
+    }))
 }
 
 /// Shows the form again with the refusal, and records it.
@@ -174,6 +184,11 @@ pub(super) fn explain(error: SignInError) -> Result<(&'static str, StatusCode, S
             "code",
             StatusCode::FORBIDDEN,
             "This code is wrong, expired, or was used already. Wait for the next one and type it.".into(),
+        ),
+        SignInError::Changed => (
+            "changed",
+            StatusCode::FORBIDDEN,
+            "The password was changed after you gave it. Start over with the new one.".into(),
         ),
         SignInError::Disabled => {
             ("disabled", StatusCode::FORBIDDEN, "This account is disabled. Ask your administrator.".into())

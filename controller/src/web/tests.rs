@@ -282,20 +282,22 @@ async fn a_session_ends_by_idleness_by_time_and_by_signing_out() {
 
 #[tokio::test]
 async fn an_account_that_changes_during_its_sign_in_gets_no_session() {
-    for removed in [false, true] {
+    for change in ["removed", "disabled", "another password"] {
         let site = site(LocalAccounts::SecondFactorOptional).await;
         let now = system_clock()();
         let address = [192, 0, 2, 7].into();
         let account = site.web.accounts.find("alice").await.expect("there");
         let proof = site.web.accounts.prove(&account, Credential::Missing, address, now).await.expect("proven");
-        if removed {
-            site.web.accounts.remove("alice").await.expect("removed");
-        } else {
-            site.web.accounts.set_status("alice", AccountStatus::Disabled).await.expect("disabled");
+        match change {
+            "removed" => drop(site.web.accounts.remove("alice").await.expect("removed")),
+            "disabled" => {
+                site.web.accounts.set_status("alice", AccountStatus::Disabled).await.expect("disabled");
+            }
+            _ => site.web.accounts.set_password("alice", "another horse battery").await.expect("set"),
         }
         let pages = Arc::new(Pages::new(site.web.clone()));
         let visit = visit::Visit { pages, address, now, session: None, visit: None };
-        assert!(sign_in::finish(&visit, proof, visit::Next::Home).await.is_err());
+        assert!(sign_in::finish(&visit, proof, Some(&account), visit::Next::Home).await.is_err(), "{change}");
         assert_eq!(site.web.sessions.list(now).await.expect("works"), []);
         assert_eq!(site.reasons(), ["changed"]);
     }
@@ -388,6 +390,25 @@ async fn where_a_second_factor_is_required_a_password_opens_no_session() {
     assert_eq!((wrong.status, wrong.cookie("__Host-postern")), (StatusCode::FORBIDDEN, None));
     assert_eq!(site.reasons(), ["code"]);
     assert_eq!(site.get("/sign-in/code", "").await.status, StatusCode::SEE_OTHER, "only with the half-way cookie");
+}
+
+#[tokio::test]
+async fn a_half_finished_sign_in_ends_with_a_new_password() {
+    let site = site(LocalAccounts::SecondFactorRequired).await;
+    let (page, _) = site.sign_in("/").await;
+    let half = page.cookie("__Host-postern-visit").expect("half way");
+    let step = site.get("/sign-in/code", &half).await;
+    let key = step.text.split("class=\"secret\">").nth(1).and_then(|rest| rest.split('<').next()).expect("the key");
+    let secret = crate::identity::local::totp::Secret::from_grouped(key);
+    site.web.accounts.set_password("alice", "another horse battery").await.expect("set");
+    let code = secret.code_at(system_clock()());
+    let refused = site.post("/sign-in/code", &half, &[("token", &step.token()), ("code", &code)]).await;
+    assert_eq!((refused.status, refused.cookie("__Host-postern")), (StatusCode::FORBIDDEN, None));
+    assert!(refused.text.contains("Start over"), "{}", refused.text);
+    assert_eq!(site.reasons(), ["changed"]);
+    assert_eq!(site.get("/sign-in/code", &half).await.status, StatusCode::SEE_OTHER, "it is over");
+    let account = site.web.accounts.find("alice").await.expect("there");
+    assert_eq!(account.second_factor, Credential::Missing, "the stranger chose no second factor");
 }
 
 #[tokio::test]

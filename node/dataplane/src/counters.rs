@@ -115,6 +115,8 @@ pub struct Counters {
     pub flows_begun: u64,
     /// Flows that were cut while they were live: expired, revoked, subject changed.
     pub flows_cut: u64,
+    /// Of those, flows that peers had opened.
+    pub inbound_flows_cut: u64,
     /// Flows that gave way to another because a bound was reached.
     pub flows_evicted: u64,
     /// Packets that passed under a rule that is only watched.

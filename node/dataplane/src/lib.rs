@@ -39,5 +39,5 @@ pub use counters::{Counters, Direction, DropReason};
 pub use pipeline::{DataPlane, Out};
 pub use settings::{Ceiling, LocalRefusal, Settings};
 pub use status::{
-    Applied, FlowStatus, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus, PlaneEvent, WhoIs,
+    Applied, FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus, PlaneEvent, WhoIs,
 };

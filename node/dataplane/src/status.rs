@@ -8,6 +8,7 @@ use postern_common::{
     id::{DeviceId, Tag},
     key::WireGuardPublicKey,
     net::{FiveTuple, Service},
+    protocol::FlowGroup,
     reason::DenyReason,
     time::{Deadline, Monotonic},
 };
@@ -28,6 +29,8 @@ pub struct Applied {
     pub unchanged: usize,
     /// How many live flows were cut.
     pub cut: usize,
+    /// Of those, how many peers had opened.
+    pub cut_inbound: u64,
 }
 
 /// Something that the caller may want to know.
@@ -85,6 +88,15 @@ pub struct FlowStatus {
     pub packets_back: u64,
     /// Bytes of inner packets to the originator.
     pub bytes_back: u64,
+}
+
+/// The live flows that some peers have opened to this node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct InboundFlows {
+    /// By peer, resource and service; those that carried most first.
+    pub groups: Vec<FlowGroup>,
+    /// How many flows had no room.
+    pub unlisted: u64,
 }
 
 /// A peer.

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use postern_common::{
     grant::{Position, SavedGrants},
     id::{BootId, DeviceId},
+    protocol::MAX_FLOW_GROUPS,
     time::{Monotonic, Now, WallTime},
 };
 use postern_dataplane::{
@@ -198,7 +199,7 @@ impl Machine {
                 self.compiled.extend(applied.compiled);
                 self.compiled.extend(applied.removed);
                 if let Some(core) = &mut self.core {
-                    core.handle_compiled(applied.position);
+                    core.handle_compiled(applied.position, applied.cut_inbound);
                 }
             }
             Effect::CloseDoors => {
@@ -210,6 +211,12 @@ impl Machine {
             Effect::HostDown => self.plane = new_plane(self.rng.next(), now),
             Effect::PersistIdentity(identity) => self.queue.push_back(Job::Identity(identity)),
             Effect::PersistGrants(grants) => self.queue.push_back(Job::Grants(grants)),
+            Effect::CountFlows { question, peers } => {
+                let counted = self.plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now);
+                if let Some(core) = &mut self.core {
+                    core.handle_flows(question, counted.groups, counted.unlisted);
+                }
+            }
             Effect::Probe(_) | Effect::StopProbes | Effect::Explained { .. } => {}
             other @ (Effect::Connect(_) | Effect::Close | Effect::Send(_) | Effect::Notify(_)) => return Some(other),
         }

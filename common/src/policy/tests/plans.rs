@@ -16,7 +16,7 @@ fn lines(old: &str, new: &str, contexts: &[RequestContext]) -> Vec<String> {
         let when = if change.at_once { "now" } else { "later" };
         format!("{} {kind} {} {} {:?} {when}", change.via, change.resource, services.join(" "), change.subjects)
     };
-    policy(old).plan(&policy(new), contexts, &machines()).into_iter().map(line).collect()
+    policy(old).plan(&policy(new), contexts, &machines(), &machines()).into_iter().map(line).collect()
 }
 
 fn people(now: &str) -> [RequestContext; 3] {
@@ -57,4 +57,24 @@ fn a_plan_says_until_when_something_is_kept_and_what_is_only_watched() {
         lines(PAYROLL, &new, &people(MONDAY)[1..2]),
         ["group:ops only watched everything-on-servers tcp/* icmp [0] now"]
     );
+}
+
+#[test]
+fn a_loss_is_what_no_resource_opens_on_that_node_any_more() {
+    let losses = |new: &str| -> Vec<String> {
+        let lost = policy(PAYROLL).losses(&policy(new), &people(MONDAY), &machines(), &machines());
+        let line = |loss: crate::policy::Loss| {
+            let services: Vec<String> = loss.services.iter().map(ToString::to_string).collect();
+            let machines = machines();
+            let node = machines.node(loss.node).expect("a node").name.clone();
+            format!("{} {node} {}", loss.subject, services.join(" "))
+        };
+        lost.into_iter().map(line).collect()
+    };
+    assert_eq!(losses(PAYROLL), [""; 0]);
+    let renamed = PAYROLL.replace("everything-on-servers", "all-of-the-servers");
+    assert_eq!(losses(&renamed), [""; 0], "what moves from one resource to another is not lost");
+    let narrower = PAYROLL.replace("\"tcp/*\", \"icmp\"", "\"tcp/1-1000\", \"icmp\"");
+    let lost = losses(&narrower);
+    assert!(!lost.is_empty() && lost.iter().all(|line| line.ends_with(" tcp/1001-65535")), "{lost:?}");
 }

@@ -4,9 +4,11 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use postern_common::net::Service;
-use serde_json::Value;
 
-use super::Desk;
+use super::{
+    Desk,
+    plan::{self, Tense},
+};
 use crate::{
     admin::{
         print::{self, text},
@@ -24,7 +26,7 @@ pub(super) enum PolicyCommand {
         /// The document; the one that controller.toml names unless given.
         file: Option<PathBuf>,
     },
-    /// Show who would gain and lose what.
+    /// Show who would gain and lose what, and which live flows would be cut.
     #[command(after_help = "Example:\n  postern-controller policy plan next.toml")]
     Plan {
         /// The document.
@@ -68,7 +70,11 @@ impl PolicyCommand {
                 let shown = file.display().to_string();
                 let (name, text) = read(&file)?;
                 desk.ask_and(&Request::PolicyPlan { file: name, text }, |value| {
-                    plan(&value["plan"]);
+                    plan::show(&value["plan"], Tense::Would);
+                    match value["tests"].as_u64() {
+                        Some(0) | None => print!("The document has no tests. "),
+                        Some(tests) => print!("{} passed. ", print::count(tests, "test")),
+                    }
                     println!("Apply with: postern-controller policy apply {shown}");
                 })
             }
@@ -76,7 +82,7 @@ impl PolicyCommand {
                 let (name, text) = read(&file)?;
                 let said = format!("{name} is in force");
                 desk.ask_and(&Request::PolicyApply { file: name, text }, |value| {
-                    plan(&value["plan"]);
+                    plan::show(&value["plan"], Tense::Does);
                     print::done(&format!("{said}: generation {}", crate::admin::print::text(&value["generation"])));
                 })
             }
@@ -94,31 +100,6 @@ impl PolicyCommand {
     }
 }
 
-fn plan(plan: &Value) {
-    let lines = |key: &str, sign: &str, verb: &str| {
-        for line in plan[key].as_array().into_iter().flatten() {
-            let live =
-                if line["live"].as_bool() == Some(true) && verb == "loses" { "   live: flows are cut" } else { "" };
-            println!(
-                "  {sign} {} on {}   {verb}   {} {}{live}",
-                text(&line["subject"]),
-                text(&line["machine"]),
-                text(&line["resource"]),
-                text(&line["services"])
-            );
-        }
-    };
-    lines("gains", "+", "gains");
-    lines("loses", "-", "loses");
-    for warning in plan["warnings"].as_array().into_iter().flatten() {
-        println!("  ! {}", text(warning));
-    }
-    let none = |key: &str| plan[key].as_array().is_none_or(Vec::is_empty);
-    if none("gains") && none("loses") {
-        println!("  nobody who is signed in now gains or loses anything");
-    }
-}
-
 /// Why may, or may not, somebody reach something?
 #[derive(Debug, Args)]
 #[command(
@@ -131,6 +112,28 @@ pub(super) struct Explain {
     /// What: a resource, a machine or an overlay address, with :PORT or :PROTOCOL/PORT if one is asked about.
     #[arg(long, value_name = "WHAT")]
     to: String,
+}
+
+/// Where are flows recorded?
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  postern-controller flows --to db\n\nFlows are recorded on the machines at their ends, not at the controller. This says on which, and with which command\nthey are read there."
+)]
+pub(super) struct Flows {
+    /// A resource, a machine or an overlay address.
+    #[arg(long, value_name = "WHAT")]
+    to: String,
+}
+
+impl Flows {
+    pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
+        let (to, _) = split_port(&self.to);
+        desk.ask_and(&Request::Places { to: to.clone() }, |value| {
+            println!("Flows to {to} are recorded on {}. There:", text(&value["recorded_at"]));
+            println!("  sudo postern flows                 those that live now");
+            println!("  sudo postern flows -f --denied     refusals, as they come");
+        })
+    }
 }
 
 /// Takes `db:5432`, `db:udp/53` or `[fd00::1]:443` apart.
@@ -166,6 +169,9 @@ impl Explain {
             }
             if let Some(until) = print::time(&value["valid_until"]) {
                 println!("until    {}", print::clock_time(until, clock::now().wall));
+            }
+            if !allowed && text(&value["recorded_at"]) != "-" {
+                println!("attempts sudo postern flows -f --denied   on {}", text(&value["recorded_at"]));
             }
         });
         Ok(if allowed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -77,10 +77,14 @@ pub(super) fn progress(value: &Value) {
         return;
     }
     let line = format!(
-        "revoked on {} of {} nodes in {} ms",
+        "revoked on {} of {} nodes in {} ms; {}",
         text(&view["acknowledged"]),
         nodes.len(),
-        text(&view["elapsed_ms"])
+        text(&view["elapsed_ms"]),
+        match view["flows_cut"].as_u64() {
+            Some(0) | None => "no live flow was open".to_owned(),
+            Some(cut) => format!("{} cut", print::count(cut, "live flow")),
+        }
     );
     if view["acknowledged"].as_u64() == Some(nodes.len() as u64) {
         print::done(&line)

@@ -11,6 +11,7 @@
 //! account's login sessions in browsers; the caller ends its leases.
 
 use postern_common::time::WallTime;
+use sha2::{Digest as _, Sha256};
 use sqlx::{Row, Sqlite, SqlitePool, Transaction, sqlite::SqliteRow};
 use std::{collections::BTreeSet, time::Duration};
 
@@ -54,6 +55,32 @@ pub struct Account {
     pub second_factor: Credential,
     /// When it was made.
     pub created: WallTime,
+    /// Which password it had when it was read.
+    pub(super) stamp: PasswordStamp,
+}
+
+impl Account {
+    /// Tells whether the account still has the password that it had when `before` was read.
+    pub fn has_password_of(&self, before: &Self) -> bool {
+        self.id == before.id && self.stamp == before.stamp
+    }
+}
+
+/// Tells one password of an account from another, so that what was begun with one does not end with the next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct PasswordStamp([u8; 32]);
+
+impl PasswordStamp {
+    /// Stamps what is stored of a password; every setting of one is salted anew.
+    fn of(stored: Option<&str>) -> Self {
+        Self(Sha256::digest(stored.unwrap_or_default().as_bytes()).into())
+    }
+}
+
+impl std::fmt::Debug for PasswordStamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
 }
 
 /// Whether an account may sign in.
@@ -406,12 +433,14 @@ impl Accounts {
             .fetch_all(&self.pool)
             .await?;
         let credential = |set: bool| if set { Credential::Set } else { Credential::Missing };
+        let stored = row.try_get::<Option<String>, _>("password_hash")?;
         Ok(Account {
             login: row.try_get("login")?,
             groups: groups.into_iter().collect(),
             status: if row.try_get("is_disabled")? { AccountStatus::Disabled } else { AccountStatus::Enabled },
             role: if row.try_get("is_admin")? { AccountRole::Administrator } else { AccountRole::Person },
-            password: credential(row.try_get::<Option<String>, _>("password_hash")?.is_some()),
+            password: credential(stored.is_some()),
+            stamp: PasswordStamp::of(stored.as_deref()),
             second_factor: credential(row.try_get::<Option<Vec<u8>>, _>("totp_secret")?.is_some()),
             created: WallTime::from_millis(row.try_get("created_at")?),
             id,

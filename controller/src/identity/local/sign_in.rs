@@ -9,14 +9,14 @@
 use std::{net::IpAddr, time::Duration};
 
 use postern_common::time::WallTime;
-use sqlx::Row;
+use sqlx::{Row, sqlite::SqliteRow};
 
 use super::{
     super::{
         Proof, StoreFailed,
         rate::{AddressPrefix, Allowance, Buckets, TooMany},
     },
-    Account, AccountStatus, Accounts, Credential, password,
+    Account, AccountStatus, Accounts, Credential, PasswordStamp, password,
     totp::Secret,
 };
 
@@ -50,6 +50,9 @@ pub enum SignInError {
     /// The code is wrong, expired or was used.
     #[error("the code is wrong, expired or was used")]
     Code,
+    /// The password was changed after it was given: the sign-in begins again.
+    #[error("the password was changed meanwhile")]
+    Changed,
     /// The account is disabled; told only to somebody who knows its password.
     #[error("this account is disabled")]
     Disabled,
@@ -151,11 +154,12 @@ impl Accounts {
     /// The refusal.
     pub async fn check_code(&self, account: &Account, code: &str, now: WallTime) -> Result<(), SignInError> {
         self.limits.codes.take(&account.login, now)?;
-        let row = sqlx::query("SELECT totp_secret, totp_last_step FROM local_accounts WHERE id = ?1")
+        let row = sqlx::query("SELECT totp_secret, totp_last_step, password_hash FROM local_accounts WHERE id = ?1")
             .bind(&account.id)
             .fetch_optional(&self.pool)
             .await?
             .ok_or(SignInError::Code)?;
+        same_password(account, &row)?;
         let sealed: Vec<u8> = row.try_get::<Option<Vec<u8>>, _>("totp_secret")?.ok_or(SignInError::Code)?;
         let secret = Secret::open(&sealed, &self.key, &account.id).ok_or_else(|| {
             tracing::error!(subject = %account.id, "a second factor does not open under the sealing key");
@@ -189,23 +193,32 @@ impl Accounts {
         let Enrolment { account, secret } = enrolment;
         self.limits.codes.take(&account.login, now)?;
         let step = secret.step_of(&digits(code), 0, now).ok_or(SignInError::Code)?;
+        let mut transaction = self.pool.begin().await?;
+        let row = sqlx::query("SELECT password_hash FROM local_accounts WHERE id = ?1")
+            .bind(&account.id)
+            .fetch_optional(&mut *transaction)
+            .await?
+            .ok_or(SignInError::Code)?;
+        // Whoever knew only a former password must not choose the second factor of the next one.
+        same_password(account, &row)?;
         let stored = sqlx::query(
             "UPDATE local_accounts SET totp_secret = ?2, totp_last_step = ?3 WHERE id = ?1 AND totp_secret IS NULL",
         )
         .bind(&account.id)
         .bind(secret.seal(&self.key, &account.id))
         .bind(step)
-        .execute(&self.pool)
+        .execute(&mut *transaction)
         .await?;
         if stored.rows_affected() != 1 {
             return Err(SignInError::Code);
         }
+        transaction.commit().await?;
         self.limits.codes.forgive(&account.login);
         Ok(())
     }
 
     /// Writes the proof of a finished sign-in and remembers the address. The account is read again, because it may
-    /// have been disabled between the steps.
+    /// have been disabled, or its password changed, between the steps.
     ///
     /// # Errors
     /// The refusal.
@@ -216,7 +229,11 @@ impl Accounts {
         from: IpAddr,
         now: WallTime,
     ) -> Result<Proof, SignInError> {
+        let begun_with = account.stamp;
         let account = self.find_by_id(&account.id).await?.ok_or(SignInError::Wrong)?;
+        if account.stamp != begun_with {
+            return Err(SignInError::Changed);
+        }
         if account.status == AccountStatus::Disabled {
             return Err(SignInError::Disabled);
         }
@@ -269,6 +286,12 @@ impl Accounts {
         .await?;
         transaction.commit().await
     }
+}
+
+/// Refuses to go on with a sign-in whose password is not the account's any more. `row` holds `password_hash`.
+fn same_password(account: &Account, row: &SqliteRow) -> Result<(), SignInError> {
+    let stored: Option<String> = row.try_get("password_hash")?;
+    if PasswordStamp::of(stored.as_deref()) == account.stamp { Ok(()) } else { Err(SignInError::Changed) }
 }
 
 /// Takes a code as people type it, with spaces.

@@ -104,6 +104,7 @@ async fn guessing_codes_is_limited_and_a_password_reset_forgives() {
     let right = secret.code_at(at(60));
     assert!(matches!(accounts.check_code(&account, &right, at(60)).await, Err(SignInError::TooMany(_))));
     accounts.set_password(&account.login, "another good password").await.expect("sets");
+    let account = accounts.find(&account.login).await.expect("is there");
     accounts.check_code(&account, &right, at(60)).await.expect("forgiven");
 }
 
@@ -163,9 +164,9 @@ async fn a_link_sets_one_password_once_and_in_time() {
 async fn what_takes_rights_away_ends_the_sessions() {
     let accounts = alice().await;
     let login = "alice@corp.example";
-    let account = accounts.find(login).await.expect("is there");
     let sessions = super::super::sessions::WebSessions::new(accounts.pool.clone(), Default::default());
     let sign_in = async || {
+        let account = accounts.find(login).await.expect("is there");
         let proof = accounts.prove(&account, Credential::Missing, HOME, at(0)).await.expect("proves");
         sessions.open(proof, at(0)).await.expect("opens").0
     };
@@ -207,4 +208,34 @@ async fn bad_input_to_administration_is_refused_with_its_reason() {
     assert!(matches!(accounts.find("carol").await, Err(AccountError::Unknown(_))), "nothing was left half made");
     assert!(matches!(accounts.set_password("alice@corp.example", "short").await, Err(AccountError::Weak(_))));
     assert!(matches!(accounts.remove("nobody").await, Err(AccountError::Unknown(_))));
+}
+
+#[tokio::test]
+async fn a_sign_in_that_waits_for_its_code_does_not_survive_a_new_password() {
+    let (accounts, _, secret) = enrolled().await;
+    let step = accounts.check_password("alice@corp.example", PASSWORD, HOME, at(60)).await.expect("fits");
+    let PasswordStep::SecondFactor(half) = step else { panic!("a code comes next") };
+    accounts.set_password("alice@corp.example", "another horse battery").await.expect("sets");
+    let code = accounts.check_code(&half, &secret.code_at(at(60)), at(60)).await;
+    assert!(matches!(code, Err(SignInError::Changed)), "{code:?}");
+    let proof = accounts.prove(&half, Credential::Set, HOME, at(60)).await;
+    assert!(matches!(proof, Err(SignInError::Changed)), "{proof:?}");
+    let step =
+        accounts.check_password("alice@corp.example", "another horse battery", HOME, at(60)).await.expect("fits");
+    let PasswordStep::SecondFactor(again) = step else { panic!("a code comes next") };
+    accounts.check_code(&again, &secret.code_at(at(60)), at(60)).await.expect("the code was not used up");
+    accounts.prove(&again, Credential::Set, HOME, at(60)).await.expect("proves");
+}
+
+#[tokio::test]
+async fn whoever_knew_only_the_former_password_chooses_no_second_factor() {
+    let accounts = alice().await;
+    let step = accounts.check_password("alice@corp.example", PASSWORD, HOME, at(1)).await.expect("fits");
+    let PasswordStep::Done(half) = step else { panic!("no second factor yet") };
+    let enrolment = accounts.begin_enrolment(half);
+    accounts.set_password("alice@corp.example", "another horse battery").await.expect("sets");
+    let refused = accounts.finish_enrolment(&enrolment, &enrolment.secret.code_at(at(1)), at(1)).await;
+    assert!(matches!(refused, Err(SignInError::Changed)), "{refused:?}");
+    let account = accounts.find("alice@corp.example").await.expect("is there");
+    assert_eq!(account.second_factor, Credential::Missing);
 }

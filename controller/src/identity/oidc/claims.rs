@@ -21,6 +21,11 @@ use crate::identity::Proof;
 const MAX_GROUPS: usize = 2_000;
 const MAX_GROUP_BYTES: usize = 256;
 
+/// How names of other things than people begin, in rules and in what the controller prints.
+const SELECTORS: [&str; 9] = ["service", "user", "group", "tag", "device", "node", "rule", "session", "resource"];
+/// Characters that look like a colon.
+const LIKE_COLONS: [char; 6] = ['\u{ff1a}', '\u{fe55}', '\u{a789}', '\u{2236}', '\u{2d0}', '\u{589}'];
+
 /// Every claim beyond the standard ones: the groups are among them, under a name of the operator's choice.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct OtherClaims {
@@ -108,13 +113,22 @@ fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
     }
 }
 
-/// Leaves out what could reorder or break a line in a page, a terminal or a log, and cuts at 120 characters.
+/// Leaves out what could reorder, hide or break text in a page, a terminal or a log, and cuts at 120 characters. A name that
+/// reads like one of our own selectors (`service:billing`) is shown as what it is, a name at the provider.
 fn presentable(name: &str) -> String {
     let misleading = |c: char| {
         c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+            || matches!(c,
+                '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
     };
-    name.chars().filter(|c| !misleading(*c)).take(120).collect()
+    let kept: String = name.chars().filter(|c| !misleading(*c)).take(120).collect();
+    let kept = kept.trim();
+    // Colons of other scripts look the same on a terminal.
+    let plain: String = kept.chars().map(|c| if LIKE_COLONS.contains(&c) { ':' } else { c }).collect();
+    let first = plain.split_once(':').map(|(word, _)| word.trim().to_lowercase());
+    if first.is_some_and(|word| SELECTORS.contains(&word.as_str())) { format!("oidc/{plain}") } else { kept.to_owned() }
 }
 
 #[cfg(test)]
@@ -140,5 +154,19 @@ mod tests {
     fn names_cannot_turn_a_line_around() {
         assert_eq!(presentable("ali\u{202e}ce\n\x1b[2J\u{200b}"), "alice[2J");
         assert_eq!(presentable(&"x".repeat(500)).len(), 120);
+        assert_eq!(presentable("a\u{61c}l\u{ad}i\u{e0041}ce\u{fe0f}\u{3164} "), "alice");
+    }
+
+    #[test]
+    fn a_persons_name_does_not_read_like_a_service() {
+        for name in
+            ["service:billing", " Service : billing", "service\u{ff1a}billing", "ser\u{200b}vice:billing", "group:ops"]
+        {
+            let shown = presentable(name);
+            assert!(shown.starts_with("oidc/") && !shown.contains('\u{200b}'), "{name} is shown as {shown}");
+        }
+        for name in ["alice@corp.example", "auth0|service", "urn:example:7"] {
+            assert_eq!(presentable(name), name);
+        }
     }
 }

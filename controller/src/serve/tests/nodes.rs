@@ -22,7 +22,7 @@ async fn a_server_joins_with_a_token_and_gets_a_snapshot_that_verifies() {
     let (mut stream, _, verified) = machine.hello(&controller).await;
 
     assert!(matches!(verified.change(), Change::Snapshot { .. }));
-    stream.send(&FromNode::Enforced { position: verified.position() }).await;
+    stream.send(&FromNode::Enforced { position: verified.position(), cut: 0 }).await;
     let mut turns = controller.running().handle.turns();
     loop {
         turns.mark_unchanged();
@@ -46,8 +46,8 @@ async fn both_ends_learn_of_each_other_the_destination_first() {
     assert_eq!(peers(db_snapshot.change()), ["app-1"]);
     let (mut app_stream, mut app_verifier, snapshot) = app.hello(&controller).await;
     assert!(peers(snapshot.change()).is_empty(), "the source is told after the destination has acknowledged");
-    app_stream.send(&FromNode::Enforced { position: snapshot.position() }).await;
-    db_stream.send(&FromNode::Enforced { position: db_snapshot.position() }).await;
+    app_stream.send(&FromNode::Enforced { position: snapshot.position(), cut: 0 }).await;
+    db_stream.send(&FromNode::Enforced { position: db_snapshot.position(), cut: 0 }).await;
 
     let grants = |message| match message {
         ToNode::Grants { signed } => Some(signed),
@@ -57,7 +57,7 @@ async fn both_ends_learn_of_each_other_the_destination_first() {
     assert_eq!(peers(delta.change()), ["db-1"]);
 
     // And what was revoked is closed at the destination, which says so.
-    app_stream.send(&FromNode::Enforced { position: delta.position() }).await;
+    app_stream.send(&FromNode::Enforced { position: delta.position(), cut: 0 }).await;
     let request = Request::Revoke {
         what: crate::admin::request::Revocable::Device,
         name: "app-1".into(),
@@ -67,7 +67,7 @@ async fn both_ends_learn_of_each_other_the_destination_first() {
     let (answer, ()) = tokio::join!(controller.ask(request), async {
         loop {
             let told = db_verifier.verify(&db_stream.until(grants).await).unwrap();
-            db_stream.send(&FromNode::Enforced { position: told.position() }).await;
+            db_stream.send(&FromNode::Enforced { position: told.position(), cut: 0 }).await;
             if matches!(told.change(), Change::Delta { remove, .. } if remove.len() == 1) {
                 break;
             }

@@ -51,16 +51,16 @@ const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-struct Town {
-    world: World,
-    payroll: usize,
-    wiki: usize,
-    db: usize,
-    alice: usize,
-    bob: usize,
+pub(super) struct Town {
+    pub(super) world: World,
+    pub(super) payroll: usize,
+    pub(super) wiki: usize,
+    pub(super) db: usize,
+    pub(super) alice: usize,
+    pub(super) bob: usize,
 }
 
-fn town(seed: u64) -> Town {
+pub(super) fn town(seed: u64) -> Town {
     let mut world = World::new(seed, POLICY);
     let payroll = world.server("payroll", Some("payroll"), &[]);
     let wiki = world.server("wiki-1", Some("wiki"), &["wiki"]);

@@ -427,7 +427,7 @@ fn nonsense_on_a_stream_ends_that_stream_alone() {
     world.run(seconds(1));
     assert!(world.nodes[stranger].refused.is_some());
     let far = postern_common::grant::Position { epoch: 1, generation: u64::MAX };
-    world.send(bob, FromNode::Enforced { position: far });
+    world.send(bob, FromNode::Enforced { position: far, cut: 0 });
     world.run(seconds(1));
     assert!(world.passes(bob, wiki, "tcp/80"));
     assert_eq!(world.core.status().counters.messages_refused, 1);

@@ -6,6 +6,7 @@
 mod claims;
 mod joining;
 mod node;
+mod plans;
 mod property;
 mod restart;
 mod world;

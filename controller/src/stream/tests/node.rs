@@ -7,7 +7,7 @@ use postern_common::{
     id::{BootId, DeviceId, MachineName, Nonce},
     key::{DeviceSigningKey, SigningPurpose, WireGuardPublicKey},
     net::Service,
-    protocol::{Enrol, FromNode, Hello, Join, PROTOCOL_VERSION, ToNode, hello_payload, join_payload},
+    protocol::{Enrol, FlowGroup, FromNode, Hello, Join, PROTOCOL_VERSION, ToNode, hello_payload, join_payload},
     time::{Deadline, Monotonic, Now},
 };
 
@@ -37,6 +37,10 @@ pub(super) struct SimNode {
     pub(super) offset: u64,
     /// Whether it answers.
     pub(super) mute: bool,
+    /// How many flows enforcing the next document cuts.
+    pub(super) cuts: u64,
+    /// The flows that live here.
+    pub(super) flows: Vec<FlowGroup>,
     pub(super) refused: Option<String>,
     pub(super) explained: Vec<postern_common::protocol::Explanation>,
     pub(super) session_ended: Option<String>,
@@ -72,6 +76,8 @@ impl SimNode {
             peers: BTreeMap::new(),
             offset: seed * 1_000_000_007 % 1_000_000_000_000,
             mute: false,
+            cuts: 0,
+            flows: vec![],
             refused: None,
             explained: vec![],
             session_ended: None,
@@ -178,7 +184,10 @@ impl SimNode {
                         let position = verified.position();
                         self.documents += 1;
                         self.apply(verified.into_change());
-                        if self.mute { vec![] } else { vec![FromNode::Enforced { position }] }
+                        if self.mute {
+                            return vec![];
+                        }
+                        vec![FromNode::Enforced { position, cut: std::mem::take(&mut self.cuts) }]
                     }
                     Err(GrantError::Gap { .. }) => {
                         self.gaps += 1;
@@ -186,6 +195,11 @@ impl SimNode {
                     }
                     Err(other) => panic!("{}: {other}", self.name),
                 }
+            }
+            ToNode::CountFlows { .. } if self.mute => vec![],
+            ToNode::CountFlows { id, peers } => {
+                let groups = self.flows.iter().filter(|group| peers.contains(&group.peer)).cloned().collect();
+                vec![FromNode::LiveFlows { id, groups, unlisted: 0 }]
             }
             probe @ ToNode::Probe { .. } => {
                 self.probe = Some(probe);

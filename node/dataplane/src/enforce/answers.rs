@@ -1,11 +1,24 @@
 //! Status, whois and explain: what people ask, answered by the evaluator that judges packets.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
-use postern_common::{flow_record::Originator, net::FiveTuple, reason::DenyReason, time::Now};
+use postern_common::{
+    flow_record::Originator,
+    id::DeviceId,
+    net::{FiveTuple, PortRange, Protocol, Service},
+    protocol::FlowGroup,
+    reason::DenyReason,
+    time::Now,
+};
 
 use super::{Enforcer, facts::PeerSlot, flow::Flow, peers::Peer};
-use crate::status::{FlowStatus, LocalExplanation, LocalVerdict, WhoIs};
+use crate::status::{FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, WhoIs};
+
+/// The most groups that are told apart while flows are counted: a peer that scans must not cost memory.
+const MAX_GROUPS: usize = 4_096;
 
 impl Enforcer {
     /// Lists the live flows.
@@ -21,6 +34,41 @@ impl Enforcer {
     /// Returns how many flows a peer has.
     pub(crate) fn flows_of(&self, slot: PeerSlot) -> usize {
         self.table.count(slot)
+    }
+
+    /// Counts the live flows that `peers` have opened, by peer, resource and service.
+    pub(crate) fn inbound_flows(&self, peers: &[DeviceId], room: usize, now: Now) -> InboundFlows {
+        let mut groups = BTreeMap::new();
+        let mut unlisted = 0;
+        let slots: BTreeSet<PeerSlot> = peers.iter().filter_map(|device| self.slot_of(*device)).collect();
+        for slot in slots {
+            let device = self.peer(slot).identity.device;
+            let flows = std::iter::successors(self.table.first_of_peer(slot), |index| self.table.next_of_peer(*index));
+            let opened = |flow: &&Flow| flow.originator == Originator::Peer && !flow.is_over();
+            for flow in flows.map(|index| self.table.flow(index)).filter(opened) {
+                let (protocol, port) = (flow.key.protocol, flow.key.service_port(Originator::Peer));
+                let key = (device, flow.basis.resource.clone(), protocol, port);
+                // Port 0 has no name that a message could carry.
+                let nameless = port == 0 && protocol != Protocol::Icmp;
+                if nameless || (groups.len() >= MAX_GROUPS && !groups.contains_key(&key)) {
+                    unlisted += 1;
+                    continue;
+                }
+                let service = Service::new(protocol, PortRange::single(port));
+                let resource = key.1.clone();
+                let none = FlowGroup { peer: device, resource, service, flows: 0, oldest_ms: 0, bytes: 0 };
+                let group = groups.entry(key).or_insert(none);
+                let age = u64::try_from(now.monotonic.since(flow.begun).as_millis()).unwrap_or(u64::MAX);
+                group.flows += 1;
+                group.oldest_ms = group.oldest_ms.max(age);
+                group.bytes += flow.from_originator.bytes + flow.to_originator.bytes;
+            }
+        }
+        let mut groups: Vec<FlowGroup> = groups.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.bytes));
+        unlisted += groups.iter().skip(room).map(|group| group.flows).sum::<u64>();
+        groups.truncate(room);
+        InboundFlows { groups, unlisted }
     }
 
     /// Tells who is behind an inner address, and which live flow stands at that port.

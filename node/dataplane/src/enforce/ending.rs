@@ -2,7 +2,7 @@
 //! connection that is cut also leaves a [`Cut`], from which an RST for the local socket is made.
 
 use postern_common::{
-    flow_record::{FlowEnd, FlowEvent, FlowRecord},
+    flow_record::{FlowEnd, FlowEvent, FlowRecord, Originator},
     net::{FiveTuple, Protocol},
     reason::DenyReason,
     time::{Monotonic, Now},
@@ -77,6 +77,7 @@ impl Enforcer {
         let flow = self.table.flow(index);
         if !flow.is_over() {
             self.counters.flows_cut += 1;
+            self.counters.inbound_flows_cut += u64::from(flow.originator == Originator::Peer);
             self.cuts.extend(cut_of(flow));
         }
         self.forget_flow(index, why, now);
@@ -136,8 +137,8 @@ impl Enforcer {
         self.counters.deny(direction, reason);
         let Some(flow) = flow else { return };
         let originator = match direction {
-            Direction::Outbound => postern_common::flow_record::Originator::Local,
-            Direction::Inbound => postern_common::flow_record::Originator::Peer,
+            Direction::Outbound => Originator::Local,
+            Direction::Inbound => Originator::Peer,
         };
         let peer = slot.and_then(|slot| self.peers.get(slot.0 as usize)).and_then(Option::as_ref);
         self.records.deny(originator, &flow, reason, now, || FlowRecord {

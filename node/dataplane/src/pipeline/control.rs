@@ -33,9 +33,11 @@ impl<W: Tunnels> DataPlane<W> {
             renewed: 0,
             unchanged: 0,
             cut: 0,
+            cut_inbound: 0,
         };
         self.enforcer.watch_clock(now);
-        let cut_before = self.enforcer.counters.flows_cut;
+        let counters = &self.enforcer.counters;
+        let (cut_before, inbound_before) = (counters.flows_cut, counters.inbound_flows_cut);
         let (own, peers, removed) = match grants.into_change() {
             Change::Snapshot { own, peers } => {
                 let listed: std::collections::HashSet<DeviceId> = peers.iter().map(|peer| peer.device).collect();
@@ -55,6 +57,7 @@ impl<W: Tunnels> DataPlane<W> {
             self.upsert_peer(peer, &mut applied, now);
         }
         applied.cut = (self.enforcer.counters.flows_cut - cut_before) as usize;
+        applied.cut_inbound = self.enforcer.counters.inbound_flows_cut - inbound_before;
         self.finish(now, out);
         applied
     }

@@ -28,6 +28,7 @@ use std::{collections::VecDeque, net::SocketAddr};
 
 use postern_common::{
     flow_record::FlowRecord,
+    id::DeviceId,
     net::FiveTuple,
     time::{Monotonic, Now},
 };
@@ -41,7 +42,7 @@ use crate::{
         replies::reset_flow,
     },
     settings::Settings,
-    status::{FlowStatus, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
+    status::{FlowStatus, InboundFlows, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
     wireguard::{Tunnels, WireGuard, links::Links},
 };
 
@@ -115,6 +116,12 @@ impl<W: Tunnels> DataPlane<W> {
     /// Lists the live flows.
     pub fn flows(&self) -> Vec<FlowStatus> {
         self.enforcer.flows()
+    }
+
+    /// Counts the live flows that `peers` have opened to this node, in at most `room` groups. It walks these peers' flows
+    /// alone, which their quotas bound: packets wait meanwhile.
+    pub fn inbound_flows(&self, peers: &[DeviceId], room: usize, now: Now) -> InboundFlows {
+        self.enforcer.inbound_flows(peers, room, now)
     }
 
     /// Returns how many flows are live.

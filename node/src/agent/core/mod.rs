@@ -50,7 +50,7 @@ use postern_common::{
     grant::{GrantVerifier, Position, SavedGrants},
     id::{BootId, Nonce},
     key::WireGuardPrivateKey,
-    protocol::{FromNode, MAX_ENDPOINTS},
+    protocol::{FlowGroup, FromNode, MAX_ENDPOINTS},
     time::{Monotonic, Now, WallTime},
 };
 use zeroize::Zeroizing;
@@ -72,6 +72,7 @@ pub const FRESHEN_INTERVAL: Duration = Duration::from_secs(120);
 pub const EXPLAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How many questions may be open.
 pub const MAX_OPEN_QUESTIONS: usize = 64;
+const MAX_CUTS: usize = 64;
 const PERSIST_RETRY: Duration = Duration::from_secs(5);
 const ENDPOINT_SPACING: Duration = Duration::from_secs(1);
 
@@ -108,6 +109,8 @@ pub struct Core {
     durable: Option<Position>,
     compiled: Option<Position>,
     acknowledged: Option<Position>,
+    /// What compiling cut since the last acknowledgement, for the controller; at most [`MAX_CUTS`] documents.
+    cuts: VecDeque<(Position, u64)>,
     grants_write: Write,
     identity_write: Write,
     after_identity: Vec<AfterIdentity>,
@@ -167,6 +170,7 @@ impl Core {
             durable: None,
             compiled: None,
             acknowledged: None,
+            cuts: VecDeque::new(),
             grants_write: Write::Clean,
             identity_write: Write::Clean,
             after_identity: Vec::new(),
@@ -256,10 +260,24 @@ impl Core {
         }
     }
 
-    /// Takes note that the data plane enforces everything up to `position`.
-    pub fn handle_compiled(&mut self, position: Position) {
+    /// Takes note that the data plane enforces everything up to `position`, and that doing so cut so many flows that peers
+    /// had opened.
+    pub fn handle_compiled(&mut self, position: Position, cut: u64) {
+        if cut > 0 {
+            if self.cuts.len() == MAX_CUTS {
+                self.cuts.pop_front(); // the controller cannot have so many documents on their way
+            }
+            self.cuts.push_back((position, cut));
+        }
         self.compiled = self.compiled.max(Some(position));
         self.acknowledge();
+    }
+
+    /// Passes on how many live flows peers have opened, as [`Effect::CountFlows`] asked.
+    pub fn handle_flows(&mut self, question: u64, groups: Vec<FlowGroup>, unlisted: u64) {
+        if let Stream::Live(_) = self.stream {
+            self.effects.push_back(Effect::Send(FromNode::LiveFlows { id: question, groups, unlisted }));
+        }
     }
 
     /// Takes note of the outer addresses at which this node may be found, best first.
@@ -412,6 +430,7 @@ impl Core {
     fn shut(&mut self) {
         self.book.clear();
         (self.durable, self.compiled, self.acknowledged) = (None, None, None);
+        self.cuts.clear();
         self.effects.push_back(Effect::CloseDoors);
     }
 

@@ -13,7 +13,9 @@ use postern_common::{
     id::{MachineName, Nonce},
     key::{SigningPurpose, WireGuardPublicKey},
     probe::ProbeKey,
-    protocol::{Enrol, FromNode, Hello, Join, PROTOCOL_VERSION, Refusal, ToNode, hello_payload, join_payload},
+    protocol::{
+        Enrol, FromNode, Hello, Join, MAX_COUNTED_PEERS, PROTOCOL_VERSION, Refusal, ToNode, hello_payload, join_payload,
+    },
     time::{Monotonic, Now},
 };
 use zeroize::Zeroizing;
@@ -311,6 +313,12 @@ impl Core {
                     self.effects.push_back(Effect::Explained { question: id, answer: Ok(explanation) });
                 }
             }
+            ToNode::CountFlows { id, mut peers } => {
+                if let Stream::Live(_) = self.stream {
+                    peers.truncate(MAX_COUNTED_PEERS);
+                    self.effects.push_back(Effect::CountFlows { question: id, peers });
+                }
+            }
             ToNode::SessionEnded { reason } => self.session_ended(reason, now),
             ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
         }
@@ -457,7 +465,9 @@ impl Core {
         }
         if let Stream::Live(_) = self.stream {
             self.acknowledged = Some(position);
-            self.effects.push_back(Effect::Send(FromNode::Enforced { position }));
+            let covered = self.cuts.iter().take_while(|(at, _)| *at <= position).count();
+            let cut = self.cuts.drain(..covered).map(|(_, cut)| cut).sum();
+            self.effects.push_back(Effect::Send(FromNode::Enforced { position, cut }));
             self.notify(Notice::Enforcing { generation: position.generation });
         }
     }

@@ -2,7 +2,7 @@
 
 use postern_common::{
     grant::{Position, SavedGrants, VerifiedGrants},
-    id::{MachineName, Nonce},
+    id::{DeviceId, MachineName, Nonce},
     key::WireGuardPrivateKey,
     net::Service,
     probe::ProbeKey,
@@ -67,6 +67,13 @@ pub enum Effect {
     HostDown,
     /// Send probes from the WireGuard socket to this port of the controller.
     Probe(ProbeOrder),
+    /// Count live flows that these peers have opened to this node; answer with `handle_flows`.
+    CountFlows {
+        /// Comes back with the answer.
+        question: u64,
+        /// The peers.
+        peers: Vec<DeviceId>,
+    },
     /// Send probes no more.
     StopProbes,
     /// Tell local clients.

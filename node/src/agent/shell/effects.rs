@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use postern_common::grant::{Change, VerifiedGrants};
+use postern_dataplane::InboundFlows;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -71,6 +72,13 @@ impl Agent {
             Effect::Probe(order) => {
                 self.probe = Some(Probing { order, sequence: 0, next: Instant::now() });
             }
+            Effect::CountFlows { question, peers } => {
+                let counted = match &self.plane {
+                    Some(plane) => plane.worker.inbound_flows(peers).await.unwrap_or_default(), // ended: no flow lives
+                    None => InboundFlows::default(),
+                };
+                self.core.handle_flows(question, counted.groups, counted.unlisted);
+            }
             Effect::StopProbes => self.probe = None,
             Effect::Notify(notice) => {
                 log_notice(&notice);
@@ -105,7 +113,7 @@ impl Agent {
                     cut = applied.cut,
                     "grants are enforced"
                 );
-                self.core.handle_compiled(position);
+                self.core.handle_compiled(position, applied.cut_inbound);
             }
             Err(_) => return self.lose_plane(),
         }

@@ -6,9 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use postern_common::{grant::VerifiedGrants, key::WireGuardPrivateKey, net::FiveTuple, time::Now};
+use postern_common::{
+    grant::VerifiedGrants, id::DeviceId, key::WireGuardPrivateKey, net::FiveTuple, protocol::MAX_FLOW_GROUPS, time::Now,
+};
 use postern_dataplane::{
-    Applied, Ceiling, Counters, DataPlane, FlowStatus, LocalExplanation, PeerStatus, WhoIs, packet::batch::Full,
+    Applied, Ceiling, Counters, DataPlane, FlowStatus, InboundFlows, LocalExplanation, PeerStatus, WhoIs,
+    packet::batch::Full,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -108,6 +111,14 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub async fn set_ceiling(&self, ceiling: Ceiling) -> Result<(), WorkerGone> {
         self.ask(move |plane, batches, _link, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
+    }
+
+    /// Counts the live flows that these peers have opened to this node.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn inbound_flows(&self, peers: Vec<DeviceId>) -> Result<InboundFlows, WorkerGone> {
+        self.ask(move |plane, _batches, _link, now| plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now)).await
     }
 
     /// Returns every counter.

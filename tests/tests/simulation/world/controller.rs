@@ -247,7 +247,7 @@ impl World {
                 self.connections[connection].device = Some(hello.device);
             }
             (FromNode::Freshen { nonce }, Some(_)) => self.ledger.nonce_received(*nonce, self.now),
-            (FromNode::Enforced { position }, Some(device)) => self.ledger.enforced(device, *position),
+            (FromNode::Enforced { position, .. }, Some(device)) => self.ledger.enforced(device, *position),
             (FromNode::SnapshotWanted, Some(device)) => self.ledger.snapshot_wanted(device),
             _ => {}
         }

@@ -14,7 +14,7 @@ fn nothing_is_acknowledged_before_it_is_durable() {
     let position = Position { epoch: 1, generation: 2 };
     node.core.handle_persisted(Persisted::Grants(position), node.now);
     node.run();
-    assert_eq!(node.sent(), [FromNode::Enforced { position }]);
+    assert_eq!(node.sent(), [FromNode::Enforced { position, cut: 0 }]);
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn deltas_that_come_during_a_write_are_written_once_more_and_acknowledged_togeth
     node.disk = Disk::Works;
     node.core.handle_persisted(Persisted::Grants(Position { epoch: 1, generation: 2 }), node.now);
     node.run();
-    let enforced = |generation| FromNode::Enforced { position: Position { epoch: 1, generation } };
+    let enforced = |generation| FromNode::Enforced { position: Position { epoch: 1, generation }, cut: 0 };
     assert_eq!(node.sent(), [enforced(2), enforced(4)]);
     assert_eq!(node.seen.saved.as_ref().map(|saved| saved.position.generation), Some(4));
 }
@@ -150,4 +150,34 @@ fn a_lost_data_plane_is_told_everything_again() {
     controller.converse(&mut node, device(9));
     assert_eq!(node.seen.applied.len(), 2);
     assert_eq!(node.core.phase(), Phase::Connected { current: true });
+}
+
+#[test]
+fn an_acknowledgement_tells_what_its_documents_cut_and_nothing_of_later_ones() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    node.disk = Disk::Waits;
+    for (previous, cuts) in [(1, 2), (2, 0), (3, 5)] {
+        node.cuts = cuts;
+        let grants = controller.grants(device(9), Some(previous));
+        node.hear(grants);
+    }
+    node.disk = Disk::Works;
+    node.core.handle_persisted(Persisted::Grants(Position { epoch: 1, generation: 2 }), node.now);
+    node.run();
+    let enforced = |generation, cut| FromNode::Enforced { position: Position { epoch: 1, generation }, cut };
+    assert_eq!(node.sent(), [enforced(2, 2), enforced(4, 5)]);
+}
+
+#[test]
+fn a_question_about_flows_is_bounded_and_answered_on_a_live_stream_alone() {
+    let (mut node, _controller) = joined();
+    node.sent();
+    node.hear(ToNode::CountFlows { id: 7, peers: vec![device(3); 2 * postern_common::protocol::MAX_COUNTED_PEERS] });
+    assert_eq!(node.counted, [postern_common::protocol::MAX_COUNTED_PEERS]);
+    assert_eq!(node.sent(), [FromNode::LiveFlows { id: 7, groups: vec![], unlisted: 0 }]);
+    node.lose_stream();
+    node.core.handle_flows(8, vec![], 0);
+    node.run();
+    assert!(node.sent().is_empty(), "nobody is there to be answered");
 }

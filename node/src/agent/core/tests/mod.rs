@@ -57,6 +57,10 @@ struct Node {
     disk: Disk,
     reachable: bool,
     connected: bool,
+    /// How many flows enforcing the next document cuts.
+    cuts: u64,
+    /// About how many peers each question about flows was.
+    counted: Vec<usize>,
 }
 
 impl Node {
@@ -67,7 +71,16 @@ impl Node {
 
     fn with(core: Core) -> Self {
         let now = Now { monotonic: Monotonic::from_millis(1_000), wall: WallTime::from_millis(1_700_000_000_000) };
-        Self { core, now, seen: Seen::default(), disk: Disk::Works, reachable: true, connected: false }
+        Self {
+            core,
+            now,
+            seen: Seen::default(),
+            disk: Disk::Works,
+            reachable: true,
+            connected: false,
+            cuts: 0,
+            counted: vec![],
+        }
     }
 
     fn run(&mut self) {
@@ -98,7 +111,7 @@ impl Node {
                 Effect::Apply(grants) => {
                     let position = grants.position();
                     self.seen.applied.push(position);
-                    self.core.handle_compiled(position);
+                    self.core.handle_compiled(position, std::mem::take(&mut self.cuts));
                 }
                 Effect::CloseDoors => {
                     self.seen.doors_closed += 1;
@@ -129,6 +142,10 @@ impl Node {
                     }
                 }
                 Effect::HostDown => self.seen.host_down += 1,
+                Effect::CountFlows { question, peers } => {
+                    self.counted.push(peers.len());
+                    self.core.handle_flows(question, vec![], 0);
+                }
                 Effect::Probe(_) | Effect::StopProbes => {}
                 Effect::Notify(notice) => self.seen.notices.push(notice),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
