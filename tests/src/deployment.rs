@@ -32,6 +32,9 @@ pub const PASSWORD: &str = "correct horse battery staple";
 const AUTHORITY: &str = "/run/postern-ca.pem";
 /// Where the controller's files are on its machine.
 const CONTROLLER: &str = "/etc/postern-controller";
+/// Where on each machine a test puts the milliseconds by which the programs' wall clock is moved; nothing is moved unless it is there.
+pub const WALL_OFFSET: &str = "/run/postern-wall-offset";
+const WALL_OFFSET_VARIABLE: &str = "POSTERN_TEST_WALL_OFFSET_FILE";
 /// How long a step of the whole may take on a busy machine before it counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -125,7 +128,8 @@ impl Deployment {
     /// Fails when it is not built.
     pub fn controller_command(&self) -> Result<HostCommand> {
         let program = binaries::find("postern-controller")?;
-        Ok(self.controller.command(program).args(["--config", &format!("{CONTROLLER}/controller.toml")]))
+        let command = self.controller.command(program).env(WALL_OFFSET_VARIABLE, WALL_OFFSET);
+        Ok(command.args(["--config", &format!("{CONTROLLER}/controller.toml")]))
     }
 
     /// Runs a command of `postern-controller` and returns what it printed.
@@ -339,7 +343,7 @@ impl Node {
 
     /// Prepares `postern`.
     pub fn command(&self) -> HostCommand {
-        self.host.command(&self.program)
+        self.host.command(&self.program).env(WALL_OFFSET_VARIABLE, WALL_OFFSET)
     }
 
     /// Runs a command of `postern` and returns what it printed.

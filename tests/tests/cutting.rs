@@ -116,7 +116,7 @@ fn a_plan_names_the_live_flow_that_applying_it_cuts() -> Result<()> {
     ensure!(after.contains("nobody who is signed in now gains or loses anything"), "{after}");
 
     // A node that cannot answer is said to be missing from the count.
-    scene.server.kill()?;
+    scene.server.stop(Signal::Kill)?;
     let nothing = POLICY.split("[[access]]").next().unwrap_or_default();
     scene.world.controller.write("/run/nothing.toml", nothing)?;
     let told = eventually(PATIENCE, "the controller still waits for a node that is gone", || {
