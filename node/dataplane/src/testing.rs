@@ -19,7 +19,7 @@ use postern_common::{
 use crate::{
     Applied, DataPlane, Out, Settings,
     packet::{
-        batch::{Joining, TunBatch, UdpBatch},
+        batch::{Joining, Lane, TunBatch, UdpBatch},
         offload::VirtioHeader,
     },
     wireguard::Tunnels,
@@ -171,6 +171,9 @@ pub(crate) struct Node<W: Tunnels> {
     pub(crate) sent: VecDeque<(SocketAddr, Vec<u8>)>,
     /// Packets for the local machine, without virtio headers.
     pub(crate) delivered: VecDeque<Vec<u8>>,
+    /// The lane of the last of them, and the one on which the machine's own packets come.
+    pub(crate) delivered_on: Option<Lane>,
+    pub(crate) sends_on: Lane,
 }
 
 impl<W: Tunnels> Node<W> {
@@ -185,6 +188,8 @@ impl<W: Tunnels> Node<W> {
             tun: TunBatch::new(Joining::Nothing),
             sent: VecDeque::new(),
             delivered: VecDeque::new(),
+            delivered_on: None,
+            sends_on: Lane(0),
         }
     }
 
@@ -215,7 +220,8 @@ impl<W: Tunnels> Node<W> {
     }
 
     pub(crate) fn tun_gives(&mut self, header: VirtioHeader, packet: &[u8], now: Now) {
-        self.plane.handle_tun(header, packet, now, &mut Out { udp: &mut self.udp, tun: &mut self.tun });
+        let out = &mut Out { udp: &mut self.udp, tun: &mut self.tun };
+        self.plane.handle_tun_lane(self.sends_on, header, packet, now, out);
         self.drain();
     }
 
@@ -239,6 +245,7 @@ impl<W: Tunnels> Node<W> {
         }
         self.udp.clear();
         for frame in self.tun.frames() {
+            self.delivered_on = Some(frame.lane());
             let bytes: Vec<u8> = frame.slices().flat_map(|slice| slice.to_vec()).collect();
             self.delivered.push_back(bytes[crate::packet::offload::VIRTIO_HEADER_LENGTH..].to_vec());
         }

@@ -64,42 +64,61 @@ pub(super) fn event_clear(fd: BorrowedFd<'_>) {
     unsafe { libc::read(fd.as_raw_fd(), count.as_mut_ptr().cast(), count.len()) };
 }
 
-/// A descriptor to wait for, and whether it turned out to be readable.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct PollEntry(libc::pollfd);
+/// Waits for many descriptors at once (epoll, level-triggered).
+#[derive(Debug)]
+pub(super) struct Poller {
+    fd: OwnedFd,
+    ready: Vec<libc::epoll_event>,
+}
 
-impl PollEntry {
-    /// Waits for `fd` to be readable. The caller keeps `fd` open while the entry is in use; a closed one only yields an error.
-    pub(super) fn readable(fd: BorrowedFd<'_>) -> Self {
-        Self(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+impl Poller {
+    /// Makes one that reports at most `capacity` descriptors at a time.
+    pub(super) fn new(capacity: usize) -> io::Result<Self> {
+        // SAFETY: no pointers are passed.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        // SAFETY: the call has just returned this descriptor and nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { fd, ready: Vec::with_capacity(capacity.max(1)) })
     }
 
-    /// Tells whether the last poll found it readable, or in error: reading tells which.
-    pub(super) const fn is_ready(&self) -> bool {
-        self.0.revents != 0
+    /// Watches `fd` for something to read, under the name `token`. Closing `fd` ends that.
+    pub(super) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        // SAFETY: `event` lives through the call.
+        check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) })
+            .map(drop)
+    }
+
+    /// Waits until something is readable or in error, or `timeout` is over (to the millisecond, never less), and lists the names of
+    /// what is ready. A signal ends the wait early.
+    pub(super) fn wait(&mut self, timeout: Duration) -> io::Result<impl Iterator<Item = u64> + '_> {
+        let timeout = c_int::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(c_int::MAX);
+        let capacity = self.ready.capacity() as c_int;
+        self.ready.clear();
+        // SAFETY: the buffer has room for `capacity` events.
+        let result = unsafe { libc::epoll_wait(self.fd.as_raw_fd(), self.ready.as_mut_ptr(), capacity, timeout) };
+        match check(result) {
+            // SAFETY: the kernel has filled so many events, and at most `capacity`.
+            Ok(count) => unsafe { self.ready.set_len(count as usize) },
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        Ok(self.ready.iter().map(|event| event.u64))
     }
 }
 
-/// Waits until an entry is ready or `timeout` is over. A signal ends the wait early.
-pub(super) fn poll(entries: &mut [PollEntry], timeout: Duration) -> io::Result<()> {
-    let timeout = libc::timespec {
-        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-        tv_nsec: timeout.subsec_nanos().into(),
-    };
-    // SAFETY: `PollEntry` is a transparent pollfd, pointer and count describe the slice, and `timeout` lives through the call.
-    let result =
-        unsafe { libc::ppoll(entries.as_mut_ptr().cast(), entries.len() as libc::nfds_t, &timeout, std::ptr::null()) };
-    match check(result) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        Ok(_) | Err(_) => Ok(()),
-    }
+/// How many queues the TUN has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queues {
+    One,
+    Many,
 }
 
 /// Opens `/dev/net/tun` and attaches it to the interface `name`, making it if it does not exist.
 ///
-/// Layer 3, no packet information, a virtio-net header of 10 bytes before each frame, non-blocking.
-pub(super) fn open_tun(name: &str) -> io::Result<OwnedFd> {
+/// Layer 3, no packet information, a virtio-net header of 10 bytes before each frame, non-blocking. With [`Queues::Many`] each call
+/// adds a queue.
+pub(super) fn open_tun(name: &str, queues: Queues) -> io::Result<OwnedFd> {
     let file = std::os::unix::fs::OpenOptionsExt::custom_flags(
         std::fs::OpenOptions::new().read(true).write(true),
         libc::O_NONBLOCK | libc::O_CLOEXEC,
@@ -113,7 +132,11 @@ pub(super) fn open_tun(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    let many = match queues {
+        Queues::One => 0,
+        Queues::Many => libc::IFF_MULTI_QUEUE,
+    };
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | many) as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one ifreq, which lives through the call.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
     Ok(file.into())

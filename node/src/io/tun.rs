@@ -4,8 +4,14 @@
 //! for the overlay meet an interface without a reader, which drops them, and never another way out. Attaching again is
 //! [`Tun::open`] once more; only [`Tun::remove`] ends it. One process can be attached at a time.
 //!
-//! Reads and writes never block. A read gives one frame of up to 64 KiB; the worker reads greedily until the
-//! kernel has no more or its batch is full.
+//! Reads and writes never block. A read gives one frame of up to 64 KiB.
+//!
+//! The interface has [`LANES`] queues, and a flow stays on one of them: on the one where the kernel put it first, because its
+//! answers are written there (the kernel's automatic steering). The worker takes from them in turn, so an interactive flow does not wait
+//! behind the megabyte of a bulk flow, and nothing overtakes within a flow. An interface of one queue, made by somebody else, works too.
+//!
+//! Rejected: a scheduler of our own behind one queue. It has to read ahead what it wants to reorder; senders then put more into the
+//! kernel's queue, whose length only drops could bound.
 
 use std::{
     io::{self, IoSlice},
@@ -13,14 +19,17 @@ use std::{
 };
 
 use postern_dataplane::packet::{
+    batch::Lane,
     join::{Frame, Joining},
     offload::{MAX_PACKET, VIRTIO_HEADER_LENGTH},
 };
 
-use super::sys;
+use super::sys::{self, Queues};
 
 /// The interface's name unless `node.toml` says otherwise.
 pub const DEFAULT_NAME: &str = "postern0";
+/// Queues of the interface: all that the kernel gives to one, so that no second process can attach.
+pub const LANES: usize = 256;
 /// Bytes of the longest frame.
 pub const MAX_FRAME: usize = VIRTIO_HEADER_LENGTH + MAX_PACKET;
 
@@ -83,7 +92,8 @@ pub enum Offloads {
 /// An attached TUN interface.
 #[derive(Debug)]
 pub struct Tun {
-    fd: OwnedFd,
+    /// At least one.
+    queues: Vec<OwnedFd>,
     name: String,
     joining: Joining,
 }
@@ -94,26 +104,39 @@ impl Tun {
     /// # Errors
     /// [`TunError`], in words for the person at the machine.
     pub fn open(name: &str, offloads: Offloads) -> Result<Self, TunError> {
-        let fd = sys::open_tun(name).map_err(|error| explain(name, error))?;
+        let first = match sys::open_tun(name, Queues::Many) {
+            // The interface is there, and has one queue.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => sys::open_tun(name, Queues::One),
+            other => other,
+        };
+        let first = first.map_err(|error| explain(name, error))?;
         let setup = |source| TunError::Setup { name: name.into(), source };
-        sys::set_tun_persist(fd.as_fd(), true).map_err(setup)?;
+        sys::set_tun_persist(first.as_fd(), true).map_err(setup)?;
         let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
         let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
         let joining = match offloads {
             Offloads::None => {
-                sys::set_tun_offload(fd.as_fd(), 0).map_err(setup)?;
+                sys::set_tun_offload(first.as_fd(), 0).map_err(setup)?;
                 Joining::Nothing
             }
             // USO came with Linux 6.2.
-            Offloads::All => match sys::set_tun_offload(fd.as_fd(), tcp | udp) {
+            Offloads::All => match sys::set_tun_offload(first.as_fd(), tcp | udp) {
                 Ok(()) => Joining::TcpAndUdp,
                 Err(_) => {
-                    sys::set_tun_offload(fd.as_fd(), tcp).map_err(setup)?;
+                    sys::set_tun_offload(first.as_fd(), tcp).map_err(setup)?;
                     Joining::Tcp
                 }
             },
         };
-        Ok(Self { fd, name: name.into(), joining })
+        let mut queues = vec![first];
+        while queues.len() < LANES {
+            match sys::open_tun(name, Queues::Many) {
+                Ok(queue) => queues.push(queue),
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break, // it has one queue
+                Err(error) => return Err(explain(name, error)),
+            }
+        }
+        Ok(Self { queues, name: name.into(), joining })
     }
 
     /// Returns the interface's name.
@@ -126,12 +149,17 @@ impl Tun {
         self.joining
     }
 
-    /// Reads one frame; `None` when the kernel has no more at present.
+    /// Lists the descriptors of the lanes, in order.
+    pub fn lanes(&self) -> impl Iterator<Item = (Lane, BorrowedFd<'_>)> {
+        self.queues.iter().enumerate().map(|(lane, queue)| (Lane(lane as u8), queue.as_fd()))
+    }
+
+    /// Reads one frame of a lane; `None` when the kernel has no more there at present.
     ///
     /// # Errors
     /// What the kernel says: `EBADFD` if the interface was removed under us, `EIO` while it is down.
-    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match sys::read(self.fd.as_fd(), buffer) {
+    pub fn read(&self, lane: Lane, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match sys::read(self.queue(lane), buffer) {
             Ok(length) => Ok(Some(length)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
@@ -139,7 +167,7 @@ impl Tun {
         }
     }
 
-    /// Writes one frame.
+    /// Writes one frame, on its flow's lane.
     ///
     /// # Errors
     /// What the kernel says: `EINVAL` for a frame that it does not like, `EIO` while the interface is down.
@@ -150,7 +178,7 @@ impl Tun {
             *slot = IoSlice::new(slice);
             count += 1;
         }
-        sys::write_vectored(self.fd.as_fd(), &slices[..count]).map(drop)
+        sys::write_vectored(self.queue(frame.lane()), &slices[..count]).map(drop)
     }
 
     /// Removes the interface with its addresses and routes once it is closed: `down`.
@@ -158,13 +186,11 @@ impl Tun {
     /// # Errors
     /// What the kernel says.
     pub fn remove(self) -> io::Result<()> {
-        sys::set_tun_persist(self.fd.as_fd(), false)
+        sys::set_tun_persist(self.queue(Lane::default()), false)
     }
-}
 
-impl AsFd for Tun {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    fn queue(&self, lane: Lane) -> BorrowedFd<'_> {
+        self.queues[usize::from(lane.0) % self.queues.len()].as_fd()
     }
 }
 
@@ -173,7 +199,7 @@ fn explain(name: &str, source: io::Error) -> TunError {
     match source.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice(source),
         Some(libc::EPERM | libc::EACCES) => TunError::NoPrivilege { name, source },
-        Some(libc::EBUSY) => TunError::Busy { name, source },
+        Some(libc::EBUSY | libc::E2BIG) => TunError::Busy { name, source },
         Some(libc::EINVAL) | None => TunError::Name { name, source },
         Some(_) => TunError::Setup { name, source },
     }

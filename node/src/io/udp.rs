@@ -308,13 +308,19 @@ mod tests {
     use super::*;
     use postern_dataplane::packet::batch::UdpBatch;
 
+    fn wait_for(fd: BorrowedFd<'_>, milliseconds: u64) {
+        let mut poller = sys::Poller::new(1).unwrap();
+        poller.add(fd, 0).unwrap();
+        poller.wait(std::time::Duration::from_millis(milliseconds)).unwrap().for_each(drop);
+    }
+
     fn receive_all(sockets: &UdpSockets, family: Family, want: usize) -> Vec<Vec<u8>> {
         let mut datagrams = Vec::new();
         let mut buffer = vec![0; MAX_RECEIVE];
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while datagrams.len() < want && std::time::Instant::now() < deadline {
             let fd = sockets.descriptor(family).unwrap();
-            sys::poll(&mut [sys::PollEntry::readable(fd)], std::time::Duration::from_millis(100)).unwrap();
+            wait_for(fd, 100);
             while let Some(arrival) = sockets.receive(family, &mut buffer).unwrap() {
                 datagrams.extend(buffer[..arrival.length].chunks(arrival.segment).map(<[u8]>::to_vec));
             }
@@ -357,21 +363,13 @@ mod tests {
         batch.push(SocketAddr::from(([127, 0, 0, 7], asked.port())), b"who is there").unwrap();
         asker.send(&batch.runs().next().unwrap(), None);
         let mut buffer = [0; 100];
-        sys::poll(
-            &mut [sys::PollEntry::readable(asked.descriptor(Family::V4).unwrap())],
-            std::time::Duration::from_secs(5),
-        )
-        .unwrap();
+        wait_for(asked.descriptor(Family::V4).unwrap(), 5_000);
         let arrival = asked.receive(Family::V4, &mut buffer).unwrap().unwrap();
         assert_eq!(arrival.to, Some(IpAddr::from([127, 0, 0, 7])));
         batch.clear();
         batch.push(arrival.from, b"a small door").unwrap();
         asked.send(&batch.runs().next().unwrap(), arrival.to);
-        sys::poll(
-            &mut [sys::PollEntry::readable(asker.descriptor(Family::V4).unwrap())],
-            std::time::Duration::from_secs(5),
-        )
-        .unwrap();
+        wait_for(asker.descriptor(Family::V4).unwrap(), 5_000);
         let answer = asker.receive(Family::V4, &mut buffer).unwrap().unwrap();
         assert_eq!(answer.from.ip(), IpAddr::from([127, 0, 0, 7]));
     }

@@ -9,7 +9,10 @@ use postern_common::{
 };
 
 use super::{facts::FlowKey, rules::PermissionIndex};
-use crate::packet::view::{TcpFlags, TcpView};
+use crate::packet::{
+    batch::Lane,
+    view::{TcpFlags, TcpView},
+};
 
 /// How long an unanswered TCP opening is remembered.
 const OPENING: Duration = Duration::from_secs(60);
@@ -41,6 +44,8 @@ pub(crate) struct Flow {
     pub(crate) from_originator: Traffic,
     pub(crate) to_originator: Traffic,
     pub(crate) tcp: Option<TcpTrack>,
+    /// Where the kernel hands over its packets.
+    pub(crate) lane: Lane,
 }
 
 /// Packets and their bytes in one direction.

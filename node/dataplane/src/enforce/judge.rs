@@ -18,7 +18,10 @@ use postern_common::{
     time::Now,
 };
 
-use crate::packet::view::{PacketView, Transport};
+use crate::packet::{
+    batch::Lane,
+    view::{PacketView, Transport},
+};
 
 use super::{
     Enforcer,
@@ -126,6 +129,16 @@ impl Enforcer {
         if flow.basis.would_deny.is_some() {
             self.counters.would_deny += packets;
         }
+    }
+
+    /// Notes on which lane the kernel handed over a packet of a flow.
+    pub(crate) fn note_lane(&mut self, permit: &Permit, lane: Lane) {
+        self.table.flow_mut(permit.flow).lane = lane;
+    }
+
+    /// Returns the lane of a flow.
+    pub(crate) fn lane(&self, permit: &Permit) -> Lane {
+        self.table.flow(permit.flow).lane
     }
 
     /// Asks policy whether `originator` may open `protocol` and `port` with this peer.
@@ -264,6 +277,8 @@ impl Enforcer {
             from_originator: Traffic::default(),
             to_originator: Traffic::default(),
             tcp,
+            // Neighbours in time get different lanes; the first packet of this machine's tells the kernel's choice.
+            lane: Lane(self.counters.flows_begun as u8),
         };
         self.counters.flows_begun += 1;
         self.record_start(&flow, now);

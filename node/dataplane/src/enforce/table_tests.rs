@@ -44,6 +44,7 @@ fn flow(peer: u32, port: u16, now: Monotonic) -> Flow {
         from_originator: Traffic::default(),
         to_originator: Traffic::default(),
         tcp: None,
+        lane: crate::packet::batch::Lane(0),
     }
 }
 

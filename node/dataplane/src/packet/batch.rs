@@ -13,7 +13,7 @@
 
 use std::net::SocketAddr;
 
-pub use super::join::{Frame, Joining, Slices, TunBatch};
+pub use super::join::{Frame, Joining, Lane, Slices, TunBatch};
 
 /// Bytes of one [`UdpBatch`]: three super-packets.
 pub const UDP_BATCH_BYTES: usize = 256 << 10;

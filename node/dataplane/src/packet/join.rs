@@ -34,6 +34,11 @@ pub enum Joining {
     TcpAndUdp,
 }
 
+/// The queue of the TUN that a flow uses, of as many as the shell has (modulo their number). The kernel sends a flow's packets to the
+/// queue on which its answers were written last: so the flow stays where it is, in order, and away from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lane(pub u8);
+
 /// Packets to be written to the TUN, as frames with their virtio headers.
 #[derive(Debug)]
 pub struct TunBatch {
@@ -69,6 +74,7 @@ struct Building {
     segments: usize,
     next_sequence: u32,
     push: bool,
+    lane: Lane,
 }
 
 /// One TUN write.
@@ -119,7 +125,7 @@ impl TunBatch {
         let start = self.used + VIRTIO_HEADER_LENGTH;
         let length = length.min(self.arena.len() - start);
         self.used = start + length;
-        self.keep(start, length, layout);
+        self.keep(start, length, layout, Lane::default());
     }
 
     /// Lends room to receive `length` bytes of datagrams into; follow with [`TunBatch::received`].
@@ -153,12 +159,12 @@ impl TunBatch {
 
     /// Keeps a packet that stands at `start`, among bytes that were received; a virtio header's room before it must hold
     /// nothing that is needed any more.
-    pub(crate) fn commit_in_place(&mut self, start: usize, length: usize, layout: &Layout) {
+    pub(crate) fn commit_in_place(&mut self, start: usize, length: usize, layout: &Layout, lane: Lane) {
         debug_assert!(start >= VIRTIO_HEADER_LENGTH && start + length <= self.used);
-        self.keep(start, length, layout);
+        self.keep(start, length, layout, lane);
     }
 
-    fn keep(&mut self, start: usize, length: usize, layout: &Layout) {
+    fn keep(&mut self, start: usize, length: usize, layout: &Layout, lane: Lane) {
         self.packets += 1;
         let candidate = self.candidate(start, length, layout);
         match layout.five_tuple() {
@@ -177,12 +183,12 @@ impl TunBatch {
                 if let Some(place) = open {
                     self.open.remove(place);
                 }
-                self.begin(start, length, Some(flow), candidate);
+                self.begin(start, length, Some(flow), candidate, lane);
             }
             // A fragment belongs to a flow that it does not name: nothing that comes after may overtake it.
             _fragment_or_other => {
                 self.open.clear();
-                self.begin(start, length, None, None);
+                self.begin(start, length, None, None, lane);
             }
         }
     }
@@ -207,7 +213,7 @@ impl TunBatch {
         self.used = start + packet.len();
         self.packets += 1;
         self.open.clear();
-        self.begin(start, packet.len(), None, None);
+        self.begin(start, packet.len(), None, None, Lane::default());
         Ok(())
     }
 
@@ -249,7 +255,14 @@ impl TunBatch {
         self.open.clear();
     }
 
-    fn begin(&mut self, start: usize, length: usize, flow: Option<FiveTuple>, candidate: Option<Candidate>) {
+    fn begin(
+        &mut self,
+        start: usize,
+        length: usize,
+        flow: Option<FiveTuple>,
+        candidate: Option<Candidate>,
+        lane: Lane,
+    ) {
         let piece = self.pieces.len() as u32;
         self.pieces.push(Piece { start, length, next: NONE });
         let index = self.frames.len() as u32;
@@ -264,6 +277,7 @@ impl TunBatch {
             segments: 1,
             next_sequence: candidate.map_or(0, |candidate| candidate.next_sequence()),
             push: candidate.is_some_and(|candidate| candidate.push),
+            lane,
         });
         if candidate.is_some_and(|candidate| !candidate.push) {
             if self.open.len() == MAX_OPEN_FLOWS {
@@ -415,6 +429,11 @@ impl<'a> Frame<'a> {
     /// Returns the length in bytes with the virtio header.
     pub const fn length(&self) -> usize {
         self.building.length + VIRTIO_HEADER_LENGTH
+    }
+
+    /// Returns the lane of its flow.
+    pub const fn lane(&self) -> Lane {
+        self.building.lane
     }
 
     /// Returns how many packets were joined.

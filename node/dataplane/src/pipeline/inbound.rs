@@ -96,7 +96,7 @@ impl<W: Tunnels> DataPlane<W> {
         };
         match outcome {
             Outcome::Deliver { permit, length, layout } => {
-                out.tun.commit_in_place(start, length, &layout);
+                out.tun.commit_in_place(start, length, &layout, self.enforcer.lane(&permit));
                 self.enforcer.account(&permit, 1, length as u64);
                 self.enforcer.counters.packets_in += 1;
                 self.enforcer.counters.bytes_in += length as u64;

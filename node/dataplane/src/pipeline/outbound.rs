@@ -9,6 +9,7 @@ use crate::{
     counters::{Direction, DropReason},
     enforce::{Facts, PeerSlot, Permit, Verdict},
     packet::{
+        batch::Lane,
         fragments::DatagramKey,
         offload::VirtioHeader,
         replies::reject,
@@ -22,12 +23,25 @@ use crate::{
 impl<W: Tunnels> DataPlane<W> {
     /// Takes one frame of the TUN: a packet of up to 64 KiB, and the virtio header that stood before it.
     pub fn handle_tun(&mut self, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
+        self.handle_tun_lane(Lane::default(), header, packet, now, out);
+    }
+
+    /// As [`DataPlane::handle_tun`], for a TUN with several queues: the flow's answers go to the same one.
+    pub fn handle_tun_lane(&mut self, lane: Lane, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
         self.enforcer.glance_at_clock(now);
-        self.send(header, packet, now, out);
+        self.send(Some(lane), header, packet, now, out);
         self.finish(now, out);
     }
 
-    pub(super) fn send(&mut self, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
+    /// `lane` is absent for what has waited: its flow is where it is by now.
+    pub(super) fn send(
+        &mut self,
+        lane: Option<Lane>,
+        header: VirtioHeader,
+        packet: &[u8],
+        now: Now,
+        out: &mut Out<'_>,
+    ) {
         let view = match PacketView::parse(packet) {
             Ok(view) => view,
             Err(error) => {
@@ -40,7 +54,12 @@ impl<W: Tunnels> DataPlane<W> {
         }
         let slot = self.enforcer.owner(view.destination());
         match self.judge_outbound(slot, &view, now) {
-            Verdict::Allow(permit) => self.send_permitted(permit, header, view, now, out),
+            Verdict::Allow(permit) => {
+                if let Some(lane) = lane {
+                    self.enforcer.note_lane(&permit, lane);
+                }
+                self.send_permitted(permit, header, view, now, out);
+            }
             Verdict::Deny(reason) => {
                 self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, now);
                 self.answer_local(&view, reason, out);
@@ -163,7 +182,7 @@ impl<W: Tunnels> DataPlane<W> {
                 let datagram = datagram_of(&view, fragment.id);
                 self.outbound_fragments.retain(|key, _| *key != datagram);
             }
-            self.send(waiting.header, &waiting.packet, now, out);
+            self.send(None, waiting.header, &waiting.packet, now, out);
         }
     }
 }

@@ -1,17 +1,19 @@
 //! The packet worker: one plain thread that owns the data plane and runs each batch to its end.
 //!
 //! ```text
-//! wait (TUN, sockets, eventfd; at most until the plane's next timeout)
+//! wait (TUN lanes, sockets, eventfd; at most until the plane's next timeout)
 //!   commands        -> plane                                  (bounded a round)
-//!   UDP receives    -> plane -> TunBatch -> TUN, UdpBatch -> UDP
-//!   TUN reads       -> plane -> UdpBatch -> UDP, TunBatch -> TUN
+//!   UDP receives    -> plane -> TunBatch -> TUN, UdpBatch -> UDP    (a batch a round)
+//!   TUN lanes       -> plane -> UdpBatch -> UDP, TunBatch -> TUN    (a batch a round, a quantum a lane)
 //!   timeouts        -> plane -> both batches
 //!   records, events -> bounded channel to the agent
 //! ```
 //!
 //! Nothing here is shared and nothing locks: the agent asks by closures that run on this thread between two batches
-//! ([`WorkerHandle`]). Batches are bounded ([`RECEIVES_A_ROUND`], [`READS_A_ROUND`]), so that an interactive packet waits behind a quarter of a
-//! megabyte at most, less than a millisecond of work. What does not fit anywhere is dropped and counted, as on a wire.
+//! ([`WorkerHandle`]). What does not fit anywhere is dropped and counted, as on a wire.
+//!
+//! A flow has its lane ([`super::tun`]). Lanes are served in turn, [`QUANTUM`] bytes each; those that were idle come
+//! first. So a bulk flow keeps an interactive one waiting for a fraction of a millisecond, whatever stands in its own lane.
 //!
 //! Deadlines are enforced here without any packet: the plane's timeout bounds the wait, and [`HEARTBEAT`] bounds it again, because
 //! the wall clock may jump forward over a deadline while nothing else happens.
@@ -19,6 +21,7 @@
 //! Rejected: a task of the async runtime. Each wake-up would cost a scheduler's round, and a busy agent would delay packets.
 
 mod handle;
+mod turn;
 
 use std::{
     io,
@@ -34,26 +37,31 @@ use postern_common::{
 use postern_dataplane::{
     DataPlane, Out, PlaneEvent,
     packet::{
-        batch::{TunBatch, UdpBatch},
+        batch::{Lane, TunBatch, UdpBatch},
         offload::VirtioHeader,
     },
 };
 use tokio::sync::mpsc;
 
-use self::handle::{COMMANDS, Command};
 pub use self::handle::{WorkerGone, WorkerHandle, WorkerStatus};
+use self::{
+    handle::{COMMANDS, Command},
+    turn::Turn,
+};
 use super::{
     clock::Clock,
     path::Sources,
-    sys::{self, PollEntry},
-    tun::{MAX_FRAME, Tun},
+    sys::{self, Poller},
+    tun::{LANES, MAX_FRAME, Tun},
     udp::{Arrival, Family, MAX_RECEIVE, SendCounters, UdpSockets},
 };
 
-/// Receives from one socket in a round: each may hold many datagrams.
-pub const RECEIVES_A_ROUND: usize = 16;
-/// TUN frames in a round.
-pub const READS_A_ROUND: usize = 64;
+/// Receives from one socket in a round, as long as there is room: each may hold many datagrams.
+pub const RECEIVES_A_ROUND: usize = 64;
+/// Bytes that a lane may give in a round: one super-packet, or many packets. The last frame may go beyond.
+pub const QUANTUM: usize = 32 << 10;
+/// Frames that a lane may give in a round.
+pub const FRAMES_A_LANE: usize = 128;
 /// The longest wait.
 pub const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Records and events that wait for the agent. Beyond it records stay in the plane, which bounds and counts them.
@@ -61,6 +69,11 @@ pub const EVENT_CAPACITY: usize = 1_024;
 
 /// Room that a batch must have before it is fed again: one joined receive or one super-packet, sealed.
 const ROOM: usize = 80 << 10;
+
+/// Names of what is waited for; lanes have their numbers.
+const WAKE: u64 = 1 << 32;
+const IPV4: u64 = WAKE + 1;
+const IPV6: u64 = WAKE + 2;
 
 /// What the worker tells the agent.
 #[expect(clippy::large_enum_variant, reason = "nearly every event is a record")]
@@ -121,8 +134,20 @@ pub fn spawn(
     let (outbox, events) = mpsc::channel(EVENT_CAPACITY);
     let handle = WorkerHandle::new(commands, wake.clone(), sockets.port(), tun.name().to_owned());
     let batches = Batches { udp: UdpBatch::new(), tun: TunBatch::new(tun.joining()) };
+    let poller = Poller::new(LANES + 3)?;
+    for (lane, queue) in tun.lanes() {
+        poller.add(queue, u64::from(lane.0))?;
+    }
+    poller.add(wake.as_fd(), WAKE)?;
+    for (family, token) in [(Family::V4, IPV4), (Family::V6, IPV6)] {
+        if let Some(socket) = sockets.descriptor(family) {
+            poller.add(socket, token)?;
+        }
+    }
     let worker = Worker {
         plane,
+        poller,
+        turn: Turn::default(),
         link: Link { tun, sockets, sources: Sources::default(), io: IoCounters::default() },
         clock,
         batches,
@@ -163,6 +188,8 @@ impl Batches {
 
 struct Worker {
     plane: DataPlane,
+    poller: Poller,
+    turn: Turn,
     link: Link,
     clock: Arc<dyn Clock>,
     batches: Batches,
@@ -215,7 +242,7 @@ impl Worker {
                     waiting = waiting.or(self.receive(family, now));
                 }
             }
-            if ready.tun {
+            if ready.lanes {
                 match self.read(&mut buffer, now) {
                     Ok(source) => waiting = waiting.or(source),
                     Err(error) => {
@@ -235,17 +262,8 @@ impl Worker {
         }
     }
 
-    fn wait(&self, waiting: Source) -> Ready {
-        let link = &self.link;
-        let families = [Family::V4, Family::V6].map(|family| link.sockets.descriptor(family));
-        // A missing family's place is taken by the eventfd, whose answer is then not looked at.
-        let fallback = self.wake.as_fd();
-        let mut entries = [
-            PollEntry::readable(fallback),
-            PollEntry::readable(link.tun.as_fd()),
-            PollEntry::readable(families[0].unwrap_or(fallback)),
-            PollEntry::readable(families[1].unwrap_or(fallback)),
-        ];
+    /// Waits for something to do, and puts the lanes that have something into their order.
+    fn wait(&mut self, waiting: Source) -> Ready {
         let timeout = match waiting {
             Source::HasMore => Duration::ZERO,
             Source::Drained => {
@@ -254,13 +272,21 @@ impl Worker {
                 left.min(HEARTBEAT.saturating_sub(now.since(self.beat)))
             }
         };
-        if sys::poll(&mut entries, timeout).is_err() {
-            // Only a bug or memory at its end makes poll fail; reading tells what is there.
-            return Ready { wake: true, tun: true, ipv4: true, ipv6: true };
+        let mut ready = Ready { wake: false, lanes: false, ipv4: false, ipv6: false };
+        self.turn.begin();
+        // Only a bug or memory at its end makes the wait fail: reading tells what is there.
+        let Ok(found) = self.poller.wait(timeout) else { return Ready { wake: true, ipv4: true, ipv6: true, ..ready } };
+        for token in found {
+            match token {
+                WAKE => ready.wake = true,
+                IPV4 => ready.ipv4 = true,
+                IPV6 => ready.ipv6 = true,
+                lane => self.turn.add(Lane(lane as u8)),
+            }
         }
-        let [wake, tun, ipv4, ipv6] = entries.map(|entry| entry.is_ready());
-        let [has_ipv4, has_ipv6] = families.map(|family| family.is_some());
-        Ready { wake, tun, ipv4: ipv4 && has_ipv4, ipv6: ipv6 && has_ipv6 }
+        self.turn.order();
+        ready.lanes = !self.turn.is_empty();
+        ready
     }
 
     fn run_commands(&mut self, now: Now) -> Flow {
@@ -312,20 +338,29 @@ impl Worker {
     }
 
     fn read(&mut self, buffer: &mut [u8], now: Now) -> io::Result<Source> {
-        let mut source = Source::HasMore;
-        for _read in 0..READS_A_ROUND {
-            let Some(length) = self.link.tun.read(buffer)? else {
-                source = Source::Drained;
-                break;
-            };
-            self.link.io.tun_reads += 1;
-            self.link.io.tun_read_bytes += length as u64;
-            match VirtioHeader::split_frame(&mut buffer[..length]) {
-                Ok((header, packet)) => self.plane.handle_tun(header, packet, now, &mut self.batches.out()),
-                Err(_) => self.link.io.tun_refused += 1,
-            }
+        let mut source = Source::Drained;
+        while !self.turn.is_empty() {
             if !self.batches.are_roomy() {
-                break; // others get their turn before more is read
+                source = Source::HasMore; // who is left out comes first in the next round
+                break;
+            }
+            let Some(lane) = self.turn.next() else { break };
+            let mut taken = 0;
+            for _frame in 0..FRAMES_A_LANE {
+                let Some(length) = self.link.tun.read(lane, buffer)? else { break };
+                self.link.io.tun_reads += 1;
+                self.link.io.tun_read_bytes += length as u64;
+                match VirtioHeader::split_frame(&mut buffer[..length]) {
+                    Ok((header, packet)) => {
+                        self.plane.handle_tun_lane(lane, header, packet, now, &mut self.batches.out());
+                    }
+                    Err(_) => self.link.io.tun_refused += 1,
+                }
+                taken += length;
+                if taken >= QUANTUM || !self.batches.are_roomy() {
+                    source = Source::HasMore;
+                    break;
+                }
             }
         }
         self.flush();
@@ -383,7 +418,7 @@ impl Worker {
 #[derive(Debug, Clone, Copy)]
 struct Ready {
     wake: bool,
-    tun: bool,
+    lanes: bool,
     ipv4: bool,
     ipv6: bool,
 }
