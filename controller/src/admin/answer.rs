@@ -56,7 +56,14 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
                 drop(office.accounts.remove(&account.login).await); // an account that nobody asked for like this
             }
             let link = made?;
-            record(office, &by, "user add", &described(&account)).await?;
+            let (login, mut detail) = (account.login.clone(), described(&account));
+            let told = office.handle.call(move |turn, _| {
+                for before in turn.core.former_holders(&login) {
+                    detail += &format!(", a login that {before} had before");
+                }
+                turn.record_administration(&by, "user add", &detail);
+            });
+            told.await?;
             Ok(json!({ "account": account_json(&account), "link": link }))
         }
         Request::UserList => user_list(office).await,
@@ -68,8 +75,12 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             let reason = "the account was removed";
             shut_out(office, &by, &office.accounts.find(&user).await?, reason).await?;
             let account = office.accounts.remove(&user).await?;
-            let change = SubjectUpdate { groups: None, disabled: Some(Some(reason.into())) };
-            tell_core(office, &by, &account, change, "user remove").await?;
+            let (issuer, sub, detail) = (office.accounts.issuer().to_owned(), account.id.clone(), described(&account));
+            let told = office.handle.call(move |turn, now| {
+                turn.core.person_removed(&issuer, &sub, &by, now);
+                turn.record_administration(&by, "user remove", &detail);
+            });
+            told.await?;
             Ok(json!({ "account": account_json(&account) }))
         }
         Request::UserSetGroups { user, groups } => {

@@ -66,19 +66,21 @@ pub(crate) fn deadline(wall: WallTime, now: Now) -> Deadline {
     Deadline { monotonic: now.monotonic.saturating_add(wall.since(now.wall)), wall }
 }
 
-/// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, from now; never after the entitlement's own
-/// `valid_until`, never after `session_until`. Without [`Extend::Yes`] what was held keeps the earlier deadline.
+/// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from `since`; never after the
+/// entitlement's own `valid_until`, never after `session_until`. Without [`Extend::Yes`] what was held keeps the earlier
+/// deadline.
 pub(crate) fn grant(
     entitlements: Vec<Entitlement>,
     held: &[Granted],
     extend: Extend,
     terms: Terms,
     session_until: Option<WallTime>,
+    since: WallTime,
     now: Now,
 ) -> Vec<Granted> {
     let granted = entitlements.into_iter().map(|entitlement| {
         let length = entitlement.lease.clamp(terms.min, terms.max);
-        let end = now.wall.saturating_add(length);
+        let end = since.saturating_add(length);
         let cap = entitlement.valid_until.min(session_until.unwrap_or(WallTime::NEVER));
         let mut until = deadline(end.min(cap), now);
         let mut renewable = end < cap;

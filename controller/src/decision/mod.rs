@@ -27,4 +27,4 @@ mod permissions;
 
 pub(crate) use context::{context, hypothetical};
 pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant};
-pub(crate) use permissions::{Permissions, covered, earliest, latest, live, narrows};
+pub(crate) use permissions::{Permissions, covered, earliest, latest, live, loses, narrows};

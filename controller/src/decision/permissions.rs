@@ -60,6 +60,12 @@ pub(crate) fn narrows(old: &Permissions, new: &Permissions) -> bool {
     })
 }
 
+/// Tells whether going from `old` to `new` takes a service away, whatever becomes of its time.
+pub(crate) fn loses(old: &Permissions, new: &Permissions) -> bool {
+    let kept = |service: &Service| new.iter().any(|after| after.services.iter().any(|wide| covers(wide, service)));
+    old.iter().any(|before| before.services.iter().any(|service| !kept(service)))
+}
+
 /// Returns the first deadline on the monotonic clock; [`Monotonic::NEVER`] if there is none.
 pub(crate) fn earliest(permissions: &Permissions) -> Monotonic {
     permissions.iter().map(|permission| permission.until.monotonic).min().unwrap_or(Monotonic::NEVER)
@@ -117,5 +123,7 @@ mod tests {
         assert!(narrows(&before, &permissions(&[("a", &["tcp/443"], 100)])));
         assert!(narrows(&before, &permissions(&[("a", &["tcp/443", "tcp/80"], 99)])));
         assert!(!narrows(&permissions(&[]), &before));
+        assert!(loses(&before, &permissions(&[("a", &["tcp/443"], 100)])));
+        assert!(!loses(&before, &permissions(&[("b", &["tcp/*"], 1)])));
     }
 }

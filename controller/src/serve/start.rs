@@ -40,12 +40,12 @@ use crate::{
     audit::{AuditError, AuditLog},
     config::Config,
     identity::{
-        local::{Accounts, SealingKey},
+        local::{AccountError, AccountStatus, Accounts, SealingKey},
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
     },
     store::{SqliteStore, Store, StoreError},
-    stream::Core,
+    stream::{Core, PersonNow},
     web::{self, LocalAccounts, SignInWays, Web},
 };
 
@@ -71,6 +71,9 @@ pub enum ServeError {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The local accounts cannot be read.
+    #[error(transparent)]
+    Accounts(#[from] AccountError),
     /// The policy document of the first start.
     #[error("{0}\nThe controller does not start without a policy that checks.")]
     Policy(Diagnostics),
@@ -266,6 +269,7 @@ async fn serve_all(
     let pool = SqliteStore::pool(database).await?;
     let public_url = url::Url::parse(&config.url).expect("the configuration's URL was parsed when it was checked");
     let accounts = Arc::new(Accounts::new(pool.clone(), config.url.clone(), read_sealing_key(&config)?));
+    take_over_accounts(&accounts, &running.handle).await?;
     let limits = SessionLimits { absolute: config.core.session_length, ..SessionLimits::default() };
     let sessions = WebSessions::new(pool, limits);
     let provider = provider(&config, &public_url)?;
@@ -317,6 +321,21 @@ async fn serve_all(
     };
     let socket = admin::server::bind(&office.config)?;
     running.tasks.spawn(admin::server::serve(socket, Arc::new(office), running.stop.subscribe()));
+    Ok(())
+}
+
+/// Tells the core what the accounts say, before anything is served: they are written first when an administrator changes
+/// them, and a crash may have come before the core was told.
+async fn take_over_accounts(accounts: &Accounts, handle: &Handle) -> Result<(), ServeError> {
+    let people = accounts.list().await?.into_iter().map(|account| {
+        let disabled = account.status == AccountStatus::Disabled;
+        (account.id, PersonNow { groups: account.groups, disabled })
+    });
+    let (people, issuer) = (people.collect(), accounts.issuer().to_owned());
+    let told = handle.call(move |turn, now| turn.core.reconcile_people(&issuer, &people, "start", now)).await;
+    if told.is_err() {
+        tracing::error!("the core has ended: it says why itself");
+    }
     Ok(())
 }
 

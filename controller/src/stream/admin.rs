@@ -2,17 +2,20 @@
 //!
 //! `by` is the operating system's user, as the shell learned it from the peer credentials of the Unix socket.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use postern_common::{
-    id::{DeviceId, MachineName, SessionId, Tag},
+    id::{DeviceId, MachineName, SessionId, SubjectId, Tag},
     policy::{Policy, RequestContext},
     time::Now,
 };
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    api::{CoreError, NewToken, RevocationId, SubjectUpdate, TokenView},
+    api::{CoreError, NewToken, PersonNow, RevocationId, SubjectUpdate, TokenView},
     core::Core,
     leases::{Turn, Urgency},
 };
@@ -20,7 +23,7 @@ use crate::{
     decision::{Extend, context},
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, NameClaim, Person, RevokeTarget, StoreChange, SubjectKind,
-        TokenHash, TokenRecord,
+        SubjectRecord, TokenHash, TokenRecord,
     },
 };
 
@@ -29,6 +32,8 @@ const TOKEN_ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 /// How tokens begin, so that scanners for leaked secrets find them.
 const TOKEN_PREFIX: &str = "pst_join_";
 const MAX_TOKENS: usize = 10_000;
+/// What follows the name of a person whose account was removed. No login has a space in it.
+const REMOVED: &str = " (removed)";
 
 impl Core {
     // --- policy
@@ -237,10 +242,16 @@ impl Core {
     // --- subjects
 
     /// Takes over what identity has learned of a person: new groups, disabled, enabled. An unknown person is no error:
-    /// they never joined a machine.
+    /// they never joined a machine. One who is disabled gets a record that says so.
     pub fn update_subject(&mut self, issuer: &str, sub: &str, change: SubjectUpdate, by: &str, now: Now) {
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
-        let Some(mut subject) = self.registry.subject_of(&kind).cloned() else { return };
+        let known = self.registry.subject_of(&kind).cloned();
+        let Some(mut subject) = known.or_else(|| match change.disabled {
+            Some(Some(_)) => self.unknown_subject(kind, now),
+            Some(None) | None => None,
+        }) else {
+            return;
+        };
         let mut what = Vec::new();
         if let Some(groups) = change.groups {
             let groups_text = groups.iter().cloned().collect::<Vec<_>>().join(", ");
@@ -274,6 +285,75 @@ impl Core {
             self.out.audit(AuditEvent::SubjectChanged { subject: id, subject_name, what: what.join("; "), by });
         }
         self.flush(now);
+    }
+
+    /// Makes the record of a person who never joined a machine and is shut out now: whoever is about to confirm one, with a
+    /// browser's sign-in from before, is turned away then.
+    fn unknown_subject(&mut self, kind: SubjectKind, now: Now) -> Option<SubjectRecord> {
+        let SubjectKind::Person { sub, .. } = &kind else { return None };
+        let name = sub.clone();
+        let (id, created, last_sign_in) = (SubjectId::from_bytes(self.draw()), now.wall, now.wall);
+        let subject = SubjectRecord { id, kind, name, disabled: None, created, last_sign_in };
+        self.registry.put_subject(subject.clone(), &mut self.out);
+        Some(subject)
+    }
+
+    /// Takes over that a person's account is gone for good: everything of theirs ends, and their record gives up its name,
+    /// by which rules know people with local accounts. Whoever gets the login next is another person, and the only one whom
+    /// `user:LOGIN` means then.
+    pub fn person_removed(&mut self, issuer: &str, sub: &str, by: &str, now: Now) {
+        let reason = "the account was removed";
+        let change = SubjectUpdate { groups: None, disabled: Some(Some(reason.to_owned())) };
+        self.update_subject(issuer, sub, change, by, now);
+        let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        let Some(mut subject) = self.registry.subject_of(&kind).cloned() else { return };
+        if subject.name.ends_with(REMOVED) {
+            return;
+        }
+        let what = match subject.name == sub {
+            true => "removed".to_owned(), // never seen here: the login is not known
+            false => format!("removed: user:{} means whoever gets that login next", subject.name),
+        };
+        subject.name.push_str(REMOVED);
+        self.registry.put_subject(subject.clone(), &mut self.out);
+        let (id, subject_name, by) = (subject.id, subject.name, by.to_owned());
+        self.out.audit(AuditEvent::SubjectChanged { subject: id, subject_name, what, by });
+    }
+
+    /// Lists who had a login before: people whose accounts were removed.
+    pub fn former_holders(&self, login: &str) -> Vec<SubjectId> {
+        let had = |subject: &&SubjectRecord| subject.name.strip_suffix(REMOVED) == Some(login);
+        self.registry.subjects().filter(had).map(|subject| subject.id).collect()
+    }
+
+    /// Takes over what the accounts of `issuer` say: all of them, by their `sub`. What was changed there and did not reach
+    /// the core before a crash closes here what it should have closed. Nothing is enabled: an administrator may have
+    /// disabled a subject without its account.
+    pub fn reconcile_people(&mut self, issuer: &str, accounts: &BTreeMap<String, PersonNow>, by: &str, now: Now) {
+        let people: Vec<(SubjectId, String)> = self
+            .registry
+            .subjects()
+            .filter_map(|subject| match &subject.kind {
+                SubjectKind::Person { issuer: of, sub } if of == issuer => Some((subject.id, sub.clone())),
+                SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
+            })
+            .collect();
+        for (id, sub) in people {
+            let Some(account) = accounts.get(&sub) else {
+                self.person_removed(issuer, &sub, by, now);
+                continue;
+            };
+            let enabled = self.registry.subject(id).is_some_and(|subject| subject.disabled.is_none());
+            let disabled = (enabled && account.disabled).then(|| Some("the account is disabled".to_owned()));
+            let differ = self
+                .registry
+                .sessions()
+                .any(|session| session.subject == id && session.assurance.groups.as_ref() != Some(&account.groups));
+            let groups = differ.then(|| account.groups.clone());
+            if groups.is_some() || disabled.is_some() {
+                self.update_subject(issuer, &sub, SubjectUpdate { groups, disabled }, by, now);
+            }
+        }
     }
 
     // --- what a person does with their own
@@ -311,9 +391,8 @@ impl Core {
     /// Ends everything that hangs on a browser's login session: the stock clients that it let in.
     pub fn web_session_ended(&mut self, web_session: SessionId, now: Now) {
         let hanging = self.registry.sessions().filter(|session| session.web_session == Some(web_session));
-        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
-            self.end_session(session, "signed out on the web page", now);
-        }
+        let hanging = hanging.map(|session| session.id).collect();
+        self.end_sessions(hanging, "signed out on the web page", now);
         self.flush(now);
     }
 
@@ -325,9 +404,8 @@ impl Core {
     /// Ends what hangs on browsers' login sessions that are over without a sign-out: unused, or displaced by others.
     pub fn web_sessions_over(&mut self, over: &BTreeSet<SessionId>, now: Now) {
         let hanging = self.registry.sessions().filter(|s| s.web_session.is_some_and(|web| over.contains(&web)));
-        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
-            self.end_session(session, "the sign-in in the browser is over", now);
-        }
+        let hanging = hanging.map(|session| session.id).collect();
+        self.end_sessions(hanging, "the sign-in in the browser is over", now);
         self.flush(now);
     }
 
@@ -336,9 +414,8 @@ impl Core {
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
         let Some(subject) = self.registry.subject_of(&kind).map(|subject| subject.id) else { return };
         let hanging = self.registry.sessions().filter(|s| s.subject == subject && s.web_session.is_some());
-        for session in hanging.map(|session| session.id).collect::<Vec<_>>() {
-            self.end_session(session, "signed out in every browser", now);
-        }
+        let hanging = hanging.map(|session| session.id).collect();
+        self.end_sessions(hanging, "signed out in every browser", now);
         self.flush(now);
     }
 

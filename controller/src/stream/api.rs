@@ -456,6 +456,17 @@ pub struct Counters {
     pub probes_refused: u64,
     /// Keys that a node wanted to add while it had as many as a node may have.
     pub keys_refused: u64,
+    /// How often all machines were gone through for those that policy can name.
+    pub places_listed: u64,
+}
+
+/// What a person's account says now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PersonNow {
+    /// Their groups.
+    pub groups: BTreeSet<String>,
+    /// Whether the account may not sign in.
+    pub disabled: bool,
 }
 
 /// What identity has learned of a person after they signed in.

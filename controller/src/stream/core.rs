@@ -36,6 +36,7 @@ use crate::{
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
 pub(crate) const IDLE_LEASE: Duration = Duration::from_secs(600);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+const TIME_OVER: &str = "its time is over: sign in again with `postern up`";
 
 /// Everything that the controller decides, in memory. See the module for its shape. What is walked through is ordered, so
 /// that the same calls and random numbers always have the same effects.
@@ -141,10 +142,12 @@ impl Core {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
+        let mut over = Vec::new();
         while let Some(due) = self.timers.pop(now.monotonic) {
             match due {
                 Due::Lease(device) => self.look_at_lease(device, now),
-                Due::Session(session) => self.session_due(session, now),
+                // By the monotonic clock. If the wall clock was set back meanwhile, they do not get longer by that.
+                Due::Session(session) => over.push(session),
                 Due::Greeting(stream) => self.greeting_due(stream, now),
                 Due::Acknowledge(node) => self.acknowledgement_due(node, now),
                 Due::Expiry(node) => self.expiry_due(node, now),
@@ -153,6 +156,7 @@ impl Core {
                 Due::Sweep => self.sweep(now),
             }
         }
+        self.end_sessions(over, TIME_OVER, now);
         self.flush(now);
     }
 
@@ -183,11 +187,7 @@ impl Core {
     /// Looks through what hangs on the wall clock, which can be set.
     fn sweep(&mut self, now: Now) {
         self.registry.sweep(now.wall, &mut self.out);
-        let over: Vec<SessionId> =
-            self.registry.sessions().filter(|session| session.expires <= now.wall).map(|session| session.id).collect();
-        for session in over {
-            self.end_session(session, "its time is over: sign in again with `postern up`", now);
-        }
+        self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();
         for device in leases {
@@ -203,15 +203,43 @@ impl Core {
         self.timers.set(Due::Session(session), now.monotonic.saturating_add(expires.since(now.wall)));
     }
 
-    /// Ends a login session whose time is over by the monotonic clock. If the wall clock was set back meanwhile, the
-    /// session does not get longer by that.
-    fn session_due(&mut self, session: SessionId, now: Now) {
-        self.end_session(session, "its time is over: sign in again with `postern up`", now);
+    /// Ends the login sessions whose time is over by the wall clock.
+    pub(super) fn end_overtaken_sessions(&mut self, now: Now) {
+        let over = self.registry.sessions().filter(|session| session.expires <= now.wall).map(|session| session.id);
+        let over: Vec<SessionId> = over.collect();
+        self.end_sessions(over, TIME_OVER, now);
     }
 
     /// Ends a login session: its lease, its keys and every door that it opened, on all nodes.
     pub(super) fn end_session(&mut self, session: SessionId, reason: &str, now: Now) {
-        let Some(record) = self.registry.session(session).cloned() else { return };
+        self.end_sessions(vec![session], reason, now);
+    }
+
+    /// Ends login sessions as [`Core::end_session`] does, and looks once at what that changes for everybody else: each
+    /// look goes through all machines.
+    pub(super) fn end_sessions(&mut self, sessions: Vec<SessionId>, reason: &str, now: Now) {
+        let ended: Vec<DeviceId> = sessions.into_iter().filter_map(|id| self.close_session(id, reason, now)).collect();
+        if ended.is_empty() {
+            return;
+        }
+        self.targets_changed(now);
+        for device in ended {
+            self.forget_keys(device, now);
+            if let Some(node) = self.nodes.get_mut(&device) {
+                node.own_dirty = true;
+                let message = postern_common::protocol::ToNode::SessionEnded { reason: reason.to_owned() };
+                self.out.send(node.stream, message);
+                self.flush_then.push_back(device);
+            }
+            if self.registry.device(device).is_some_and(|device| device.kind == DeviceKind::StockClient) {
+                self.drop_device(device, now); // never a place
+            }
+        }
+    }
+
+    /// Ends the record of a login session and its lease; returns its device.
+    fn close_session(&mut self, session: SessionId, reason: &str, now: Now) -> Option<DeviceId> {
+        let record = self.registry.session(session)?.clone();
         self.timers.cancel(Due::Session(session));
         self.end_lease(record.device, LeaseEnd::SessionEnded { reason: reason.to_owned() }, now);
         let end = SessionEnd { at: now.wall, reason: reason.to_owned() };
@@ -223,18 +251,7 @@ impl Core {
             device: record.device,
             reason: reason.to_owned(),
         });
-        let kind = self.registry.device(record.device).map(|device| device.kind);
-        self.targets_changed(now);
-        self.forget_keys(record.device, now);
-        if let Some(node) = self.nodes.get_mut(&record.device) {
-            node.own_dirty = true;
-            let message = postern_common::protocol::ToNode::SessionEnded { reason: reason.to_owned() };
-            self.out.send(node.stream, message);
-            self.flush_then.push_back(record.device);
-        }
-        if kind == Some(DeviceKind::StockClient) {
-            self.forget_device(record.device, now);
-        }
+        Some(record.device)
     }
 
     // --- targets
@@ -264,6 +281,7 @@ impl Core {
 
     /// Rebuilds the index of nodes that policy can name; tells whether it differs.
     pub(super) fn rebuild_targets(&mut self) -> bool {
+        self.counters.places_listed += 1;
         let nodes = self.target_nodes(&self.policy);
         let differs = nodes != self.targets.nodes();
         if differs {
@@ -306,6 +324,11 @@ impl Core {
 
     /// Forgets a device, ends its stream, and holds its addresses back.
     pub(super) fn forget_device(&mut self, device: DeviceId, now: Now) {
+        self.drop_device(device, now);
+        self.targets_changed(now);
+    }
+
+    fn drop_device(&mut self, device: DeviceId, now: Now) {
         self.close_node(
             device,
             Refusal::UnknownDevice,
@@ -316,7 +339,6 @@ impl Core {
         self.registry.delete_device(device, hold_until, &mut self.out);
         self.generations.remove(&device);
         self.paces.remove(&device);
-        self.targets_changed(now);
     }
 }
 

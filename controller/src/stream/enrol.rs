@@ -80,6 +80,9 @@ impl Core {
             return Err(refused(format!("the service may not take part: {reason}")));
         }
         let known = self.registry.device_by_key(&enrol.join.device_key).cloned();
+        if !self.key_is_free(known.as_ref().map(|device| device.id), enrol.join.wireguard_key) {
+            return Err(refused("this WireGuard key is another machine's: make a new one".into()));
+        }
         self.free_vouched_name(&token, &asked, known.as_ref())?;
         let device = match known {
             Some(device) => {

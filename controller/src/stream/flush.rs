@@ -1,6 +1,6 @@
 //! From the newest state to documents: what each node concerned is sent, and what an acknowledgement sets going.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use postern_common::{
     grant::{Change, DOCUMENT_VERSION, GrantDocument, OwnGrant, PeerGrant, Permission, Position, sign},
@@ -19,7 +19,7 @@ use super::{
     timers::Due,
 };
 use crate::{
-    decision::{Permissions, earliest},
+    decision::{Permissions, earliest, loses},
     records::{PairName, Standing, StoreChange},
 };
 
@@ -47,8 +47,46 @@ impl Core {
     /// Sends every node concerned what is new for it, destinations first.
     pub(super) fn flush(&mut self, now: Now) {
         while let Some(node) = self.flush_first.pop_front().or_else(|| self.flush_then.pop_front()) {
-            self.flush_node(node, now);
+            self.flush_from_the_end(node, now);
         }
+    }
+
+    /// Sends a node what is new for it, after the nodes on which something closes that it opens there. A node is told in
+    /// one document what closes on it and what it may not open any more: where doors follow each other from node to node,
+    /// the last is told first. In a circle there is no last; all of it is sent in one go.
+    fn flush_from_the_end(&mut self, node: DeviceId, now: Now) {
+        let mut entered = HashSet::from([node]);
+        let mut path = vec![(node, self.destinations_that_close(node))];
+        while let Some((node, destinations)) = path.last_mut() {
+            let node = *node;
+            match destinations.pop() {
+                Some(next) if entered.insert(next) => path.push((next, self.destinations_that_close(next))),
+                Some(_) => {}
+                None => {
+                    path.pop();
+                    self.flush_node(node, now);
+                }
+            }
+        }
+    }
+
+    /// Lists the nodes that have yet to be told that a service closes on them which `source` could open.
+    fn destinations_that_close(&self, source: DeviceId) -> Vec<DeviceId> {
+        let closes = |destination: &&DeviceId| {
+            let Some(node) = self.nodes.get(destination) else { return false };
+            let Some(sent) =
+                node.peers.get(&source).filter(|_| node.dirty.contains(&source) && node.urgent && node.has_room())
+            else {
+                return false;
+            };
+            let peering = self.peerings.get(&PeeringName::of(source, **destination));
+            // Even what has passed by the controller's clocks: the wall clock may have been set forward here alone.
+            peering.map_or(!sent.inbound.is_empty(), |peering| {
+                loses(&sent.inbound, &peering.edge_to(**destination).wanted)
+            })
+        };
+        let source = self.nodes.get(&source).filter(|source| source.urgent);
+        source.into_iter().flat_map(|source| &source.dirty).filter(closes).copied().collect()
     }
 
     fn peer_grant(&self, node: DeviceId, peer: DeviceId, now: Now) -> Option<(PeerGrant<Deadline>, View)> {
@@ -225,15 +263,15 @@ impl Core {
     /// Lets the peer know what it may know, now that `node` enforces its side.
     fn settle(&mut self, node: DeviceId, peer: DeviceId, inbound: &Permissions, pairs: &[PairName], now: Now) {
         let Some(peering) = self.peerings.get_mut(&PeeringName::of(node, peer)) else { return };
-        let done = peering.acknowledge(node, inbound, pairs);
+        let done = peering.acknowledge(node, inbound, pairs, now.monotonic);
         for pair in done.pairs {
             self.out.store(StoreChange::PutPair(pair));
         }
         if done.peer_concerned {
             self.mark(peer, node, Urgency::Opens, Turn::Second);
         }
-        if done.can_retire {
-            self.schedule_retirement(node, peer, now);
+        if let Some(known) = done.older_pairs_wait_since {
+            self.schedule_retirement(node, peer, known);
         }
     }
 

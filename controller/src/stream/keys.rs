@@ -9,7 +9,11 @@
 //! The overlap is there because an acknowledged pair is not yet a WireGuard session: traffic stays on the old one until
 //! the first handshake of the new one is confirmed.
 
-use postern_common::{id::DeviceId, key::WireGuardPublicKey, time::Now};
+use postern_common::{
+    id::DeviceId,
+    key::WireGuardPublicKey,
+    time::{Monotonic, Now},
+};
 
 use super::{
     core::Core,
@@ -93,11 +97,14 @@ impl Core {
         self.tell_own(id);
     }
 
-    /// Lets the older pairs between two devices go, if both know the newest.
+    /// Lets pairs between two devices go that are older than one which both have known for the overlap.
     pub(super) fn retire_pairs(&mut self, one: DeviceId, other: DeviceId, now: Now) {
         let stock = [one, other].iter().any(|id| self.registry.device(*id).is_some_and(|d| !can_learn(d.kind)));
         let Some(peering) = self.peerings.get_mut(&PeeringName::of(one, other)).filter(|_| !stock) else { return };
-        let gone = peering.retire();
+        let gone = peering.retire(self.config.key_overlap, now.monotonic);
+        if let Some(known) = peering.older_pairs_wait_since() {
+            self.schedule_retirement(one, other, known);
+        }
         if gone.is_empty() {
             return;
         }
@@ -133,10 +140,10 @@ impl Core {
         self.tell_own(id);
     }
 
-    /// Schedules the end of older pairs once both ends know the newest.
-    pub(super) fn schedule_retirement(&mut self, one: DeviceId, other: DeviceId, now: Now) {
+    /// Schedules the end of pairs that are older than one which both ends know since then.
+    pub(super) fn schedule_retirement(&mut self, one: DeviceId, other: DeviceId, known: Monotonic) {
         let PeeringName(one, other) = PeeringName::of(one, other);
-        self.timers.set_earlier(Due::Retire(one, other), now.monotonic.saturating_add(self.config.key_overlap));
+        self.timers.set_earlier(Due::Retire(one, other), known.saturating_add(self.config.key_overlap));
     }
 
     /// Returns the devices with which a device has a peering.

@@ -81,16 +81,28 @@ impl Core {
             self.end_lease(id, reason, now);
             return;
         }
-        let entitlements = self.evaluate(&device, now);
         let session = self.registry.session_on(id).map(|session| (session.id, session.expires));
         let session_until = session.map(|(_, expires)| expires);
+        // A device that is away gets nothing that it did not have the time for: changes of policy, which can come as often
+        // as they like, must not keep its doors open. It is decided anew when it is back.
+        let away = extend == Extend::No && !self.can_renew(id);
+        let of_session = |lease: &Lease| lease.record.session == session.map(|(session, _)| session);
+        if away && !self.leases.get(&id).is_some_and(of_session) {
+            return;
+        }
+        let entitlements = self.evaluate(&device, now);
         let held = self.leases.remove(&id);
         let (mut lease, issued) = match held {
-            Some(lease) if lease.record.session == session.map(|(session, _)| session) => (lease, false),
+            Some(lease) if of_session(&lease) => (lease, false),
             other => (self.new_lease(&device, other, now), true),
         };
         let extend = if issued { Extend::Yes } else { extend };
-        let granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, now);
+        let since = if away { lease.record.renewed.min(now.wall) } else { now.wall };
+        let mut granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, since, now);
+        if away {
+            granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
+            granted.retain(|part| !part.until.has_passed(now));
+        }
         let changed = issued || !same_access(&granted, &lease.granted);
         lease.granted = granted;
         let draw = self.draw_u32();
@@ -104,7 +116,7 @@ impl Core {
             }
             Extend::No => {
                 lease.renew_at = renew_at.min(lease.renew_at);
-                if !lease.granted.is_empty() && last.monotonic > lease.deadline.monotonic {
+                if !away && !lease.granted.is_empty() && last.monotonic > lease.deadline.monotonic {
                     lease.deadline = last;
                 }
             }
@@ -198,11 +210,10 @@ impl Core {
 
     /// Looks at a lease when it is due.
     pub(super) fn look_at_lease(&mut self, id: DeviceId, now: Now) {
-        // A wall clock that was set forward ends the login session here: until the sweep comes, a lease of it would end
-        // as soon as it is renewed, and be due again in the same moment, without an end.
-        let over = self.registry.session_on(id).filter(|session| session.expires <= now.wall).map(|session| session.id);
-        if let Some(session) = over {
-            return self.end_session(session, "its time is over: sign in again with `postern up`", now);
+        // A wall clock that was set forward ends login sessions here: until the sweep comes, a lease of one would end as
+        // soon as it is renewed, and be due again in the same moment, without an end.
+        if self.registry.session_on(id).is_some_and(|session| session.expires <= now.wall) {
+            return self.end_overtaken_sessions(now);
         }
         let Some(lease) = self.leases.get(&id) else { return };
         if self.can_renew(id) {
@@ -352,12 +363,10 @@ impl Core {
             let entitlements = self.evaluate(&device, now);
             let session_until = self.registry.session_on(id).map(|session| session.expires);
             let Some(mut lease) = self.leases.remove(&id) else { continue };
-            let then = Now { wall: lease.record.renewed.min(now.wall), ..now };
+            let since = lease.record.renewed.min(now.wall);
             // Each part ends when it would have ended: the rule's lease, counted from the last renewal.
-            let mut granted = grant(entitlements, &[], Extend::Yes, self.terms(), session_until, then);
-            for part in &mut granted {
-                part.until = crate::decision::deadline(part.until.wall.min(lease.record.until), now);
-            }
+            let mut granted = grant(entitlements, &[], Extend::Yes, self.terms(), session_until, since, now);
+            granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
             granted.retain(|part| !part.until.has_passed(now));
             lease.granted = granted;
             self.open(lease, now);

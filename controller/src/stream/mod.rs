@@ -14,7 +14,8 @@
 //! Invariants:
 //! - **Durable before told.** Whatever a message rests on was queued for the store and the audit log before it.
 //! - **Opening**: a source is told of a destination only what that destination has acknowledged ([`peering`]).
-//!   **Closing**: destinations are queued first, and no window holds a closing document back.
+//!   **Closing**: destinations are told first, the last of a chain before the others, and no window holds a closing document
+//!   back.
 //! - **A node is told a function of the newest state**, computed when it has room. Nothing queues for a slow node.
 //! - **A change touches those whom it concerns**: one device's decision, and the nodes that the index names for it.
 //! - **Bounded**: streams, pending joins, devices of a person, keys of a device, unacknowledged documents, remembered

@@ -8,13 +8,13 @@
 //! What a node may be told of a peer is a function of this state alone ([`Peering::view`]). It never depends on what
 //! was sent before, so a slow node skips intermediate states and lands on the newest one.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use postern_common::{
     grant::KeyPair,
     id::DeviceId,
     key::{PresharedKey, WireGuardPublicKey},
-    time::Now,
+    time::{Monotonic, Now},
 };
 
 use crate::{
@@ -59,6 +59,8 @@ pub(crate) struct Peering {
     down: Edge,
     /// Newest first.
     pub(crate) pairs: Vec<PairRecord>,
+    /// Since when both ends are seen to know a pair, in this life of the core.
+    known_since: BTreeMap<PairName, Monotonic>,
 }
 
 /// What a node may be told of a peer, apart from the peer's own record.
@@ -76,13 +78,13 @@ pub(crate) struct Acknowledged {
     pub(crate) peer_concerned: bool,
     /// Pairs whose record changed.
     pub(crate) pairs: Vec<PairRecord>,
-    /// Both ends know the newest pair, and there are older ones.
-    pub(crate) can_retire: bool,
+    /// Since when both ends know a pair that has older ones behind it: the first such moment.
+    pub(crate) older_pairs_wait_since: Option<Monotonic>,
 }
 
 impl Peering {
     pub(crate) fn new(name: PeeringName) -> Self {
-        Self { name, up: Edge::default(), down: Edge::default(), pairs: vec![] }
+        Self { name, up: Edge::default(), down: Edge::default(), pairs: vec![], known_since: BTreeMap::new() }
     }
 
     /// Returns the edge whose destination is `destination`.
@@ -170,7 +172,13 @@ impl Peering {
     }
 
     /// Takes in that `node` enforces `inbound` from the other device and knows `pairs`.
-    pub(crate) fn acknowledge(&mut self, node: DeviceId, inbound: &Permissions, pairs: &[PairName]) -> Acknowledged {
+    pub(crate) fn acknowledge(
+        &mut self,
+        node: DeviceId,
+        inbound: &Permissions,
+        pairs: &[PairName],
+        now: Monotonic,
+    ) -> Acknowledged {
         let mut done = Acknowledged::default();
         let edge = self.edge_to_mut(node);
         let acknowledged = covered(inbound, &edge.wanted);
@@ -193,26 +201,47 @@ impl Peering {
         let noted: Vec<PairName> = self.note_who_lets_in().iter().map(PairRecord::name).collect();
         let changed = |pair: &&PairRecord| learned.contains(&pair.name()) || noted.contains(&pair.name());
         done.pairs = self.pairs.iter().filter(changed).cloned().collect();
-        done.can_retire = self.pairs.len() > 1 && self.newest_is_known();
+        for pair in self.pairs.iter().filter(|pair| pair.first_knows && pair.second_knows) {
+            self.known_since.entry(pair.name()).or_insert(now);
+        }
+        done.older_pairs_wait_since = self.older_pairs_wait_since();
         done
     }
 
-    fn newest_is_known(&self) -> bool {
-        self.pairs.first().is_some_and(|pair| pair.first_knows && pair.second_knows)
+    /// Tells since when both ends know a pair that has older ones behind it: the first such moment.
+    pub(crate) fn older_pairs_wait_since(&self) -> Option<Monotonic> {
+        let last = self.pairs.len().saturating_sub(1);
+        self.pairs[..last].iter().filter_map(|pair| self.known_since.get(&pair.name())).min().copied()
     }
 
-    /// Drops every pair but the newest, if both ends know that one.
-    pub(crate) fn retire(&mut self) -> Vec<PairRecord> {
-        if self.newest_is_known() { self.pairs.split_off(1) } else { vec![] }
+    /// Drops every pair that is older than one which both ends have known for the overlap: each pair gets that time to
+    /// become a session, however soon a newer one follows.
+    pub(crate) fn retire(&mut self, overlap: Duration, now: Monotonic) -> Vec<PairRecord> {
+        let settled = |pair: &PairRecord| {
+            self.known_since.get(&pair.name()).is_some_and(|since| since.saturating_add(overlap) <= now)
+        };
+        let gone = match self.pairs.iter().position(settled) {
+            Some(newest) => self.pairs.split_off(newest + 1),
+            None => vec![],
+        };
+        self.forget_when_known(&gone);
+        gone
     }
 
     /// Drops the pairs of a key that its device does not have any more.
     pub(crate) fn drop_key(&mut self, key: WireGuardPublicKey) -> Vec<PairRecord> {
-        let (gone, kept) = std::mem::take(&mut self.pairs)
+        let (gone, kept): (Vec<PairRecord>, _) = std::mem::take(&mut self.pairs)
             .into_iter()
             .partition(|pair| pair.first.key == key || pair.second.key == key);
         self.pairs = kept;
+        self.forget_when_known(&gone);
         gone
+    }
+
+    fn forget_when_known(&mut self, gone: &[PairRecord]) {
+        for pair in gone {
+            self.known_since.remove(&pair.name());
+        }
     }
 
     pub(crate) fn uses(&self, key: WireGuardPublicKey) -> bool {

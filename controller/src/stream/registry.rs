@@ -1,8 +1,9 @@
 //! The durable records in memory, with the indexes by which they are found. Every change is also queued for the store.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -18,7 +19,13 @@ use crate::records::{
     StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
 };
 
-/// Subjects, devices, open login sessions, tokens, holds and revoked rules.
+/// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
+/// or who had been on it. After that the audit log answers.
+const KEPT_AFTER_END: Duration = Duration::from_secs(30 * 86_400);
+/// The most login sessions that one sweep forgets, so that no transaction gets long.
+const FORGOTTEN_AT_ONCE: usize = 1_000;
+
+/// Subjects, devices, login sessions, tokens, holds and revoked rules.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     subjects: BTreeMap<SubjectId, SubjectRecord>,
@@ -33,6 +40,10 @@ pub(crate) struct Registry {
     session_of: HashMap<DeviceId, SessionId>,
     /// How the last login session of a device ended, for explanations; one for each device at most.
     ended_on: HashMap<DeviceId, SessionEnd>,
+    /// The login sessions that ended and are still on record, the first that ended first; as many as people sign in within
+    /// [`KEPT_AFTER_END`].
+    ended: BTreeSet<(WallTime, SessionId, DeviceId)>,
+    ended_of: HashMap<DeviceId, Vec<(WallTime, SessionId)>>,
     tokens: BTreeMap<TokenHash, TokenRecord>,
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
@@ -53,8 +64,12 @@ impl Registry {
             if session.ended.is_none() && registry.devices.contains_key(&session.device) {
                 registry.session_of.insert(session.device, session.id);
                 registry.sessions.insert(session.id, session);
-            } else if let Some(end) = session.ended {
-                registry.remember_end(session.device, end);
+            } else {
+                let at = session.ended.as_ref().map_or(session.expires, |end| end.at);
+                registry.keep_ended(at, session.id, session.device);
+                if let Some(end) = session.ended {
+                    registry.remember_end(session.device, end);
+                }
             }
         }
         registry.tokens = loaded.tokens.drain(..).map(|token| (token.hash, token)).collect();
@@ -173,6 +188,11 @@ impl Registry {
     pub(crate) fn delete_device(&mut self, id: DeviceId, hold_until: WallTime, out: &mut Outbox) {
         if let Some(device) = self.devices.remove(&id) {
             self.unindex_device(&device);
+            self.ended_on.remove(&id);
+            for (at, session) in self.ended_of.remove(&id).unwrap_or_default() {
+                self.ended.remove(&(at, session, id));
+                out.store(StoreChange::DeleteSession(session));
+            }
             out.store(StoreChange::DeleteDevice(id));
             let hold = HoldRecord { addresses: device.addresses, until: hold_until };
             out.store(StoreChange::PutHold(hold.clone()));
@@ -247,9 +267,31 @@ impl Registry {
             self.session_of.remove(&session.device);
         }
         self.remember_end(session.device, end.clone());
+        self.keep_ended(end.at, id, session.device);
         session.ended = Some(end);
         out.store(StoreChange::PutSession(session.clone()));
         Some(session)
+    }
+
+    fn keep_ended(&mut self, at: WallTime, session: SessionId, device: DeviceId) {
+        self.ended.insert((at, session, device));
+        self.ended_of.entry(device).or_default().push((at, session));
+    }
+
+    /// Forgets login sessions that ended long ago: the audit log has them for as long as it is kept.
+    fn forget_ended(&mut self, now: WallTime, out: &mut Outbox) {
+        for _ in 0..FORGOTTEN_AT_ONCE {
+            let old = self.ended.first().filter(|(at, ..)| at.saturating_add(KEPT_AFTER_END) <= now);
+            let Some((at, session, device)) = old.copied() else { return };
+            self.ended.remove(&(at, session, device));
+            if let Some(of_device) = self.ended_of.get_mut(&device) {
+                of_device.retain(|(_, known)| *known != session);
+                if of_device.is_empty() {
+                    self.ended_of.remove(&device);
+                }
+            }
+            out.store(StoreChange::DeleteSession(session));
+        }
     }
 
     // --- tokens
@@ -307,8 +349,9 @@ impl Registry {
 
     // --- addresses
 
-    /// Forgets what has expired by the wall clock: holds and tokens.
+    /// Forgets what has expired by the wall clock: holds, tokens and login sessions that ended long ago.
     pub(crate) fn sweep(&mut self, now: WallTime, out: &mut Outbox) {
+        self.forget_ended(now, out);
         let (over, holds) = std::mem::take(&mut self.holds).into_iter().partition(|hold| hold.until <= now);
         self.holds = holds;
         for hold in over {

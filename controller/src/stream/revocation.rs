@@ -205,9 +205,7 @@ impl Core {
         subject.disabled = Some(reason.to_owned());
         self.registry.put_subject(subject, &mut self.out);
         let sessions: Vec<_> = self.registry.sessions().filter(|s| s.subject == id).map(|s| s.id).collect();
-        for session in sessions {
-            self.end_session(session, reason, now);
-        }
+        self.end_sessions(sessions, reason, now);
         let devices: Vec<DeviceId> = self.registry.devices().filter(|d| d.owner == id).map(|d| d.id).collect();
         for device in devices {
             self.end_lease(device, LeaseEnd::Disabled { reason: reason.to_owned() }, now);

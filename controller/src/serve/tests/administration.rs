@@ -3,7 +3,11 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::{admin::client::ClientError, store::backup};
+use crate::{
+    admin::client::ClientError,
+    identity::local::{Accounts, SealingKey},
+    store::{SqliteStore, backup},
+};
 
 async fn apply(controller: &Controller, text: &str) -> Result<Value, ClientError> {
     controller.ask(Request::PolicyApply { file: "next.toml".into(), text: text.into() }).await
@@ -37,6 +41,25 @@ async fn accounts_are_made_changed_and_removed_and_all_of_it_is_recorded() {
     for action in ["user add", "user set-groups", "user disable", "user remove"] {
         assert!(log.contains(&format!("\"action\":\"{action}\",\"by\":\"{me}\"")), "{action}: {log}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_takes_over_what_the_accounts_say_and_the_core_was_not_told() {
+    let mut controller = Controller::start("").await;
+    let user = "alice@corp.example".to_owned();
+    let add = Request::UserAdd { login: user.clone(), groups: [].into(), admin: false, password: None };
+    controller.ask(add).await.unwrap();
+    controller.ask(Request::UserDisable { user: user.clone(), reason: "left".into() }).await.unwrap();
+    controller.stop().await;
+    // What is left when the controller is killed after the account was removed and before its core was told.
+    let config = controller.config();
+    let pool = SqliteStore::pool(&config.database()).await.unwrap();
+    let accounts = Accounts::new(pool.clone(), config.url.clone(), SealingKey::from_bytes([0; 32]));
+    accounts.remove(&user).await.unwrap();
+    pool.close().await;
+    controller.serve().await.unwrap();
+    let log = audit_text(&controller);
+    assert!(log.contains("\"what\":\"removed\"") && log.contains("\"by\":\"start\""), "{log}");
 }
 
 fn audit_text(controller: &Controller) -> String {

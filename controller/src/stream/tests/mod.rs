@@ -4,9 +4,15 @@
 //! real verifier; the others are claims about them.
 
 mod claims;
+mod documents;
+mod enrolling;
 mod joining;
+mod keys;
 mod node;
 mod plans;
 mod property;
 mod restart;
+mod sessions;
+mod stock;
+mod streams;
 mod world;

@@ -1,0 +1,128 @@
+//! Claims about stock WireGuard clients and the page of a person.
+
+use std::time::Duration;
+
+use postern_common::key::WireGuardPublicKey;
+
+use super::joining::local;
+use super::{
+    claims::POLICY,
+    world::{World, person},
+};
+use crate::{
+    records::DeviceKind,
+    stream::CoreError,
+    web::doors::{Reach, StockRequest},
+};
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn a_stock_client_gets_what_its_rules_permit_until_its_web_session_ends() {
+    let mut world = World::new(12, POLICY);
+    let wiki = world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let payroll = world.server("payroll", Some("payroll"), &[]);
+    let alice = person("alice", &["staff", "payroll"]);
+    let asked = StockRequest {
+        name: "alice-phone".parse().expect("a name"),
+        public_key: WireGuardPublicKey::from_bytes([0x77; 32]),
+    };
+    let nobody = person("carol", &[]);
+    assert!(matches!(world.core.export(&asked, &nobody, local(), world.now), Err(CoreError::NotPermitted(_))));
+    let no_stock = person("dora", &["payroll"]);
+    assert!(matches!(world.core.export(&asked, &no_stock, local(), world.now), Err(CoreError::NotPermitted(_))));
+    let configuration = world.core.export(&asked, &alice, local(), world.now).expect("exported");
+    world.pump();
+    assert!(
+        matches!(world.core.export(&asked, &alice, local(), world.now), Err(CoreError::NotPermitted(_))),
+        "one key"
+    );
+    assert_eq!(configuration.peers.len(), 1, "payroll's rule does not permit stock clients");
+    let peer = &configuration.peers[0];
+    assert_eq!((peer.machine.as_str(), peer.endpoint.is_some()), ("wiki-1", true));
+    assert_eq!(peer.public_key, world.nodes[wiki].keys[0]);
+    world.run(seconds(1));
+    let grant = |world: &World| world.nodes[wiki].peers.get(&configuration.device).cloned();
+    assert_eq!(grant(&world).expect("a peer").pairs[0].preshared, peer.preshared_key);
+    assert!(world.nodes[payroll].peers.is_empty());
+    // The lease is renewed without a stream, and the node's old key stays for this client alone.
+    for _ in 0..3 {
+        world.rotate(wiki);
+        world.run(seconds(60));
+    }
+    let now = grant(&world).expect("still a peer");
+    assert_eq!((now.pairs.len(), now.pairs[0].local), (1, peer.public_key));
+    assert!(world.nodes[wiki].keys.contains(&peer.public_key));
+    assert!(world.nodes[wiki].lets_in(world.now).iter().any(|(device, _)| *device == configuration.device));
+    assert!(world.core.portal(&alice, world.now).resources.iter().any(|r| matches!(r.reach, Reach::Open(_))));
+    world.core.web_session_ended(alice.web_session, world.now);
+    world.pump();
+    world.run(seconds(20));
+    assert_eq!(grant(&world), None);
+    assert_eq!(world.nodes[wiki].own.as_ref().expect("told").keys.len(), 1, "nobody needs the old key any more");
+    assert!(world.core.list_devices().iter().all(|view| view.record.kind == DeviceKind::Agent));
+
+    let third = StockRequest { public_key: WireGuardPublicKey::from_bytes([0x79; 32]), ..asked.clone() };
+    let configuration = world.core.export(&third, &alice, local(), world.now).expect("exported");
+    world.pump();
+    let in_use = world.core.web_sessions_in_use();
+    assert_eq!(in_use, [alice.web_session].into());
+    world.core.web_sessions_over(&[].into(), world.now);
+    assert_eq!(world.core.web_sessions_in_use(), in_use);
+    world.core.web_sessions_over(&in_use, world.now);
+    world.pump();
+    world.run(seconds(20));
+    assert!(!world.nodes[wiki].peers.contains_key(&configuration.device), "unused browsers end it too");
+    assert!(world.core.web_sessions_in_use().is_empty());
+
+    let limited = StockRequest { public_key: WireGuardPublicKey::from_bytes([0x78; 32]), ..asked };
+    let configuration = world.core.export(&limited, &alice, local(), world.now).expect("exported");
+    world.pump();
+    world.run(seconds(8 * 3_600 + 1));
+    assert!(!world.nodes[wiki].peers.contains_key(&configuration.device), "eight hours at most");
+}
+
+#[test]
+fn the_portal_tells_what_is_open_and_what_is_missing() {
+    let mut world = World::new(13, POLICY);
+    world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let alice = person("alice", &["staff"]);
+    let before = world.core.portal(&alice, world.now);
+    assert!(matches!(&before.resources[..], [wiki] if matches!(wiki.reach, Reach::Closed { .. })), "{before:?}");
+    let laptop = world.laptop("alice-laptop", &alice);
+    let after = world.core.portal(&alice, world.now);
+    assert!(matches!(&after.resources[..], [wiki] if matches!(wiki.reach, Reach::Open(_))), "{after:?}");
+    assert_eq!(after.devices.len(), 1);
+    let session = after.devices[0].session.expect("signed in").session;
+    let bob = person("bob", &[]);
+    assert!(world.core.end_own_session(session, &bob, world.now).is_err(), "not his");
+    assert!(world.core.remove_own_device(world.nodes[laptop].id(), &bob, world.now).is_err());
+    world.core.end_own_session(session, &alice, world.now).expect("hers");
+    world.pump();
+    world.run(seconds(1));
+    assert!(world.nodes[laptop].peers.is_empty());
+}
+
+#[test]
+fn stock_clients_end_when_every_browser_of_their_person_is_signed_out() {
+    let mut world = World::new(20, POLICY);
+    world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let (alice, bob) = (person("alice", &["staff"]), person("bob", &["staff"]));
+    world.laptop("alice-laptop", &alice);
+    for (who, key) in [(&alice, 0x77), (&bob, 0x78)] {
+        let asked = StockRequest {
+            name: "phone".parse().expect("a name"),
+            public_key: WireGuardPublicKey::from_bytes([key; 32]),
+        };
+        world.core.export(&asked, who, local(), world.now).expect("exported");
+        world.pump();
+    }
+    world.core.browsers_ended(&alice.issuer, &alice.sub, world.now);
+    world.pump();
+    let stock = |view: &&crate::stream::DeviceView| view.record.kind == DeviceKind::StockClient;
+    let owners: Vec<_> = world.core.list_devices().iter().filter(stock).map(|view| view.owner_name.clone()).collect();
+    assert_eq!(owners, ["bob@corp.example"]);
+    assert_eq!(world.core.list_sessions().len(), 2, "her laptop stays signed in, and so does his phone");
+}
