@@ -25,7 +25,7 @@ as_root() {
 # need_toolchain: says what is missing if there is no Rust toolchain, or too old a one.
 need_toolchain() {
     command -v cargo >/dev/null ||
-        fail "there is no Rust toolchain. Install one from https://rustup.rs (or the package rustup), then run this again."
+        fail "there is no Rust toolchain. Install one from https://rustup.rs, then run this again."
     local need have
     need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
     have=$(rustc --version | cut -d' ' -f2)
@@ -42,6 +42,7 @@ need_packages() {
     [ ${#missing[@]} = 0 ] && return
     command -v apt-get >/dev/null || fail "install these with your package manager, then run this again: ${missing[*]}"
     say "Installing ${missing[*]}"
+    as_root true || fail "installing these needs root, and sudo refuses: ${missing[*]}"
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
         fail "apt-get could not install: ${missing[*]}"
@@ -86,8 +87,9 @@ need_nextest() {
 root_runner() {
     [ "$(id -u)" = 0 ] && return
     command -v sudo >/dev/null || fail "the lab needs root, and there is no sudo: run this as root"
-    sudo -v
-    while sleep 50; do sudo -n -v || exit; done & # the password is asked for once, not again after some minutes
+    # Not `sudo -v`: it asks for a password even where none is needed for commands.
+    sudo true || fail "the lab needs root, and sudo refuses: run this as root"
+    while sleep 50; do sudo -n true || exit; done & # the password is asked for once, not again after some minutes
     trap 'kill '"$!"' 2>/dev/null' EXIT
     local triple
     triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
@@ -96,6 +98,7 @@ root_runner() {
 
 # need_namespaces: tells early, and clearly, that a container forbids what the lab does.
 need_namespaces() {
+    as_root true || fail "the lab needs root, and sudo refuses: run this as root"
     as_root unshare --net --mount --pid --fork true 2>/dev/null ||
         fail "this machine does not let root make namespaces (a container without --privileged?): the lab cannot run here"
     [ -c /dev/net/tun ] || as_root sh -c 'modprobe tun 2>/dev/null; [ -c /dev/net/tun ]' ||

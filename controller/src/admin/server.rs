@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{Gid, Group, Uid, User, chown, geteuid, getgrouplist};
+use nix::{
+    errno::Errno,
+    unistd::{Gid, Group, Uid, User, chown, geteuid, getgrouplist},
+};
 use postern_common::time::Now;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -120,7 +123,12 @@ fn restrict(path: &Path, group: Option<&str>, alone: u32, shared: u32) -> io::Re
             let found = Group::from_name(name).map_err(io::Error::from)?;
             let group =
                 found.ok_or_else(|| io::Error::other(format!("there is no group `{name}`: groupadd {name}")))?;
-            chown(path, None, Some(group.gid)).map_err(io::Error::from)?;
+            chown(path, None, Some(group.gid)).map_err(|error| match error {
+                Errno::EPERM => io::Error::other(format!(
+                    "the controller's own user is not in the group `{name}`: usermod -aG {name} USER, then start it again"
+                )),
+                other => io::Error::from(other),
+            })?;
             shared
         }
     };

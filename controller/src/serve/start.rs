@@ -36,7 +36,7 @@ use super::{
     node_stream, tls,
 };
 use crate::{
-    admin,
+    admin::{self, answer::join_link},
     audit::{AuditError, AuditLog},
     config::Config,
     identity::{
@@ -276,6 +276,7 @@ async fn serve_all(
     let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
     let pages = Arc::new(Web {
         public_url,
+        join_link: join_link(&config.url, certificates.current().pin),
         ways: SignInWays { provider, local },
         accounts: Arc::clone(&accounts),
         sessions: sessions.clone(),

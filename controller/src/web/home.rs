@@ -129,7 +129,7 @@ fn devices(person: &Person, portal: &Portal) -> Markup {
             }
             @if portal.devices.is_empty() {
                 p.empty { "None yet. On a machine of yours, run "
-                    code { "postern up " (person.visit.pages.web.public_url.origin().ascii_serialization()) } "." }
+                    code { "postern up " (person.visit.pages.web.join_link) } "." }
             } @else {
                 ul.cards { @for device in &portal.devices { (card(person, device)) } }
             }

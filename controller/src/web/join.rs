@@ -98,7 +98,7 @@ fn form(person: &Person, typed: &str, alert: Option<&str>) -> Markup {
         html! {
             div.narrow {
                 h1 { "Add a machine" }
-                p.lead { "Run " code { "postern up " (person.visit.pages.web.public_url.origin().ascii_serialization()) }
+                p.lead { "Run " code { "postern up " (person.visit.pages.web.join_link) }
                     " on it, and type the code that it shows." }
                 @if let Some(text) = alert { (layout::alert(text)) }
                 form method="post" action="/join" {

@@ -89,6 +89,8 @@ pub enum LocalAccounts {
 pub struct Web {
     /// The controller's own URL: scheme, host and port, no path.
     pub public_url: Url,
+    /// What `postern up` is given: the URL, and what the machine shall pin if the certificate is of the controller's own authority.
+    pub join_link: String,
     /// How people may sign in.
     pub ways: SignInWays,
     /// The local accounts.

@@ -127,6 +127,7 @@ async fn site(local: LocalAccounts) -> Site {
     let doors = Arc::new(Nothing::default());
     let web = Arc::new(Web {
         public_url: format!("{OWN}/").parse().expect("a URL"),
+        join_link: format!("{OWN}#k=4f9a"),
         ways: SignInWays { provider: None, local },
         accounts,
         sessions: WebSessions::new(pool, SessionLimits::default()),
@@ -187,6 +188,16 @@ impl Site {
                 _ => None,
             })
             .collect()
+    }
+}
+
+#[tokio::test]
+async fn whoever_adds_a_machine_is_given_the_link_with_what_it_pins() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    for path in ["/", "/join"] {
+        let page = site.get(path, &session).await;
+        assert!(page.text.contains(&format!("postern up {OWN}#k=4f9a<")), "{path}: {}", page.text);
     }
 }
 

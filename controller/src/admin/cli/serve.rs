@@ -55,7 +55,14 @@ impl Serve {
         let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second begin fails; the first one's form stays.
         drop(match self.log {
-            LogForm::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+            LogForm::Text => {
+                let log = log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+                if std::env::var_os("JOURNAL_STREAM").is_some() {
+                    log.without_time().try_init() // the journal has the time
+                } else {
+                    log.try_init()
+                }
+            }
             LogForm::Json => log.json().try_init(),
         });
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use postern_common::key::WireGuardPrivateKey;
 use postern_dataplane::{DataPlane, Settings};
 use tokio::sync::mpsc;
@@ -74,7 +75,9 @@ impl Plane {
 /// # Errors
 /// If the interface is there and cannot be removed.
 pub fn remove_interface(name: &str) -> Result<(), anyhow::Error> {
-    if !std::path::Path::new("/sys/class/net").join(name).exists() {
+    // Not /sys/class/net: in a container it may show another network namespace's interfaces.
+    let interfaces = std::fs::read_to_string("/proc/self/net/dev").context("cannot list the network interfaces")?;
+    if !interfaces.lines().any(|line| line.trim_start().split(':').next() == Some(name)) {
         return Ok(());
     }
     Ok(Tun::open(name, Offloads::default())?.remove()?)

@@ -1,8 +1,8 @@
 //! The machine's name configuration: who asks our resolver, and how everything comes back as it was.
 //!
 //! Two ways. Where systemd-resolved answers for the machine, the tunnel's link gets our resolver for the overlay's
-//! domain alone; resolved forgets it when the link goes, so that a crash repairs itself. Elsewhere `/etc/resolv.conf`
-//! names our resolver first and the former servers after it; the former file is kept in the state directory *before*
+//! domain alone: after a crash no other name suffers, and resolved forgets it when `down` takes the link away. Elsewhere
+//! `/etc/resolv.conf` names our resolver first and the former servers after it; the former file is kept in the state directory *before*
 //! ours is put in place, so that the next start, or `down`, can put it back after a crash. In between names still
 //! resolve: the C library goes on to the next server when ours is not there.
 //!
@@ -222,7 +222,11 @@ impl DnsSetup {
         let mut arguments = vec!["domain", link];
         arguments.extend(domains.iter().map(String::as_str));
         resolvectl(&arguments)?;
-        resolvectl(&["default-route", link, "false"])
+        // However the machine is set up: ours speaks plain DNS on the loopback, does not sign, and is asked by unicast alone.
+        for setting in ["default-route", "dnsovertls", "dnssec", "llmnr", "mdns"] {
+            resolvectl(&[setting, link, "no"])?;
+        }
+        Ok(())
     }
 }
 
@@ -290,7 +294,11 @@ fn servers(text: &str) -> Vec<SocketAddr> {
         .collect()
 }
 
+/// Early in a boot systemd-resolved's file may be missing yet: the link to it must not be taken for a file of nobody's.
 fn is_resolved_stub(places: &Places, text: &str) -> bool {
+    if fs::read_link(&places.resolv_conf).is_ok_and(|target| target.ends_with("systemd/resolve/stub-resolv.conf")) {
+        return true;
+    }
     let stub: IpAddr = IpAddr::from([127, 0, 0, 53]);
     places.resolved.exists() && servers(text).iter().any(|server| server.ip() == stub)
 }
@@ -461,6 +469,14 @@ mod tests {
         let places = places(folder.path());
         install(&places).restore().unwrap();
         assert!(!places.resolv_conf.exists());
+    }
+
+    #[test]
+    fn a_link_to_systemd_resolved_is_left_alone_before_it_has_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = places(folder.path());
+        symlink("../run/systemd/resolve/stub-resolv.conf", &places.resolv_conf).unwrap();
+        assert_eq!(DnsSetup::prepare(&places).unwrap(), (DnsMode::Resolved, vec![]));
     }
 
     #[test]
