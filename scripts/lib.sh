@@ -52,7 +52,7 @@ need_packages() {
 build_packages() { need_packages build-essential ca-certificates; }
 lab_packages() {
     need_packages iproute2 util-linux procps nftables tcpdump socat curl python3-minimal iputils-ping dnsutils iperf3 nmap \
-        ncat openssl openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go chromium \
+        ncat openssl openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go systemd chromium \
         chromium-driver
 }
 
