@@ -1,9 +1,12 @@
 //! What a service manager sees of the programs: that they are ready, alive and stopping; and the units in `configs/`.
 
-use std::{os::unix::net::UnixDatagram, path::PathBuf, time::Duration};
+use std::{
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
-use postern_tests::{Background, HostCommand, Lab, Signal, deployment::PATIENCE, lab::binaries};
+use postern_tests::{Background, Host, Lab, Signal, deployment::PATIENCE, lab::binaries};
 
 /// How often the programs have to show that they are alive, in microseconds.
 const WATCHDOG_USEC: &str = "900000";
@@ -22,7 +25,9 @@ impl Manager {
         Ok(Self { folder, socket })
     }
 
-    fn start(&self, command: HostCommand) -> Result<Background> {
+    /// Starts a program as systemd does: it is told that it, and nobody that it starts, has to show that it is alive.
+    fn start(&self, host: &Host, program: &Path, argument: &str) -> Result<Background> {
+        let command = host.command("sh").args(["-c", "WATCHDOG_PID=$$ exec \"$0\" \"$@\""]).arg(program).arg(argument);
         let path = self.folder.path().join("notify");
         command.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", WATCHDOG_USEC).spawn()
     }
@@ -47,7 +52,7 @@ fn the_node_is_ready_alive_reloading_and_stopping_in_the_words_of_a_service_mana
     let lab = Lab::new("service-node")?;
     let host = lab.host("server")?;
     let manager = Manager::new()?;
-    let mut node = manager.start(host.command(binaries::find("postern")?).arg("run"))?;
+    let mut node = manager.start(&host, &binaries::find("postern")?, "run")?;
     for word in ["READY=1", "WATCHDOG=1", "WATCHDOG=1"] {
         manager.hears(word, &node)?;
     }
@@ -68,7 +73,7 @@ fn the_controller_is_ready_alive_and_stopping_in_the_words_of_a_service_manager(
     let program = binaries::find("postern-controller")?;
     host.command(&program).args(["init", "--url", "https://ctl"]).run()?.ok()?;
     let manager = Manager::new()?;
-    let mut controller = manager.start(host.command(&program).arg("serve"))?;
+    let mut controller = manager.start(&host, &program, "serve")?;
     for word in ["READY=1", "WATCHDOG=1", "WATCHDOG=1"] {
         manager.hears(word, &controller)?;
     }
