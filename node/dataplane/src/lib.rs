@@ -31,7 +31,8 @@ pub mod packet;
 pub mod pipeline;
 mod settings;
 mod status;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[allow(clippy::unwrap_used, reason = "what is made here is right, or the test is wrong")]
 mod testing;
 pub mod wireguard;
 

@@ -36,5 +36,7 @@ pub mod fuzzing;
 pub mod join;
 pub mod offload;
 pub mod replies;
+#[doc(hidden)]
+pub mod slow;
 pub mod split;
 pub mod view;

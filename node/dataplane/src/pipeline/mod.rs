@@ -16,6 +16,9 @@
 
 mod authenticated;
 mod control;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inbound;
 mod outbound;
 

@@ -3,10 +3,10 @@
 use postern_common::{grant::Mode, id::Tag, reason::DenyReason};
 
 use crate::{
-    Ceiling, Direction, LocalVerdict, Settings,
+    Ceiling, Direction, DropReason, LocalVerdict, Settings,
     packet::{
         batch::{Joining, TunBatch, UdpBatch},
-        build::{Tcp, fragment, udp_body},
+        build::{Tcp, fragment, ip, udp_body},
         view::TcpFlags,
     },
     testing::*,
@@ -130,6 +130,106 @@ fn an_initiation_replayed_after_a_restart_moves_no_endpoint() {
     restarted.network_brings(&initiation, outer(66), at(11));
     let status = &restarted.plane.peers(at(11))[0];
     assert_eq!((status.endpoint, status.session_since), (Some(outer(1)), None), "what it told proves nothing");
+}
+
+#[test]
+fn an_initiation_after_the_last_permission_has_passed_is_not_answered_even_before_any_timer() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
+    a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(0));
+    a.local_sends(&syn(443), at(5));
+    let (_, initiation) = a.sent.pop_front().unwrap();
+    for (ms, answers) in [(9_999, 1), (10_000, 0)] {
+        let mut b = Node::new(2, settings.clone(), WireGuard::new(at(0)), at(0));
+        b.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443"], 10_000)], vec![])], at(0));
+        b.network_brings(&initiation, outer(1), at(ms));
+        assert_eq!(b.sent.len(), answers, "{ms}");
+    }
+}
+
+#[test]
+fn initiations_of_one_key_in_quick_succession_are_answered_once() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let initiation = |ms| {
+        let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
+        a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(0));
+        a.local_sends(&syn(443), at(ms));
+        a.sent.pop_front().unwrap().1
+    };
+    let mut b = Node::new(2, settings.clone(), WireGuard::new(at(0)), at(0));
+    b.snapshot(vec![peer(2, 1, vec![permission("rule", &["tcp/443"], HOUR)], vec![])], at(0));
+    // Each is newer than the one before by its own timestamp, so only the interval speaks against it.
+    let answers = [10, 20, 29, 30].map(|ms| {
+        b.network_brings(&initiation(ms), outer(1), at(ms));
+        b.sent.drain(..).count()
+    });
+    assert_eq!(answers, [1, 0, 0, 1]);
+    assert_eq!(b.plane.counters().dropped(DropReason::InitiationTooSoon), 2);
+}
+
+#[test]
+fn recorded_initiations_that_are_sent_again_displace_no_living_session() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let both = || vec![permission("rule", &["tcp/443", "udp/53"], HOUR)];
+    let laptop = || {
+        let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
+        a.snapshot(vec![peer(1, 2, both(), both())], at(0));
+        a
+    };
+    let recorded = (1..=12).map(|ms| {
+        let mut a = laptop();
+        a.local_sends(&syn(443), at(ms));
+        a.sent.pop_front().unwrap().1
+    });
+    let recorded: Vec<_> = recorded.collect();
+    // The server has been restarted, knows no timestamp of the laptop's, and begins a session by itself.
+    let mut a = laptop();
+    let mut b = Node::new(2, settings.clone(), WireGuard::new(at(0)), at(10));
+    b.snapshot(vec![peer(2, 1, both(), both())], at(10));
+    let (from, to) = ((inner(2)[0], 9), (inner(1)[0], 53));
+    let question = ip(from.0, to.0, 17, &udp_body(from, to, b"?"));
+    b.local_sends(&question, at(20));
+    settle(&mut [&mut a, &mut b], at(20));
+    assert_eq!(a.take_delivered().len(), 1);
+    for (index, initiation) in recorded.iter().enumerate() {
+        let now = at(100 + 30 * index as u64);
+        b.network_brings(initiation, outer(66), now);
+        b.sent.clear();
+    }
+    b.local_sends(&question, at(1_000));
+    a.local_sends(&syn(443), at(1_000));
+    settle(&mut [&mut a, &mut b], at(1_000));
+    assert_eq!((a.take_delivered().len(), b.take_delivered().len()), (1, 1));
+}
+
+#[test]
+fn a_session_that_its_initiator_has_not_confirmed_carries_nothing() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
+    a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &["tcp/443"], HOUR)])], at(0));
+    a.local_sends(&syn(443), at(5));
+    let (_, initiation) = a.sent.pop_front().unwrap();
+    let mut b = Node::new(2, settings, WireGuard::new(at(0)), at(0));
+    b.snapshot(vec![peer(2, 1, vec![], vec![permission("rule", &["udp/53"], HOUR)])], at(0));
+    b.network_brings(&initiation, outer(66), at(10)); // recorded before a restart, perhaps, and sent again
+    assert_eq!(b.sent.drain(..).map(|(_, answer)| answer[0]).collect::<Vec<_>>(), [2]);
+    let (from, to) = ((inner(2)[0], 9), (inner(1)[0], 53));
+    b.local_sends(&ip(from.0, to.0, 17, &udp_body(from, to, b"for the living")), at(20));
+    let sent: Vec<_> = b.sent.drain(..).map(|(to, datagram)| (to, datagram[0])).collect();
+    assert_eq!(sent, [(outer(1), 1)], "a handshake of our own, to where the peer is known to be");
+}
+
+#[test]
+fn a_flow_of_an_address_that_its_peer_owns_no_longer_is_cut_although_its_rule_stays() {
+    let (mut a, mut b) = couple();
+    a.local_sends(&syn(443), at(5));
+    settle(&mut [&mut a, &mut b], at(5));
+    assert_eq!(b.take_delivered().len(), 1);
+    let mut moved = peer(2, 1, vec![permission("rule", &["tcp/443", "udp/53"], HOUR)], vec![]);
+    moved.addresses = vec![inner(1)[1]];
+    b.upsert(moved, at(6));
+    assert_eq!(b.plane.flow_count(), 0);
+    assert_eq!(b.take_delivered().len(), 1, "the local socket is told");
 }
 
 #[test]
