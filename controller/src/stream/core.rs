@@ -61,6 +61,8 @@ pub struct Core {
     pub(super) paces: HashMap<DeviceId, Pace>,
     pub(super) streams: HashMap<StreamId, Stream>,
     pub(super) next_stream: u64,
+    /// Streams in the order in which they came; some have said since who they are, or have ended.
+    pub(super) strangers: VecDeque<StreamId>,
     pub(super) joins: Joins,
     pub(super) revocations: Revocations,
     pub(super) plans: Plans,
@@ -104,6 +106,7 @@ impl Core {
             paces: HashMap::new(),
             streams: HashMap::new(),
             next_stream: 0,
+            strangers: VecDeque::new(),
             joins: Joins::default(),
             revocations: Revocations::default(),
             plans: Plans::default(),

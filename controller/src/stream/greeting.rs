@@ -1,7 +1,10 @@
 //! Streams: how they begin, what may be said on them, how they end.
 
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use postern_common::{
     id::{DeviceId, Nonce},
@@ -23,7 +26,8 @@ use crate::{
     records::{AuditEvent, DeviceRecord, Standing},
 };
 
-/// The most streams that have not said who they are or wait for a person.
+/// The most streams that have not said who they are or wait for a person. When one more comes, the one gives way that has
+/// been silent longest.
 const MAX_GREETING: usize = 1_024;
 /// The most streams in all.
 const MAX_STREAMS: usize = 20_000;
@@ -52,23 +56,50 @@ pub(crate) struct Stream {
     pub(crate) state: StreamState,
 }
 
+fn is_silent(streams: &HashMap<StreamId, Stream>, stream: StreamId) -> bool {
+    streams.get(&stream).is_some_and(|stream| matches!(stream.state, StreamState::Challenged { .. }))
+}
+
 impl Core {
     /// Begins a stream: a WebSocket that a machine has opened.
     pub fn connect(&mut self, remote: SocketAddr, now: Now) -> StreamId {
         let stream = StreamId(self.next_stream);
         self.next_stream += 1;
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
-        let greeting = self.streams.len().saturating_sub(self.nodes.len());
-        if greeting >= MAX_GREETING || self.streams.len() >= MAX_STREAMS {
+        if self.has_no_room() {
+            self.drop_longest_silent(now);
+        }
+        if self.has_no_room() {
             self.counters.streams_refused += 1;
             self.out.close(stream, Refusal::Busy, "the controller has too many streams: it is worth another try soon");
             return stream;
         }
         let nonce = Nonce::from_bytes(self.draw());
         self.streams.insert(stream, Stream { remote, state: StreamState::Challenged { nonce } });
+        if self.strangers.len() >= 2 * MAX_GREETING {
+            let is_silent = |stream: &StreamId| is_silent(&self.streams, *stream);
+            self.strangers.retain(is_silent);
+        }
+        self.strangers.push_back(stream);
         self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(GREET_WITHIN));
         self.out.send(stream, ToNode::Challenge { nonce, protocol: PROTOCOL_VERSION });
         stream
+    }
+
+    fn has_no_room(&self) -> bool {
+        let greeting = self.streams.len().saturating_sub(self.nodes.len());
+        greeting >= MAX_GREETING || self.streams.len() >= MAX_STREAMS
+    }
+
+    /// Ends the stream that has been silent longest. A node says who it is as soon as it is asked; whoever opens streams and
+    /// says nothing must not keep nodes from coming back, so silence is what gives way.
+    fn drop_longest_silent(&mut self, now: Now) {
+        while let Some(stream) = self.strangers.pop_front() {
+            if is_silent(&self.streams, stream) {
+                let message = "the controller has many streams, and this one has not said who it is";
+                return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+            }
+        }
     }
 
     /// Takes a message of a stream.

@@ -96,6 +96,21 @@ async fn each_code_works_once() {
 }
 
 #[tokio::test]
+async fn a_code_and_a_link_count_once_even_at_the_same_moment() {
+    let (accounts, account, secret) = enrolled().await;
+    let code = secret.code_at(at(60));
+    let (one, other) =
+        tokio::join!(accounts.check_code(&account, &code, at(60)), accounts.check_code(&account, &code, at(60)));
+    assert_eq!([one, other].iter().filter(|checked| checked.is_ok()).count(), 1);
+    let link = accounts.password_link(&account.login, Duration::from_secs(60), at(0)).await.expect("links");
+    let (one, other) = tokio::join!(
+        accounts.set_password_by_link(&link, "one good password", at(1)),
+        accounts.set_password_by_link(&link, "other good password", at(1))
+    );
+    assert_eq!([one.is_ok(), other.is_ok()].iter().filter(|set| **set).count(), 1);
+}
+
+#[tokio::test]
 async fn guessing_codes_is_limited_and_a_password_reset_forgives() {
     let (accounts, account, secret) = enrolled().await;
     for _ in 0..5 {

@@ -29,6 +29,24 @@ pub(super) fn waiting(world: &mut World, name: &str) -> (usize, UserCode) {
 }
 
 #[test]
+fn streams_that_say_nothing_keep_no_node_from_coming_back() {
+    let mut world = World::new(1, POLICY);
+    let server = world.server("payroll-1", None, &[]);
+    world.cut_stream(server);
+    let (asking, _) = waiting(&mut world, "somebody");
+    for stranger in 0..3_000u32 {
+        let from = std::net::SocketAddr::from((std::net::Ipv4Addr::from(0xc633_6400 + stranger), 40_000));
+        world.core.connect(from, world.now);
+    }
+    world.pump();
+    world.connect(server);
+    world.run(Duration::from_millis(500));
+    assert_eq!(world.nodes[server].refused, None);
+    assert_eq!(world.core.status().connected, 1);
+    assert!(world.nodes[asking].stream.is_some(), "who waits for a person is not pushed out either");
+}
+
+#[test]
 fn a_code_works_once_for_the_machine_that_was_shown_and_not_for_long() {
     let mut world = World::new(1, POLICY);
     let alice = person("alice", &["staff"]);
