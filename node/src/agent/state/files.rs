@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -40,12 +40,28 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-/// Makes a directory and its parents; an existing one is left as it is.
+/// Makes a directory with `mode` if it is not there, and refuses one in which somebody else may write: files are replaced
+/// there by root, and a link of somebody else's in the place of one would lead that write anywhere.
 ///
 /// # Errors
 /// [`FileError`].
 pub fn make_directory(path: &Path, mode: u32) -> Result<(), FileError> {
-    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(|e| FileError::new("make the directory", path, e))
+    let failed = |error| FileError::new("make the directory", path, error);
+    DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    let found = fs::metadata(path).map_err(failed)?;
+    let own = fs::metadata("/proc/self").map_err(failed)?.uid(); // the effective user
+    let refused = |why: String| Err(FileError::new("use the directory", path, io::Error::other(why)));
+    if found.uid() != 0 && found.uid() != own {
+        return refused(format!(
+            "it belongs to user {}, who could put links there: chown it, or choose another",
+            found.uid()
+        ));
+    }
+    if found.mode() & 0o022 != 0 {
+        let mode = found.mode() & 0o7777;
+        return refused(format!("others may write in it (mode {mode:o}) and could put links there: chmod go-w it"));
+    }
+    Ok(())
 }
 
 /// Opens a private file for reading and writing, made if need be.

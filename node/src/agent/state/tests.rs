@@ -81,6 +81,27 @@ fn resume(found: Found, boot: BootId) -> Result<(), GrantError> {
 }
 
 #[test]
+fn a_directory_in_which_others_may_write_is_not_used() {
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    let places = Places::new();
+    let victim = places.0.path().join("victim");
+    std::fs::write(&victim, "precious").expect("writes");
+    std::fs::create_dir(places.runtime()).expect("makes a folder");
+    symlink(&victim, places.runtime().join(".grants.new")).expect("makes a link");
+    for mode in [0o777, 0o1777, 0o775] {
+        std::fs::set_permissions(places.runtime(), std::fs::Permissions::from_mode(mode)).expect("changes the mode");
+        let error = places.open().expect_err("refused").to_string();
+        assert!(error.contains("others may write") && error.contains("chmod go-w"), "{error}");
+    }
+    std::fs::set_permissions(places.runtime(), std::fs::Permissions::from_mode(0o755)).expect("changes the mode");
+    if chown(places.runtime(), Some(4_242), None).is_ok() {
+        let error = places.open().expect_err("refused").to_string();
+        assert!(error.contains("belongs to user 4242"), "{error}");
+    }
+    assert_eq!(std::fs::read_to_string(&victim).expect("reads"), "precious");
+}
+
+#[test]
 fn the_identity_survives_a_restart_and_no_secret_is_readable_in_its_file() {
     let places = Places::new();
     places.open().expect("opens").write_identity(&identity()).expect("writes");

@@ -140,3 +140,96 @@ pub(super) fn parse_counters(json: &str) -> GuardCounters {
     }
     counters
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn plan(plain: PlainNetwork) -> GuardPlan {
+        let overlay = ["fd5a::/48", "100.64.0.0/16"].map(|net| net.parse().expect("a prefix")).to_vec();
+        let own = ["fd5a::9", "100.64.0.9"].map(|address| address.parse().expect("an address")).to_vec();
+        GuardPlan::new("postern0", overlay, own, plain).expect("a plan")
+    }
+
+    /// Returns each chain's rules, in order.
+    fn chains(text: &str) -> BTreeMap<&str, Vec<&str>> {
+        let mut chains: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut open = None;
+        for line in text.lines().map(str::trim) {
+            match (line.strip_prefix("chain ").and_then(|rest| rest.strip_suffix(" {")), open) {
+                (Some(name), _) => open = Some(name),
+                (None, Some(_)) if line == "}" => open = None,
+                (None, Some(name)) => chains.entry(name).or_default().push(line),
+                (None, None) => {}
+            }
+        }
+        chains
+    }
+
+    #[test]
+    fn every_way_around_the_tunnel_ends_in_a_drop_for_both_families_and_both_ends() {
+        let plan = plan(PlainNetwork::Open);
+        let text = render(&plan);
+        assert!(
+            text.starts_with("table inet postern\ndelete table inet postern\ntable inet postern {"),
+            "one transaction"
+        );
+        for element in ["fd5a::/48", "100.64.0.0/16"] {
+            assert!(text.lines().any(|line| line.contains("set overlay") && line.contains(element)), "{element}");
+        }
+        let chains = chains(&text);
+        for (chain, side) in
+            [("prerouting", "iifname"), ("input", "iifname"), ("output", "oifname"), ("postrouting", "oifname")]
+        {
+            let rules = &chains[chain];
+            assert_eq!(rules[0], format!("type filter hook {chain} priority {EARLIEST}; policy accept;"));
+            let (accepts, drops): (Vec<&str>, Vec<&str>) =
+                rules[1..].iter().copied().partition(|rule| rule.ends_with(" accept"));
+            let first_drop = rules.iter().position(|rule| rule.ends_with(" drop")).expect("a drop");
+            assert!(rules[first_drop..].iter().all(|rule| rule.ends_with(" drop")), "nothing is accepted after a drop");
+            for family in ["ip", "ip6"] {
+                let set = if family == "ip" { "@overlay4" } else { "@overlay6" };
+                for end in ["saddr", "daddr"] {
+                    let wanted = format!("{family} {end} {set} counter name ");
+                    assert!(drops.iter().any(|rule| rule.starts_with(&wanted)), "{chain}: {wanted}");
+                }
+            }
+            // Only the tunnel, and this machine's own addresses on the loopback, come before.
+            let tunnel = format!("{side} \"postern0\" accept");
+            let own = |rule: &&&str| rule.starts_with(&format!("{side} \"lo\" ip")) && rule.contains(" @own");
+            assert_eq!(accepts.iter().filter(|rule| own(rule)).count() + 1, accepts.len(), "{chain}: {accepts:?}");
+            assert!(accepts.contains(&tunnel.as_str()));
+        }
+        let forward = &chains["forward"];
+        for side in ["iifname", "oifname"] {
+            assert!(forward.contains(&format!("{side} \"postern0\" counter name forwarded drop").as_str()));
+        }
+        assert!(forward.iter().all(|rule| !rule.ends_with(" accept")), "nothing is forwarded");
+        assert_eq!(forward.iter().filter(|rule| rule.contains("@overlay")).count(), 4);
+        assert!(!chains.contains_key("plain"));
+    }
+
+    #[test]
+    fn a_closed_plain_network_ends_in_a_drop_and_opens_only_what_the_list_names() {
+        let allow =
+            vec!["tcp/22 from 10.0.0.0/8".parse().expect("an entry"), "udp/6000-6010".parse().expect("an entry")];
+        let text = render(&plan(PlainNetwork::Closed { wireguard_port: 51_820, allow }));
+        let chains = chains(&text);
+        let rules = &chains["plain"];
+        assert_eq!(rules[0], format!("type filter hook prerouting priority {BEFORE_DNAT}; policy accept;"));
+        assert_eq!(rules.last(), Some(&"counter name plain drop"));
+        let opened: Vec<_> = rules.iter().filter(|rule| rule.contains("dport")).collect();
+        assert_eq!(
+            opened,
+            [
+                &"udp dport 51820 accept",
+                &"udp sport 67 udp dport 68 accept",
+                &"ip6 saddr fe80::/10 udp sport 547 udp dport 546 accept",
+                &"ip saddr 10.0.0.0/8 tcp dport 22-22 accept",
+                &"udp dport 6000-6010 accept",
+            ]
+        );
+    }
+}
