@@ -37,11 +37,14 @@ pub enum DropReason {
     NoSession,
     /// Multicast, broadcast and link-local traffic of this machine: there is none in the overlay.
     NotUnicast,
+    /// A permitted packet of this machine is longer than its peer's path takes, and must not be fragmented: the program
+    /// was told how long it may be.
+    TooBig,
 }
 
 impl DropReason {
     /// Every reason in the order of declaration: for counters and their labels.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::NotWireGuard,
         Self::WrongMac,
         Self::UnknownInitiator,
@@ -57,6 +60,7 @@ impl DropReason {
         Self::TunBatchFull,
         Self::NoSession,
         Self::NotUnicast,
+        Self::TooBig,
     ];
 
     /// Returns the label for counters, in snake case.
@@ -77,6 +81,7 @@ impl DropReason {
             Self::TunBatchFull => "tun_batch_full",
             Self::NoSession => "no_session",
             Self::NotUnicast => "not_unicast",
+            Self::TooBig => "too_big",
         }
     }
 }

@@ -189,7 +189,7 @@ impl Enforcer {
         now.monotonic < self.settle_until
     }
 
-    fn slots(&self) -> Vec<PeerSlot> {
+    pub(crate) fn slots(&self) -> Vec<PeerSlot> {
         let held = |(slot, peer): (usize, &Option<Peer>)| peer.is_some().then_some(PeerSlot(slot as u32));
         self.peers.iter().enumerate().filter_map(held).collect()
     }

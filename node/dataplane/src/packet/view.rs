@@ -290,6 +290,11 @@ impl<'a> PacketView<'a> {
         }
     }
 
+    /// Tells whether a router may cut this packet into fragments: IPv4 without DF (RFC 791 §3.1). IPv6 routers never do.
+    pub fn may_be_fragmented(&self) -> bool {
+        self.destination().is_ipv4() && self.bytes.get(6).is_some_and(|flags| flags & 0x40 == 0)
+    }
+
     fn parse_ipv4(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let fixed: &[u8; 20] = bytes.first_chunk().ok_or(ParseError::Truncated)?;
         let header_length = usize::from(fixed[0] & 0x0f) * 4;

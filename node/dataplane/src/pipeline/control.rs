@@ -1,5 +1,7 @@
 //! Documents, keys and the ceiling.
 
+use std::net::SocketAddr;
+
 use postern_common::{
     grant::{Change, PeerGrant, VerifiedGrants},
     id::DeviceId,
@@ -21,6 +23,19 @@ impl<W: Tunnels> DataPlane<W> {
     pub fn set_ceiling(&mut self, ceiling: Ceiling, now: Now, out: &mut Out<'_>) {
         self.enforcer.set_ceiling(ceiling, now);
         self.finish(now, out);
+    }
+
+    /// Lists the peers with which packets were exchanged lately, and where they are.
+    pub fn paths_in_use(&self, now: Now) -> Vec<(DeviceId, SocketAddr)> {
+        self.links.paths_in_use(now.monotonic).collect()
+    }
+
+    /// Notes how long an inner packet may be, in bytes, on the way to a peer that is at `endpoint`. A longer one that must
+    /// not be fragmented is answered with ICMP 'packet too big' (RFC 1191, RFC 8201).
+    pub fn set_path_mtu(&mut self, device: DeviceId, endpoint: SocketAddr, mtu: u16) {
+        if let Some(slot) = self.enforcer.slot_of(device) {
+            self.links.set_path_mtu(slot, endpoint, mtu);
+        }
     }
 
     /// Enforces a verified document. When it returns, what is gone is gone: sessions destroyed, flows cut, and the

@@ -20,8 +20,11 @@ mod control;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inbound;
+mod keepalive;
 mod outbound;
 
+#[cfg(test)]
+mod path_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]
@@ -36,6 +39,7 @@ use postern_common::{
     time::{Monotonic, Now},
 };
 
+use self::keepalive::Keepalives;
 use crate::{
     counters::Counters,
     enforce::{Enforcer, Facts},
@@ -67,6 +71,7 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
     inbound_fragments: FragmentTable<Facts>,
     settings: Settings,
     events: VecDeque<PlaneEvent>,
+    keepalives: Keepalives,
 }
 
 impl DataPlane<WireGuard> {
@@ -85,6 +90,7 @@ impl<W: Tunnels> DataPlane<W> {
             outbound_fragments: FragmentTable::new(),
             inbound_fragments: FragmentTable::new(),
             events: VecDeque::new(),
+            keepalives: Keepalives::default(),
             settings,
         }
     }
@@ -93,12 +99,13 @@ impl<W: Tunnels> DataPlane<W> {
     pub fn handle_timeout(&mut self, now: Now, out: &mut Out<'_>) {
         self.enforcer.handle_timeout(now);
         self.links.handle_timeout(now.monotonic, out.udp);
+        self.keep_alive(now, out);
         self.finish(now, out);
     }
 
     /// Returns when [`DataPlane::handle_timeout`] has work. Ask again after every call.
     pub fn poll_timeout(&self) -> Monotonic {
-        self.enforcer.poll_timeout().min(self.links.poll_timeout())
+        self.enforcer.poll_timeout().min(self.links.poll_timeout()).min(self.keepalives.poll_timeout())
     }
 
     /// Hands over a flow record.

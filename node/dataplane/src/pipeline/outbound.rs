@@ -12,7 +12,7 @@ use crate::{
         batch::Lane,
         fragments::DatagramKey,
         offload::VirtioHeader,
-        replies::reject,
+        replies::{Reply, reject, too_big},
         split::Segmenter,
         view::{PacketView, Transport},
     },
@@ -103,11 +103,18 @@ impl<W: Tunnels> DataPlane<W> {
         now: Now,
         out: &mut Out<'_>,
     ) {
-        let Some(route) = self.links.route(permit.peer(), now.monotonic, out.udp) else {
-            return self.links.wait(permit.peer(), header, view.bytes(), now.monotonic);
-        };
         let Ok(mut segments) = Segmenter::new(header, view) else {
             return self.enforcer.counters.drop(DropReason::Offload);
+        };
+        if let Some(mtu) = self.links.path_mtu(permit.peer(), view.destination().is_ipv4())
+            && segments.longest() > usize::from(mtu)
+            && !view.may_be_fragmented()
+        {
+            self.enforcer.counters.drop(DropReason::TooBig);
+            return self.tell_local(too_big(&view, mtu), out);
+        }
+        let Some(route) = self.links.route(permit.peer(), now.monotonic, out.udp) else {
+            return self.links.wait(permit.peer(), header, view.bytes(), now.monotonic);
         };
         let (mut packets, mut bytes) = (0, 0);
         while segments.remaining() > 0 {
@@ -149,7 +156,11 @@ impl<W: Tunnels> DataPlane<W> {
                 | DenyReason::UnsupportedProtocol,
             ) => reject(view),
         };
-        let Some(reply) = answered else { return };
+        self.tell_local(answered, out);
+    }
+
+    fn tell_local(&mut self, answer: Option<Reply>, out: &mut Out<'_>) {
+        let Some(reply) = answer else { return };
         match out.tun.push_own(reply.as_bytes()) {
             Ok(()) => self.enforcer.counters.refusals_answered += 1,
             Err(_) => self.enforcer.counters.drop(DropReason::TunBatchFull),

@@ -54,6 +54,9 @@ const SPENT: Duration = Duration::from_secs(545);
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the newest pair may try before the next one tries beside it (whitepaper §6.4, Rekey-Timeout).
 const NEXT_PAIR_AFTER: Duration = Duration::from_secs(5);
+/// What every IPv4 host takes whole (RFC 791 §3.1), and what IPv6 takes at least on every link (RFC 8200 §5).
+const LEAST_IPV4_MTU: u16 = 576;
+const LEAST_IPV6_MTU: u16 = 1_280;
 /// When an attempt is over in any case (whitepaper §6.4, Rekey-Attempt-Time, and a little).
 const ATTEMPT_OVER: Duration = Duration::from_secs(95);
 
@@ -92,6 +95,9 @@ struct Peer {
     /// Whether any permission lives. A peer without one has no tunnels and is answered nothing.
     entitled: bool,
     last_received: Option<Monotonic>,
+    last_sent: Option<Monotonic>,
+    /// The longest inner packet in bytes that the path to the peer takes whole, once it is known.
+    path_mtu: Option<u16>,
     bytes_out: u64,
     bytes_in: u64,
 }
@@ -195,6 +201,8 @@ impl<W: Tunnels> Links<W> {
             waiting: VecDeque::new(),
             entitled: true,
             last_received: None,
+            last_sent: None,
+            path_mtu: None,
             bytes_out: 0,
             bytes_in: 0,
         });
@@ -231,6 +239,30 @@ impl<W: Tunnels> Links<W> {
             self.close_pair(pair);
         }
         self.drop_waiting(slot, waiting);
+    }
+
+    /// Lists the peers with which packets were exchanged lately, and where they are: the paths in use.
+    pub(crate) fn paths_in_use(&self, now: Monotonic) -> impl Iterator<Item = (DeviceId, SocketAddr)> + '_ {
+        let used = move |slot: &PairSlot| {
+            self.pair_if_any(*slot).is_some_and(|pair| pair.confirmed.is_some() && now.since(pair.last_used) < IN_USE)
+        };
+        let in_use = move |peer: &&Peer| peer.pairs.iter().any(used);
+        let path = |peer: &Peer| Some((peer.device, peer.endpoint.current()?));
+        self.peers.iter().flatten().filter(in_use).filter_map(path)
+    }
+
+    /// Notes how long an inner packet may be on the way to a peer, if the peer is still at `endpoint`.
+    pub(crate) fn set_path_mtu(&mut self, slot: PeerSlot, endpoint: SocketAddr, mtu: u16) {
+        if let Some(peer) = self.peer_mut(slot).filter(|peer| peer.endpoint.current() == Some(endpoint)) {
+            peer.path_mtu = Some(mtu);
+        }
+    }
+
+    /// Returns how long an inner packet of a family may be on the way to a peer, as far as is known. Never less than the
+    /// family must take: a longer outer datagram is then fragmented.
+    pub(crate) fn path_mtu(&self, slot: PeerSlot, is_ipv4: bool) -> Option<u16> {
+        let least = if is_ipv4 { LEAST_IPV4_MTU } else { LEAST_IPV6_MTU };
+        self.peers.get(slot.0 as usize)?.as_ref()?.path_mtu.map(|mtu| mtu.max(least))
     }
 
     /// Tells whether an event waits.

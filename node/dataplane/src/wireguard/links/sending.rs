@@ -1,6 +1,6 @@
 //! From a judged packet to a datagram.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use postern_common::time::Monotonic;
 
@@ -62,9 +62,12 @@ impl<W: Tunnels> Links<W> {
     /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `room`, and returns the datagram's length.
     /// `None`: the session cannot be used any more.
     pub(crate) fn seal(&mut self, route: Route, room: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
-        let padded = padded_length(length, usize::from(self.settings.mtu));
-        room.get_mut(HEADER + length..HEADER + padded)?.fill(0);
         let pair = self.pairs[usize::from(route.pair.0)].as_mut()?;
+        let peer = self.peers.get_mut(pair.peer.0 as usize)?.as_mut()?;
+        peer.last_sent = Some(now);
+        let longest = peer.path_mtu.map_or(self.settings.mtu, |mtu| mtu.min(self.settings.mtu));
+        let padded = padded_length(length, usize::from(longest));
+        room.get_mut(HEADER + length..HEADER + padded)?.fill(0);
         pair.tunnel.as_mut()?.seal(room, padded, now)
     }
 
@@ -72,6 +75,22 @@ impl<W: Tunnels> Links<W> {
     pub(crate) fn count_sent(&mut self, slot: PeerSlot, bytes: u64) {
         if let Some(peer) = self.peer_mut(slot) {
             peer.bytes_out += bytes;
+        }
+    }
+
+    /// Sends a keepalive to a peer to which nothing was sent for `every`; without a session, a handshake begins.
+    pub(crate) fn keep_alive(&mut self, slot: PeerSlot, every: Duration, now: Monotonic, udp: &mut UdpBatch) {
+        let Some(peer) = self.peer_mut(slot) else { return };
+        if peer.last_sent.is_some_and(|sent| now.since(sent) < every) {
+            return;
+        }
+        peer.last_sent = Some(now); // also when it only begins a handshake, which tries again by itself
+        let Some(route) = self.route(slot, now, udp) else { return };
+        let length = self.room_for(0);
+        if let Some(room) = Self::reserve(&mut self.counters, udp, length)
+            && let Some(sealed) = self.seal(route, room, 0, now)
+        {
+            udp.commit(route.to(), sealed);
         }
     }
 
