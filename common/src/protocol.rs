@@ -153,6 +153,12 @@ pub enum ToNode {
         /// The key of the probes' HMAC-SHA-256, base 64, 32 bytes; for this stream alone.
         key: String,
     },
+    /// Where the newest probe came from: the node's outer address as others see it. A node that does not have this address
+    /// is behind a NAT.
+    Observed {
+        /// The address and port.
+        endpoint: SocketAddr,
+    },
     /// The answer to [`FromNode::Explain`].
     Explained {
         /// The question's number.

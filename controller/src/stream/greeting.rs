@@ -318,6 +318,7 @@ impl Core {
             && node.observed != Some(from)
         {
             node.observed = Some(from);
+            self.out.send(node.stream, ToNode::Observed { endpoint: from });
             self.endpoints_changed(id, now);
             self.flush(now);
         }
