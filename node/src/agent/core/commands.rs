@@ -5,7 +5,7 @@ use zeroize::Zeroizing;
 
 use super::{
     AfterIdentity, Command, Core, EXPLAIN_PATIENCE, Effect, MAX_OPEN_QUESTIONS, Notice,
-    identity::{Login, Wanted},
+    identity::{Enrolment, Farewell, Login, Wanted},
     stream::{JoinAttempt, Purpose, Stream},
 };
 use crate::agent::target::ControllerTarget;
@@ -24,12 +24,13 @@ impl Core {
             Command::Down => {
                 self.after_identity.clear(); // a connection that waits for the disk would open again what closes here
                 self.identity.wanted = Wanted::Down;
-                self.write_identity();
                 self.close_stream();
                 self.shut();
                 self.effects.push_back(Effect::HostDown);
+                self.settle();
+                self.connect_if_wanted(now); // the controller may still have to be told of a sign-out
             }
-            Command::Logout => self.logout(),
+            Command::Logout => self.logout(now),
             Command::Explain { question, to, service } => self.ask(question, to, service, now),
         }
     }
@@ -37,8 +38,12 @@ impl Core {
     fn up(&mut self, target: Option<ControllerTarget>, token: Option<Zeroizing<String>>, name: MachineName, now: Now) {
         let enrolled = self.identity.enrolment.as_ref();
         if let (Some(enrolment), Some(target)) = (enrolled, &target)
+            && enrolment.login.is_open()
             && enrolment.controller != *target
         {
+            if enrolment.controller.authority() == target.authority() {
+                return self.try_link(target.clone(), now);
+            }
             let message = format!(
                 "this machine has joined {}: run `postern logout` before it joins another controller",
                 enrolment.controller.authority()
@@ -60,7 +65,10 @@ impl Core {
                         self.notify(Notice::Enforcing { generation });
                     }
                 }
-                Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {}
+                Stream::Connecting { .. }
+                | Stream::Greeting { .. }
+                | Stream::Joining { .. }
+                | Stream::Leaving { .. } => {}
             }
             return;
         }
@@ -69,7 +77,7 @@ impl Core {
             return self.notify(Notice::Failed { message });
         };
         self.close_stream();
-        self.after_identity.clear();
+        self.after_identity.retain(|after| matches!(after, AfterIdentity::Settle));
         self.identity.wanted = Wanted::Up;
         self.backoff.reset();
         let mut secret = Zeroizing::new([0; 32]);
@@ -80,11 +88,40 @@ impl Core {
         self.write_identity();
     }
 
-    fn logout(&mut self) {
-        if let Stream::Live(_) = self.stream {
+    /// Connects by another link to the same controller: its key was renewed. The link is kept only once it proves good; what the
+    /// controller then sends must be signed as before, so a wrong one opens nothing.
+    fn try_link(&mut self, target: ControllerTarget, now: Now) {
+        self.close_stream();
+        self.trial = Some(target);
+        if self.identity.wanted != Wanted::Up {
+            self.identity.wanted = Wanted::Up;
+            self.write_identity();
+        }
+        self.backoff.reset();
+        self.connect_if_wanted(now);
+    }
+
+    /// Makes the identity durable, and then tells who waits for it.
+    fn settle(&mut self) {
+        self.after_identity.push(AfterIdentity::Settle);
+        self.write_identity();
+    }
+
+    fn logout(&mut self, now: Now) {
+        let open = self.identity.enrolment.as_ref().filter(|enrolment| enrolment.login.is_open());
+        // A service has no session that could end: its lease does, unless its key renews it.
+        if let Some(Enrolment { controller, device, login: Login::Session { until, .. }, .. }) = open {
+            self.identity.farewell = Some(Farewell { controller: controller.clone(), device: *device, until: *until });
+        }
+        let told = matches!(self.stream, Stream::Live(_));
+        if told {
             self.effects.push_back(Effect::Send(FromNode::Logout));
         }
-        self.close_stream();
+        if told && self.identity.farewell.is_some() {
+            self.await_farewell(now);
+        } else {
+            self.close_stream();
+        }
         self.after_identity.clear();
         self.identity.keyring.wipe();
         self.identity.wanted = Wanted::Down;
@@ -98,19 +135,24 @@ impl Core {
                 self.verifier = None;
             }
         }
-        self.write_identity();
         self.shut();
         self.effects.push_back(Effect::SetLocalKeys(vec![]));
         self.effects.push_back(Effect::HostDown);
+        if !told && self.identity.farewell.is_some() {
+            self.after_identity.push(AfterIdentity::Connect(Purpose::Farewell)); // also after a crash
+        }
+        self.settle();
     }
 
     fn ask(&mut self, question: u64, to: String, service: Option<Service>, now: Now) {
         let refusal = match &self.stream {
             Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => None,
             Stream::Live(_) => Some("too many questions are open: try again in a moment"),
-            Stream::Resting { .. } | Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {
-                Some("the controller is not connected")
-            }
+            Stream::Resting { .. }
+            | Stream::Connecting { .. }
+            | Stream::Greeting { .. }
+            | Stream::Joining { .. }
+            | Stream::Leaving { .. } => Some("the controller is not connected"),
         };
         match refusal {
             Some(why) => self.effects.push_back(Effect::Explained { question, answer: Err(why.into()) }),

@@ -23,6 +23,19 @@ pub struct Identity {
     pub enrolment: Option<Enrolment>,
     /// Whether the person or operator wants the node to be up.
     pub wanted: Wanted,
+    /// A sign-out of which the controller has not been told yet.
+    pub farewell: Option<Farewell>,
+}
+
+/// A sign-out of which the controller has to be told, so that the login session ends there too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Farewell {
+    /// The controller's address and pin.
+    pub controller: ControllerTarget,
+    /// The device.
+    pub device: DeviceId,
+    /// When the session ends by itself.
+    pub until: Option<WallTime>,
 }
 
 /// The seed of an Ed25519 device key. Wiped when dropped, prints as `[redacted]`.

@@ -65,6 +65,7 @@ pub use self::{
     stream::Retry,
     words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder},
 };
+use crate::agent::target::ControllerTarget;
 
 /// How often the node draws a new nonce while it is connected.
 pub const FRESHEN_INTERVAL: Duration = Duration::from_secs(120);
@@ -118,8 +119,12 @@ pub struct Core {
     endpoints_due: Option<Monotonic>,
     endpoints_sent: Option<Monotonic>,
     questions: BTreeMap<u64, Monotonic>,
+    /// Another link to the same controller, taken over once it proved good.
+    trial: Option<ControllerTarget>,
     effects: VecDeque<Effect>,
     refused_documents: u64,
+    /// Where the controller last saw this node's WireGuard socket.
+    observed: Option<SocketAddr>,
 }
 
 /// Whether a file is being written: at most one write of each is under way, and a newer one follows it.
@@ -136,6 +141,8 @@ enum Write {
 enum AfterIdentity {
     Connect(Purpose),
     OfferNewestKey,
+    /// Tell who asked for `down` or `logout` that it is so for good.
+    Settle,
 }
 
 impl Core {
@@ -148,6 +155,7 @@ impl Core {
             keyring: keyring::Keyring::default(),
             enrolment: None,
             wanted: Wanted::Up,
+            farewell: None,
         };
         Self::restore(settings, entropy, identity)
     }
@@ -178,8 +186,10 @@ impl Core {
             endpoints_due: None,
             endpoints_sent: None,
             questions: BTreeMap::new(),
+            trial: None,
             effects: VecDeque::new(),
             refused_documents: 0,
+            observed: None,
         }
     }
 
@@ -233,6 +243,7 @@ impl Core {
                     match after {
                         AfterIdentity::Connect(purpose) => self.connect(purpose, now),
                         AfterIdentity::OfferNewestKey => self.offer_newest_key(),
+                        AfterIdentity::Settle => self.effects.push_back(Effect::Settled(Ok(()))),
                     }
                 }
             }
@@ -254,6 +265,11 @@ impl Core {
             Persisted::Grants(_) => self.grants_write = until,
         }
         self.last_error = Some(error.to_owned());
+        let settling = self.after_identity.len();
+        self.after_identity.retain(|after| !matches!(after, AfterIdentity::Settle));
+        if self.after_identity.len() < settling {
+            self.effects.push_back(Effect::Settled(Err(error.to_owned())));
+        }
         if !self.after_identity.is_empty() {
             self.after_identity.retain(|after| !matches!(after, AfterIdentity::Connect(Purpose::Join(_))));
             self.notify(Notice::Failed { message: error.to_owned() });
@@ -351,9 +367,11 @@ impl Core {
                 .keyring
                 .rotation_due(self.settings.rotation, now)
                 .map(|after| now.monotonic.saturating_add(after)),
-            Stream::Resting { .. } | Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {
-                None
-            }
+            Stream::Resting { .. }
+            | Stream::Connecting { .. }
+            | Stream::Greeting { .. }
+            | Stream::Joining { .. }
+            | Stream::Leaving { .. } => None,
         };
         [
             failed(self.identity_write),
@@ -388,6 +406,11 @@ impl Core {
         Some(self.durable?.min(self.compiled?))
     }
 
+    /// Returns where the controller saw this node's WireGuard socket, if it said so on the present or last stream.
+    pub const fn observed(&self) -> Option<SocketAddr> {
+        self.observed
+    }
+
     /// Tells whether a join is under way.
     pub fn is_joining(&self) -> bool {
         let waits = |after: &AfterIdentity| matches!(after, AfterIdentity::Connect(Purpose::Join(_)));
@@ -416,9 +439,11 @@ impl Core {
                 let told = self.book.stand().map(|stand| stand.position);
                 Phase::Connected { current: told.is_some() && told == self.enforced() }
             }
-            Stream::Resting { .. } | Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } => {
-                Phase::Offline { since: self.offline_since, error: self.last_error.clone() }
-            }
+            Stream::Resting { .. }
+            | Stream::Connecting { .. }
+            | Stream::Greeting { .. }
+            | Stream::Joining { .. }
+            | Stream::Leaving { .. } => Phase::Offline { since: self.offline_since, error: self.last_error.clone() },
         }
     }
 

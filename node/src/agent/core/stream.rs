@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use postern_common::{
     grant::{Change, GrantError, GrantVerifier, SignedDocument},
-    id::{MachineName, Nonce},
+    id::{DeviceId, MachineName, Nonce},
     key::{SigningPurpose, WireGuardPublicKey},
     probe::ProbeKey,
     protocol::{
@@ -44,6 +44,8 @@ const JOIN_ATTEMPTS: u32 = 3;
 pub(super) enum Purpose {
     Join(Box<JoinAttempt>),
     Serve,
+    /// To tell of a sign-out.
+    Farewell,
 }
 
 /// A join under way.
@@ -69,6 +71,8 @@ pub(super) enum Stream {
     Joining { attempt: Box<JoinAttempt>, deadline: Monotonic, shown: Option<(String, String)> },
     /// The node is known and receives documents.
     Live(Live),
+    /// The sign-out was told; the controller confirms it.
+    Leaving { deadline: Monotonic },
 }
 
 /// A live stream.
@@ -85,9 +89,10 @@ impl Stream {
     pub(super) fn deadline(&self) -> Option<Monotonic> {
         match self {
             Self::Resting { next } => next.as_ref().map(|(at, _)| *at),
-            Self::Connecting { deadline, .. } | Self::Greeting { deadline, .. } | Self::Joining { deadline, .. } => {
-                Some(*deadline)
-            }
+            Self::Connecting { deadline, .. }
+            | Self::Greeting { deadline, .. }
+            | Self::Joining { deadline, .. }
+            | Self::Leaving { deadline } => Some(*deadline),
             Self::Live(live) => {
                 let never = Monotonic::NEVER;
                 Some(live.snapshot_by.unwrap_or(never).min(live.shut_by.unwrap_or(never)).min(live.freshen_at))
@@ -101,7 +106,7 @@ impl Stream {
             Self::Connecting { purpose, .. }
             | Self::Greeting { purpose, .. }
             | Self::Resting { next: Some((_, purpose)) } => matches!(purpose, Purpose::Join(_)),
-            Self::Resting { next: None } | Self::Live(_) => false,
+            Self::Resting { next: None } | Self::Live(_) | Self::Leaving { .. } => false,
         }
     }
 
@@ -111,7 +116,7 @@ impl Stream {
             Self::Joining { shown: Some((code, url)), .. } => Some((Some(code.clone()), Some(url.clone()))),
             other if other.is_join() => Some((None, None)),
             Self::Resting { .. } | Self::Connecting { .. } | Self::Greeting { .. } | Self::Joining { .. } => None,
-            Self::Live(_) => None,
+            Self::Live(_) | Self::Leaving { .. } => None,
         }
     }
 }
@@ -120,14 +125,22 @@ impl Core {
     pub(super) fn connect_if_wanted(&mut self, now: Now) {
         if self.signed_in() && self.identity.wanted == Wanted::Up {
             self.connect(Purpose::Serve, now);
+        } else if self.identity.farewell.is_some() {
+            self.connect(Purpose::Farewell, now);
         }
     }
 
     pub(super) fn connect(&mut self, purpose: Purpose, now: Now) {
-        let target = match (&purpose, &self.identity.enrolment) {
-            (Purpose::Join(attempt), _) => attempt.target.clone(),
-            (Purpose::Serve, Some(enrolment)) => enrolment.controller.clone(),
-            (Purpose::Serve, None) => return,
+        let target = match (&purpose, &self.identity.enrolment, &self.identity.farewell) {
+            (Purpose::Join(attempt), _, _) => attempt.target.clone(),
+            (Purpose::Serve, Some(enrolment), _) => self.trial.clone().unwrap_or_else(|| enrolment.controller.clone()),
+            (Purpose::Farewell, _, Some(farewell)) => {
+                if farewell.until.is_some_and(|until| until <= now.wall) {
+                    return self.farewell_done(); // the session has ended by itself
+                }
+                farewell.controller.clone()
+            }
+            (Purpose::Serve, None, _) | (Purpose::Farewell, _, None) => return,
         };
         self.notify(Notice::Connecting { controller: target.authority() });
         self.effects.push_back(Effect::Connect(target));
@@ -139,7 +152,11 @@ impl Core {
     pub(super) fn close_stream(&mut self) {
         match std::mem::replace(&mut self.stream, Stream::Resting { next: None }) {
             Stream::Resting { .. } => {}
-            Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. } | Stream::Live(_) => {
+            Stream::Connecting { .. }
+            | Stream::Greeting { .. }
+            | Stream::Joining { .. }
+            | Stream::Live(_)
+            | Stream::Leaving { .. } => {
                 self.effects.push_back(Effect::StopProbes);
                 self.effects.push_back(Effect::Close);
             }
@@ -175,15 +192,23 @@ impl Core {
             | Stream::Greeting { purpose: Purpose::Join(attempt), .. }
             | Stream::Joining { attempt, .. } => self.join_failed(attempt, error, retry, now),
             Stream::Connecting { purpose: Purpose::Serve, .. } | Stream::Greeting { purpose: Purpose::Serve, .. } => {
-                self.rest(error, retry, now);
+                if self.trial.take().is_some() {
+                    let message = format!("the new join link does not work and was not taken over: {error}");
+                    self.notify(Notice::Failed { message });
+                    return self.connect_if_wanted(now); // by the former one
+                }
+                self.rest(Purpose::Serve, error, retry, now);
             }
+            Stream::Connecting { purpose: Purpose::Farewell, .. }
+            | Stream::Greeting { purpose: Purpose::Farewell, .. }
+            | Stream::Leaving { .. } => self.rest(Purpose::Farewell, error, retry, now),
             Stream::Live(live) => {
                 self.offline_since = Some(now.wall);
                 if now.monotonic.since(live.since) >= STABLE {
                     self.backoff.reset();
                 }
                 if self.signed_in() {
-                    self.rest(error, retry, now);
+                    self.rest(Purpose::Serve, error, retry, now);
                 } else {
                     self.shut();
                 }
@@ -195,13 +220,25 @@ impl Core {
         self.identity.enrolment.as_ref().is_some_and(|enrolment| enrolment.login.is_open())
     }
 
-    fn rest(&mut self, error: String, retry: Retry, now: Now) {
+    fn rest(&mut self, purpose: Purpose, error: String, retry: Retry, now: Now) {
         let wait = match retry {
             Retry::Soon => self.backoff.next(&mut *self.entropy),
             Retry::Slowly => self.backoff.slow(&mut *self.entropy),
         };
         self.notify(Notice::Retrying { error, after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
-        self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), Purpose::Serve)) };
+        self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), purpose)) };
+    }
+
+    /// Waits for the controller to confirm a sign-out that was just told.
+    pub(super) fn await_farewell(&mut self, now: Now) {
+        self.effects.push_back(Effect::StopProbes);
+        self.fail_questions("the person signed out");
+        self.stream = Stream::Leaving { deadline: now.monotonic.saturating_add(ANSWER_PATIENCE) };
+    }
+
+    fn farewell_done(&mut self) {
+        self.identity.farewell = None;
+        self.write_identity();
     }
 
     fn join_failed(&mut self, mut attempt: Box<JoinAttempt>, error: String, retry: Retry, now: Now) {
@@ -220,7 +257,7 @@ impl Core {
         }
         match std::mem::replace(&mut self.stream, Stream::Resting { next: None }) {
             Stream::Resting { next: None } => {}
-            Stream::Resting { next: Some((_, Purpose::Serve)) } => self.connect_if_wanted(now),
+            Stream::Resting { next: Some((_, Purpose::Serve | Purpose::Farewell)) } => self.connect_if_wanted(now),
             Stream::Resting { next: Some((_, join @ Purpose::Join(_))) } => self.connect(join, now),
             Stream::Joining { shown: Some(_), .. } => {
                 self.effects.push_back(Effect::Close);
@@ -243,7 +280,10 @@ impl Core {
                 }
                 self.stream = Stream::Live(live);
             }
-            silent @ (Stream::Connecting { .. } | Stream::Greeting { .. } | Stream::Joining { .. }) => {
+            silent @ (Stream::Connecting { .. }
+            | Stream::Greeting { .. }
+            | Stream::Joining { .. }
+            | Stream::Leaving { .. }) => {
                 self.effects.push_back(Effect::Close);
                 self.stream = silent;
                 self.handle_disconnected("the controller did not answer in time".into(), Retry::Soon, now);
@@ -253,6 +293,9 @@ impl Core {
 
     /// Takes a message of the controller.
     pub fn handle_message(&mut self, message: ToNode, now: Now) {
+        if let Stream::Leaving { .. } = self.stream {
+            return self.heard_while_leaving(message, now);
+        }
         match message {
             ToNode::Challenge { nonce, protocol } => self.challenged(nonce, protocol, now),
             ToNode::JoinPending { code, url, url_with_code, expires } => {
@@ -292,6 +335,7 @@ impl Core {
                     overlay: former.map(|former| former.overlay).unwrap_or_default(),
                 };
                 self.identity.enrolment = Some(enrolment);
+                self.identity.farewell = None; // the new sign-in has taken the former one's place
                 self.identity.keyring.keep_newest();
                 if !same {
                     self.verifier = Some(GrantVerifier::new(device, controller));
@@ -308,6 +352,11 @@ impl Core {
                     self.effects.push_back(Effect::Probe(ProbeOrder { port, stream: id, key }));
                 }
             }
+            ToNode::Observed { endpoint } => {
+                if let Stream::Live(_) = self.stream {
+                    self.observed = Some(endpoint);
+                }
+            }
             ToNode::Explained { id, explanation } => {
                 if self.questions.remove(&id).is_some() {
                     self.effects.push_back(Effect::Explained { question: id, answer: Ok(explanation) });
@@ -321,6 +370,24 @@ impl Core {
             }
             ToNode::SessionEnded { reason } => self.session_ended(reason, now),
             ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
+        }
+    }
+
+    /// Only the end of the session counts: what else is on its way is for a node that is there no more.
+    fn heard_while_leaving(&mut self, message: ToNode, now: Now) {
+        match message {
+            ToNode::SessionEnded { .. } | ToNode::Refused { refusal: Refusal::UnknownDevice, .. } => {
+                self.close_stream();
+                self.farewell_done();
+            }
+            ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
+            ToNode::Challenge { .. }
+            | ToNode::JoinPending { .. }
+            | ToNode::Joined { .. }
+            | ToNode::Grants { .. }
+            | ToNode::Probe { .. }
+            | ToNode::Observed { .. }
+            | ToNode::Explained { .. } => {}
         }
     }
 
@@ -355,14 +422,34 @@ impl Core {
                 let deadline = now.monotonic.saturating_add(ANSWER_PATIENCE);
                 self.stream = Stream::Joining { attempt, deadline, shown: None };
             }
-            Purpose::Serve => self.hello(challenge, now),
+            Purpose::Serve => {
+                if let (Some(enrolment), Some(link)) = (&mut self.identity.enrolment, self.trial.take()) {
+                    enrolment.controller = link;
+                    self.write_identity();
+                }
+                let Some(device) = self.identity.enrolment.as_ref().map(|enrolment| enrolment.device) else {
+                    return self.close_stream();
+                };
+                self.hello(device, challenge, now);
+                self.stream = Stream::Live(Live {
+                    since: now.monotonic,
+                    freshen_at: now.monotonic.saturating_add(FRESHEN_INTERVAL),
+                    snapshot_by: Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE)),
+                    shut_by: None,
+                });
+            }
+            Purpose::Farewell => {
+                let Some(device) = self.identity.farewell.as_ref().map(|farewell| farewell.device) else {
+                    return self.close_stream();
+                };
+                self.hello(device, challenge, now);
+                self.effects.push_back(Effect::Send(FromNode::Logout));
+                self.await_farewell(now);
+            }
         }
     }
 
-    fn hello(&mut self, challenge: Nonce, now: Now) {
-        let Some(device) = self.identity.enrolment.as_ref().map(|enrolment| enrolment.device) else {
-            return self.close_stream();
-        };
+    fn hello(&mut self, device: DeviceId, challenge: Nonce, now: Now) {
         let nonce = self.draw_nonce(now);
         let payload = hello_payload(challenge, device, self.settings.boot, nonce);
         let hello = Hello {
@@ -383,12 +470,6 @@ impl Core {
         self.endpoints_due = None;
         self.endpoints_sent = Some(now.monotonic);
         self.effects.push_back(Effect::Send(FromNode::Hello(hello)));
-        self.stream = Stream::Live(Live {
-            since: now.monotonic,
-            freshen_at: now.monotonic.saturating_add(FRESHEN_INTERVAL),
-            snapshot_by: Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE)),
-            shut_by: None,
-        });
     }
 
     fn document(&mut self, signed: &SignedDocument, now: Now) {
@@ -434,7 +515,9 @@ impl Core {
             ) => {
                 self.refused_documents += 1;
                 self.effects.push_back(Effect::Close);
-                let error = format!("a document of the controller was refused and is not enforced: {error}");
+                let error = format!(
+                    "a document of the controller was refused and is not enforced: {error}. If the controller was made anew, with other keys: `postern logout`, and join again"
+                );
                 self.handle_disconnected(error, Retry::Slowly, now);
             }
         }

@@ -63,8 +63,10 @@ pub enum Effect {
     PersistIdentity(Box<Identity>),
     /// Write the sealed grants and then the position mark durably; answer with `handle_persisted`.
     PersistGrants(Box<SavedGrants>),
-    /// Take the tunnel, guard and names away: `down`.
+    /// Take the tunnel, guard and names away: `down`. Whoever asked is answered after [`Effect::Settled`].
     HostDown,
+    /// What `down` or `logout` changed is durable, or why it is not.
+    Settled(Result<(), String>),
     /// Send probes from the WireGuard socket to this port of the controller.
     Probe(ProbeOrder),
     /// Count live flows that these peers have opened to this node; answer with `handle_flows`.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::agent::core::{
-    identity::{DeviceSeed, Enrolment, Identity, Wanted},
+    identity::{DeviceSeed, Enrolment, Farewell, Identity, Wanted},
     keyring::{HeldKey, Keyring, Standing},
 };
 
@@ -20,6 +20,8 @@ pub(super) struct IdentityFile {
     keys: Vec<KeyEntry>,
     enrolment: Option<Enrolment>,
     wanted: Wanted,
+    #[serde(default)]
+    farewell: Option<Farewell>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,6 +71,7 @@ impl IdentityFile {
             keys: keys.collect(),
             enrolment: identity.enrolment.clone(),
             wanted: identity.wanted,
+            farewell: identity.farewell.clone(),
         }
     }
 
@@ -84,6 +87,7 @@ impl IdentityFile {
             keyring: Keyring::restore(keys.collect()),
             enrolment: self.enrolment,
             wanted: self.wanted,
+            farewell: self.farewell,
         }
     }
 }

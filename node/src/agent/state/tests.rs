@@ -50,6 +50,7 @@ fn identity() -> Identity {
             overlay: vec!["fd5a::/48".parse().expect("a prefix")],
         }),
         wanted: Wanted::Up,
+        farewell: None,
     }
 }
 

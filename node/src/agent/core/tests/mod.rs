@@ -16,6 +16,7 @@ use super::*;
 use crate::agent::target::ControllerTarget;
 
 mod documents;
+mod farewell;
 mod joins;
 mod life;
 
@@ -36,6 +37,8 @@ struct Seen {
     explained: Vec<(u64, Result<Explanation, String>)>,
     doors_closed: usize,
     host_down: usize,
+    settled: Vec<bool>,
+    targets: Vec<ControllerTarget>,
     keys: Vec<WireGuardPublicKey>,
     saved: Option<SavedGrants>,
     identity: Option<Identity>,
@@ -86,8 +89,9 @@ impl Node {
     fn run(&mut self) {
         while let Some(effect) = self.core.poll_effect() {
             match effect {
-                Effect::Connect(_) => {
+                Effect::Connect(target) => {
                     self.seen.connects.push(self.now.monotonic);
+                    self.seen.targets.push(target);
                     self.connected = self.reachable;
                     if self.reachable {
                         self.core.handle_connected(self.now);
@@ -146,6 +150,7 @@ impl Node {
                     self.counted.push(peers.len());
                     self.core.handle_flows(question, vec![], 0);
                 }
+                Effect::Settled(result) => self.seen.settled.push(result.is_ok()),
                 Effect::Probe(_) | Effect::StopProbes => {}
                 Effect::Notify(notice) => self.seen.notices.push(notice),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
