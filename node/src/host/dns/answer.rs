@@ -35,13 +35,14 @@ pub struct NameEntry {
 pub struct Names {
     domain: Option<Name>,
     overlay: Vec<IpNet>,
-    forward: HashMap<Name, (Vec<IpAddr>, Deadline)>,
-    reverse: HashMap<IpAddr, (Name, Deadline)>,
+    /// Each address with each deadline of its own: one that ends takes nothing else with it, and nothing keeps it.
+    forward: HashMap<Name, Vec<(IpAddr, Deadline)>>,
+    reverse: HashMap<IpAddr, Vec<(Name, Deadline)>>,
 }
 
 impl Names {
     /// Makes the table: the domain (`internal`), the overlay's prefixes, and the names. Entries whose name is none in
-    /// DNS are left out; of several entries with one name, all addresses count until the latest deadline.
+    /// DNS are left out; of several entries with one name, each address counts until its own deadlines are over.
     pub fn new(domain: &str, overlay: Vec<IpNet>, entries: impl IntoIterator<Item = NameEntry>) -> Self {
         let domain = Name::from_ascii(format!("{}.", domain.trim_matches('.'))).ok().map(|name| name.to_lowercase());
         let mut names = Self { domain, overlay, forward: HashMap::new(), reverse: HashMap::new() };
@@ -51,14 +52,9 @@ impl Names {
             let Ok(name) = relative.append_domain(&domain) else { continue };
             let mut name = name.to_lowercase();
             name.set_fqdn(true);
-            let known = names.forward.entry(name.clone()).or_insert_with(|| (Vec::new(), entry.until));
-            known.1 = later(known.1, entry.until);
             for address in entry.addresses {
-                if !known.0.contains(&address) {
-                    known.0.push(address);
-                }
-                let back = names.reverse.entry(address).or_insert_with(|| (name.clone(), entry.until));
-                back.1 = later(back.1, entry.until);
+                names.forward.entry(name.clone()).or_default().push((address, entry.until));
+                names.reverse.entry(address).or_default().push((name.clone(), entry.until));
             }
         }
         names
@@ -88,8 +84,17 @@ impl Names {
     }
 }
 
-fn later(a: Deadline, b: Deadline) -> Deadline {
-    Deadline { monotonic: a.monotonic.max(b.monotonic), wall: a.wall.max(b.wall) }
+/// Returns what has not ended, each once, with how many seconds an answer may be kept.
+fn live<T: PartialEq>(entries: &[(T, Deadline)], now: Now) -> Vec<(&T, u32)> {
+    let mut found: Vec<(&T, u32)> = Vec::new();
+    for (what, until) in entries.iter().filter(|(_, until)| !until.has_passed(now)) {
+        let ttl = ttl(*until, now);
+        match found.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, longest)) => *longest = (*longest).max(ttl),
+            None => found.push((what, ttl)),
+        }
+    }
+    found
 }
 
 /// What to do with a query.
@@ -131,26 +136,28 @@ pub fn answer(names: &Names, query: &[u8], transport: Transport, now: Now) -> Ac
     let kind = question.query_type();
     let any_class = matches!(question.query_class(), DNSClass::IN | DNSClass::ANY);
     if let Some(domain) = names.domain.as_ref().filter(|domain| domain.zone_of(&name)) {
-        let known = names.forward.get(&name).filter(|(_, until)| any_class && !until.has_passed(now));
+        let known = names.forward.get(&name).filter(|_| any_class).map(|entries| live(entries, now));
         let soa = Some(domain.clone());
-        return match known {
-            Some((addresses, until)) => {
-                let ttl = ttl(*until, now);
+        return match known.filter(|addresses| !addresses.is_empty()) {
+            Some(addresses) => {
                 let record = |address: &IpAddr| match (address, kind) {
                     (IpAddr::V4(address), RecordType::A | RecordType::ANY) => Some(RData::A((*address).into())),
                     (IpAddr::V6(address), RecordType::AAAA | RecordType::ANY) => Some(RData::AAAA((*address).into())),
                     _ => None,
                 };
                 let answers: Vec<Record> = addresses
-                    .iter()
-                    .filter_map(record)
-                    .map(|data| Record::from_rdata(question.name().clone(), ttl, data))
+                    .into_iter()
+                    .filter_map(|(address, ttl)| Some((record(address)?, ttl)))
+                    .map(|(data, ttl)| Record::from_rdata(question.name().clone(), ttl, data))
                     .collect();
                 reply(&message, ResponseCode::NoError, answers, soa, transport)
             }
             // The domain itself, and a name that only has names below it, exist without records (RFC 8020).
             None if name == *domain
-                || names.forward.iter().any(|(n, (_, u))| name.zone_of(n) && !u.has_passed(now)) =>
+                || names
+                    .forward
+                    .iter()
+                    .any(|(below, entries)| name.zone_of(below) && !live(entries, now).is_empty()) =>
             {
                 reply(&message, ResponseCode::NoError, Vec::new(), soa, transport)
             }
@@ -161,11 +168,12 @@ pub fn answer(names: &Names, query: &[u8], transport: Transport, now: Now) -> Ac
         && names.overlay.iter().any(|overlay| overlay.contains(&prefix))
     {
         let whole = prefix.prefix_len() == prefix.max_prefix_len();
-        let known = names.reverse.get(&prefix.addr()).filter(|(_, until)| whole && any_class && !until.has_passed(now));
+        let known = names.reverse.get(&prefix.addr()).filter(|_| whole && any_class);
+        let known = known.and_then(|entries| live(entries, now).into_iter().next());
         return match (known, kind) {
-            (Some((target, until)), RecordType::PTR | RecordType::ANY) => {
+            (Some((target, ttl)), RecordType::PTR | RecordType::ANY) => {
                 let data = RData::PTR(PTR(target.clone()));
-                let record = Record::from_rdata(question.name().clone(), ttl(*until, now), data);
+                let record = Record::from_rdata(question.name().clone(), ttl, data);
                 reply(&message, ResponseCode::NoError, vec![record], Some(name), transport)
             }
             (Some(_), _) => reply(&message, ResponseCode::NoError, Vec::new(), Some(name), transport),
@@ -328,6 +336,34 @@ mod tests {
         assert_eq!(code(at(100)), ResponseCode::NXDomain);
         let ttl = |now| ask("payroll-app.internal.", RecordType::A, now).unwrap().answers[0].ttl;
         assert_eq!((ttl(at(0)), ttl(at(98))), (5, 2), "nobody keeps an answer longer than it holds");
+    }
+
+    #[test]
+    fn another_entitlement_to_the_same_name_or_machine_keeps_nothing_alive() {
+        let entry = |name: &str, address: &str, seconds| NameEntry {
+            name: name.into(),
+            addresses: vec![address.parse().unwrap()],
+            until: Deadline { monotonic: at(seconds).monotonic, wall: WallTime::NEVER },
+        };
+        let entries = [
+            entry("app", "100.64.0.1", 10),
+            entry("app", "100.64.0.2", 100),
+            entry("old", "100.64.0.3", 10),
+            entry("new", "100.64.0.3", 100),
+        ];
+        let names = Names::new("internal", vec!["100.64.0.0/16".parse().unwrap()], entries);
+        let answers = |name: &str, kind, now| {
+            let mut message = Message::query();
+            message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+            let Action::Reply(bytes) = answer(&names, &message.to_vec().unwrap(), Transport::Udp, now) else {
+                panic!()
+            };
+            Message::from_vec(&bytes).unwrap().answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(answers("app.internal.", RecordType::A, at(9)).len(), 2);
+        assert_eq!(answers("app.internal.", RecordType::A, at(10)), ["100.64.0.2"]);
+        assert!(answers("old.internal.", RecordType::A, at(10)).is_empty());
+        assert_eq!(answers("3.0.64.100.in-addr.arpa.", RecordType::PTR, at(10)), ["new.internal."]);
     }
 
     #[test]
