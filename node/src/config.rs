@@ -26,6 +26,8 @@ pub const DEFAULT_STATE: &str = "/var/lib/postern";
 pub const DEFAULT_RUNTIME: &str = "/run/postern";
 /// The shortest key rotation: handshakes take their time, and each rotation costs one with every peer.
 pub const MIN_ROTATION: Duration = Duration::from_secs(5);
+/// The shortest keepalive: no NAT forgets sooner.
+pub const MIN_KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// Everything that `node.toml` says.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -35,8 +37,10 @@ pub struct NodeConfig {
     pub listen_port: u16,
     /// The tunnel's interface.
     pub interface: String,
-    /// The tunnel's MTU in bytes.
-    pub mtu: u16,
+    /// The tunnel's MTU.
+    pub mtu: Mtu,
+    /// Keepalives for a NAT or firewall in front of this machine.
+    pub keepalive: Keepalive,
     /// How long a WireGuard key is the newest.
     pub key_rotation: HumanDuration,
     /// The group whose members may do what root may over the local socket.
@@ -60,7 +64,8 @@ impl Default for NodeConfig {
         Self {
             listen_port: 51820,
             interface: crate::io::tun::DEFAULT_NAME.into(),
-            mtu: 1420,
+            mtu: Mtu::Auto,
+            keepalive: Keepalive::Auto,
             key_rotation: HumanDuration::new(Duration::from_secs(12 * 3600)),
             group: None,
             log: LogFormat::Text,
@@ -70,6 +75,65 @@ impl Default for NodeConfig {
             ceiling: CeilingConfig::default(),
             flow_records: FlowRecordsConfig::default(),
         }
+    }
+}
+
+/// The tunnel's MTU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mtu {
+    /// What fits the machine's own links.
+    Auto,
+    /// So many bytes.
+    Fixed(u16),
+}
+
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "\"auto\" or a number of bytes")]
+        enum Written {
+            Bytes(u16),
+            Word(Word),
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Word {
+            Auto,
+        }
+        Written::deserialize(deserializer).map(|written| match written {
+            Written::Bytes(bytes) => Self::Fixed(bytes),
+            Written::Word(Word::Auto) => Self::Auto,
+        })
+    }
+}
+
+/// Keepalives for a NAT or firewall in front of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keepalive {
+    /// Where this machine is a person's, or the controller sees it at an address that it does not have.
+    Auto,
+    /// In any case, this often.
+    Every(Duration),
+    /// Never: 0.
+    Off,
+}
+
+impl<'de> Deserialize<'de> for Keepalive {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "\"auto\", 0, or a duration such as \"25s\"")]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        let duration = match Written::deserialize(deserializer)? {
+            Written::Number(0) => return Ok(Self::Off),
+            Written::Number(number) => number.to_string(),
+            Written::Text(text) if text == "auto" => return Ok(Self::Auto),
+            Written::Text(text) => text,
+        };
+        let duration: HumanDuration = duration.parse().map_err(serde::de::Error::custom)?;
+        Ok(if duration.get().is_zero() { Self::Off } else { Self::Every(duration.get()) })
     }
 }
 
@@ -227,8 +291,15 @@ impl NodeConfig {
         if self.listen_port == 0 {
             return Err("listen_port 0 is no port: peers must be able to find it".into());
         }
-        if !(1280..=9000).contains(&self.mtu) {
-            return Err(format!("mtu {} is not from 1280 (the least that IPv6 takes) to 9000", self.mtu));
+        if let Mtu::Fixed(mtu) = self.mtu
+            && !(1280..=9000).contains(&mtu)
+        {
+            return Err(format!("mtu {mtu} is not \"auto\", or from 1280 (the least that IPv6 takes) to 9000"));
+        }
+        if let Keepalive::Every(every) = self.keepalive
+            && every < MIN_KEEPALIVE
+        {
+            return Err(format!("keepalive is shorter than {} s; 0 turns it off", MIN_KEEPALIVE.as_secs()));
         }
         if self.key_rotation.get() < MIN_ROTATION {
             return Err(format!("key_rotation is shorter than {} s", MIN_ROTATION.as_secs()));
@@ -305,6 +376,16 @@ mod tests {
     }
 
     #[test]
+    fn mtu_and_keepalive_say_by_themselves_or_so_many() {
+        let read = |text: &str| parse(text).map(|config| (config.mtu, config.keepalive));
+        let every = Keepalive::Every(Duration::from_secs(40));
+        assert_eq!(read("mtu = 1380\nkeepalive = \"40s\""), Ok((Mtu::Fixed(1380), every)));
+        assert_eq!(read("mtu = \"auto\"\nkeepalive = \"auto\""), Ok((Mtu::Auto, Keepalive::Auto)));
+        assert_eq!(read("keepalive = 0"), Ok((Mtu::Auto, Keepalive::Off)));
+        assert_eq!(read("keepalive = \"0s\""), Ok((Mtu::Auto, Keepalive::Off)));
+    }
+
+    #[test]
     fn mistakes_are_named_with_what_to_do() {
         for (text, expected) in [
             ("lisen_port = 1", "did you mean `listen_port`"),
@@ -313,6 +394,9 @@ mod tests {
             ("key_rotation = \"1s\"", "shorter than 5 s"),
             ("key_rotation = 30", "30"),
             ("mtu = 100", "1280"),
+            ("mtu = \"automatic\"", "auto"),
+            ("keepalive = \"1s\"", "shorter than 5 s"),
+            ("keepalive = 25", "25s"),
             ("interface = \"a/b\"", "interface"),
             ("[dns]\naddress = \"10.0.0.1\"", "loopback"),
             ("[plain_network]\nallow = [\"tcp/22\"]", "did you mean inbound"),

@@ -45,6 +45,24 @@ pub struct TunnelPlan {
     pub overlay: Vec<IpNet>,
 }
 
+/// What is looked at of an interface.
+#[derive(Debug)]
+struct Link {
+    name: String,
+    /// Up, and not loopback.
+    up: bool,
+    mtu: u32,
+}
+
+/// Where a route of ours leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Way {
+    /// Through the interface of this index.
+    Through(u32),
+    /// It is a blackhole.
+    Nowhere,
+}
+
 /// What cannot be done with the machine's network.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
@@ -132,6 +150,88 @@ impl HostNet {
         .await
     }
 
+    /// Tells whether the interface, its addresses and the routes are as [`HostNet::configure`] made them. Changes nothing.
+    ///
+    /// # Errors
+    /// Fails when the interface is not there or the kernel does not tell.
+    pub async fn is_as_planned(&self, plan: &TunnelPlan) -> Result<bool, NetError> {
+        let links = self.links().await?;
+        let Some((index, link)) = links.iter().find(|(_, link)| link.name == plan.link) else {
+            return Err(NetError::NoLink(plan.link.clone()));
+        };
+        let found: HashSet<IpAddr> = self
+            .addresses_of(*index)
+            .await?
+            .into_iter()
+            .map(|(address, _)| address)
+            .filter(|a| !is_link_local(*a))
+            .collect();
+        let addresses = found == plan.addresses.iter().copied().collect();
+        let routes = self.own_routes().await?;
+        let routed = |prefix: &IpNet| {
+            routes.contains(&(prefix.trunc(), Way::Through(*index))) && routes.contains(&(prefix.trunc(), Way::Nowhere))
+        };
+        Ok(link.up && link.mtu == plan.mtu && addresses && plan.overlay.iter().all(routed))
+    }
+
+    /// Tells whether the blackholes of [`HostNet::shut`] lie. Changes nothing.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not tell.
+    pub async fn is_shut(&self, overlay: &[IpNet]) -> Result<bool, NetError> {
+        let routes = self.own_routes().await?;
+        Ok(overlay.iter().all(|prefix| routes.contains(&(prefix.trunc(), Way::Nowhere))))
+    }
+
+    /// Tells the least MTU of the links by which this machine reaches others: those with a default route or, where there is
+    /// none, all but loopback and the interface `tunnel`.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not tell.
+    pub async fn underlay_mtu(&self, tunnel: &str) -> Result<Option<u32>, NetError> {
+        let links = self.links().await?;
+        let with_default = self.links_with_default_route().await?;
+        let outer = || links.iter().filter(|(_, link)| link.up && link.name != tunnel);
+        let outward = outer().filter(|(index, _)| with_default.contains(index)).map(|(_, link)| link.mtu).min();
+        Ok(outward.or_else(|| outer().map(|(_, link)| link.mtu).min()))
+    }
+
+    async fn links(&self) -> Result<HashMap<u32, Link>, NetError> {
+        let mut links = HashMap::new();
+        let mut stream = self.handle.link().get().execute();
+        while let Some(message) = stream.try_next().await.map_err(refused("list interfaces"))? {
+            let flags = message.header.flags;
+            let up = flags.contains(LinkFlags::Up) && !flags.contains(LinkFlags::Loopback);
+            let mut link = Link { name: String::new(), up, mtu: 0 };
+            for attribute in message.attributes {
+                match attribute {
+                    LinkAttribute::IfName(name) => link.name = name,
+                    LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                    _ => {}
+                }
+            }
+            links.insert(message.header.index, link);
+        }
+        Ok(links)
+    }
+
+    async fn links_with_default_route(&self) -> Result<HashSet<u32>, NetError> {
+        let default = |route: &RouteMessage| {
+            route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+        };
+        Ok(self.routes().await?.iter().filter(|route| default(route)).filter_map(route_link).collect())
+    }
+
+    async fn own_routes(&self) -> Result<HashSet<(IpNet, Way)>, NetError> {
+        let ours = |route: &RouteMessage| route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);
+        let way = |route: &RouteMessage| match route.header.kind {
+            RouteType::BlackHole => Some((destination(route)?, Way::Nowhere)),
+            RouteType::Unicast => Some((destination(route)?, Way::Through(route_link(route)?))),
+            _ => None,
+        };
+        Ok(self.routes().await?.iter().filter(|route| ours(route)).filter_map(way).collect())
+    }
+
     /// Lays the blackholes alone: nothing is meant for the overlay yet, and nothing may fall through to the default route.
     ///
     /// # Errors
@@ -152,16 +252,6 @@ impl HostNet {
         self.remove_routes(|_| true).await
     }
 
-    /// Changes the MTU of an interface.
-    ///
-    /// # Errors
-    /// Fails when the interface is not there or the kernel refuses.
-    pub async fn set_mtu(&self, link: &str, mtu: u32) -> Result<(), NetError> {
-        let message = LinkUnspec::new_with_index(self.link_index(link).await?).mtu(mtu).build();
-        let action = format!("give {link} an MTU of {mtu}");
-        self.handle.link().set(message).execute().await.map_err(refused(action))
-    }
-
     /// Lists addresses at which this machine may be found from outside, best first: those of interfaces with a default
     /// route, IPv6 before IPv4. Leaves out loopback, link-local, multicast, tentative and deprecated addresses, the
     /// interface `tunnel`, and whatever lies in `overlay`.
@@ -169,28 +259,14 @@ impl HostNet {
     /// # Errors
     /// Fails when the kernel does not tell.
     pub async fn underlay_addresses(&self, tunnel: &str, overlay: &[IpNet]) -> Result<Vec<IpAddr>, NetError> {
-        let mut links: HashMap<u32, (String, bool)> = HashMap::new();
-        let mut stream = self.handle.link().get().execute();
-        while let Some(link) = stream.try_next().await.map_err(refused("list interfaces"))? {
-            let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            });
-            let up = link.header.flags.contains(LinkFlags::Up) && !link.header.flags.contains(LinkFlags::Loopback);
-            links.insert(link.header.index, (name.unwrap_or_default(), up));
-        }
-        let mut with_default: HashSet<u32> = HashSet::new();
-        for route in self.routes().await? {
-            if route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast {
-                with_default.extend(route_link(&route));
-            }
-        }
+        let links = self.links().await?;
+        let with_default = self.links_with_default_route().await?;
         let mut found: Vec<(bool, bool, IpAddr)> = Vec::new();
         let mut stream = self.handle.address().get().execute();
         while let Some(message) = stream.try_next().await.map_err(refused("list addresses"))? {
             let unfit = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Deprecated;
             let index = message.header.index;
-            let usable = links.get(&index).is_some_and(|(name, up)| *up && name != tunnel);
+            let usable = links.get(&index).is_some_and(|link| link.up && link.name != tunnel);
             let Some(address) = address_of(&message) else { continue };
             if usable && !message.header.flags.intersects(unfit) && is_candidate(address, overlay) {
                 found.push((!with_default.contains(&index), address.is_ipv4(), address));
@@ -248,7 +324,8 @@ impl HostNet {
     }
 }
 
-/// Tells when addresses or links of the machine changed, so that candidates are gathered again.
+/// Tells when addresses, links or routes of the machine changed, so that candidates are gathered again and the tunnel is
+/// looked after.
 #[derive(Debug)]
 pub struct AddressChanges {
     changes: tokio::sync::mpsc::Receiver<()>,
@@ -267,8 +344,13 @@ impl AddressChanges {
     /// # Errors
     /// Fails when the kernel gives no netlink socket.
     pub fn watch() -> Result<Self, NetError> {
-        let groups =
-            [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
         let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetError::Socket)?;
         let (sender, changes) = tokio::sync::mpsc::channel(1);
         let drain = tokio::spawn(async move {

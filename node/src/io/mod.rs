@@ -19,7 +19,7 @@
 pub mod bench;
 pub mod clock;
 pub mod path;
-mod sys;
+pub(crate) mod sys;
 pub mod tun;
 pub mod udp;
 pub mod worker;

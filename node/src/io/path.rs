@@ -2,13 +2,21 @@
 //!
 //! At present the choice is simple. The controller lists candidates, best first; the data plane tries them in order until a
 //! handshake succeeds and roams to wherever an authenticated datagram came from. What is chosen here is the rest of the
-//! path: which local address answers ([`Sources`]) and how long an inner packet may be ([`inner_mtu`]). NAT traversal with ICE
+//! path: which local address answers ([`Sources`]) and how long an inner packet may be. NAT traversal with ICE
 //! and a relay will come in here, as further candidates and as a wrapper around sending.
+//!
+//! How long: the tunnel's interface takes what the machine's own links take ([`inner_mtu`]). What a single path takes less is
+//! learnt from the kernel ([`path_mtu`]), which hears ICMP 'fragmentation needed' about the outer datagrams and keeps it
+//! for ten minutes; the data plane then tells local programs (`docs/decisions/0006-path-mtu.md`).
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::{IpAddr, SocketAddr},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    os::fd::AsFd,
 };
+
+use super::sys;
 
 /// Remote addresses whose local address is remembered; the oldest is forgotten.
 pub const MAX_SOURCES: usize = 4_096;
@@ -17,8 +25,10 @@ pub const MAX_SOURCES: usize = 4_096;
 pub const DEFAULT_INNER_MTU: u16 = 1_420;
 /// The least inner MTU: IPv6 allows no less (RFC 8200 §5). Over a narrower underlay the outer datagrams are fragmented.
 pub const LEAST_INNER_MTU: u16 = 1_280;
-/// Outer IPv6 header, UDP header, WireGuard header and tag.
-const OVERHEAD: u16 = 40 + 8 + 32;
+/// UDP header, WireGuard header and tag.
+const TUNNEL: u16 = 8 + 32;
+/// The same with the longer outer header, IPv6's.
+const OVERHEAD: u16 = 40 + TUNNEL;
 
 /// Returns the inner MTU for the narrowest underlay interface's MTU.
 pub const fn inner_mtu(outer: u16) -> u16 {
@@ -30,6 +40,23 @@ pub const fn inner_mtu(outer: u16) -> u16 {
     } else {
         inner
     }
+}
+
+/// Returns the longest inner packet, in bytes, that leaves for `peer` in one datagram, as far as the kernel knows: it
+/// asks the route, with what the kernel has learnt of the path. Sends nothing.
+///
+/// # Errors
+/// What the kernel says: there is no route, or no such family.
+pub fn path_mtu(peer: SocketAddr) -> io::Result<u16> {
+    let (any, level, name, header): (IpAddr, _, _, u16) = match peer {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), libc::IPPROTO_IP, libc::IP_MTU, 20),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), libc::IPPROTO_IPV6, libc::IPV6_MTU, 40),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(peer)?;
+    let outer = sys::option(socket.as_fd(), level, name)?;
+    let outer = u16::try_from(outer).unwrap_or(u16::MAX); // loopback's MTU is greater
+    Ok(outer.saturating_sub(header + TUNNEL))
 }
 
 /// The local address to which each authenticated peer address talked last.
@@ -72,6 +99,13 @@ mod tests {
         assert_eq!(inner_mtu(9_000), 1_420);
         assert_eq!(inner_mtu(1_400), 1_320);
         assert_eq!(inner_mtu(576), 1_280);
+    }
+
+    #[test]
+    fn the_kernel_tells_what_a_path_takes() {
+        // Loopback takes 65,536 bytes, in every namespace.
+        assert_eq!(path_mtu("127.0.0.1:9".parse().unwrap()).unwrap(), 65_535 - 60);
+        assert_eq!(path_mtu("[::1]:9".parse().unwrap()).unwrap(), 65_535 - 80);
     }
 
     #[test]

@@ -12,9 +12,11 @@ use std::{
     io::{self, IoSlice},
     mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6},
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     time::Duration,
 };
+
+use tokio::io::{Interest, unix::AsyncFd};
 
 fn check(result: c_int) -> io::Result<c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -172,6 +174,52 @@ pub(super) fn set_option(fd: BorrowedFd<'_>, level: c_int, name: c_int, value: c
     let length = mem::size_of::<c_int>() as libc::socklen_t;
     // SAFETY: pointer and length describe `value`.
     check(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), length) }).map(drop)
+}
+
+/// Reads an integer socket option.
+pub(super) fn option(fd: BorrowedFd<'_>, level: c_int, name: c_int) -> io::Result<c_int> {
+    let (mut value, mut length): (c_int, _) = (0, mem::size_of::<c_int>() as libc::socklen_t);
+    // SAFETY: pointer and length describe `value`; the kernel writes no more than `length` bytes.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length) })?;
+    Ok(value)
+}
+
+/// Opens a netlink socket that hears the messages of one multicast group.
+pub(crate) fn open_netlink(protocol: c_int, group: c_int) -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: no pointers are passed.
+    let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) })?;
+    // SAFETY: the call has just returned this descriptor and nobody else owns it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero bytes are a valid sockaddr_nl; port 0 lets the kernel choose one.
+    let mut name: libc::sockaddr_nl = unsafe { mem::zeroed() };
+    name.nl_family = libc::AF_NETLINK as libc::sa_family_t;
+    let length = mem::size_of_val(&name) as libc::socklen_t;
+    // SAFETY: pointer and length describe `name`.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const name).cast(), length) })?;
+    set_option(fd.as_fd(), libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group)?;
+    Ok(fd)
+}
+
+/// Lets the async runtime wait until a descriptor is readable.
+pub(crate) fn await_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is one open descriptor until it is dropped, and `AsyncFd` lends it out only by shared reference.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
+}
+
+/// Throws away what waits in a netlink socket. Tells whether the socket still works.
+pub(crate) fn drain_netlink(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut buffer = [0; 8_192];
+    loop {
+        match read(fd, &mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            // Messages were lost: they are worth no more than those that were read.
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Room for the control messages of one datagram, aligned as the kernel wants it.

@@ -69,6 +69,7 @@ impl Agent {
             Effect::PersistIdentity(identity) => self.writer.submit(Job::Identity(identity)),
             Effect::PersistGrants(saved) => self.writer.submit(Job::Grants(saved)),
             Effect::HostDown => self.down().await,
+            Effect::Settled(result) => self.settled(result),
             Effect::Probe(order) => {
                 self.probe = Some(Probing { order, sequence: 0, next: Instant::now() });
             }
@@ -155,13 +156,26 @@ impl Agent {
         let removed = self.host.remove().await;
         let interface = plane::remove_interface(&self.config.interface);
         let result = removed.and(interface);
-        let reply = match &result {
+        self.waiting.taken_down = Some(match &result {
             Ok(()) => Reply::Done,
             Err(error) => Reply::Refused { message: format!("not everything could be taken away: {}", chain(error)) },
-        };
+        });
         self.troubles.note(Trouble::Net, result);
-        self.waiting.answer_down(&reply);
-        if self.options.detached {
+    }
+
+    /// Answers who asked for `down` or `logout`, now that the disk has it.
+    fn settled(&mut self, result: Result<(), String>) {
+        let taken_down = self.waiting.taken_down.take().unwrap_or(Reply::Done);
+        let durable = result.is_ok();
+        self.waiting.answer_down(&match result {
+            Ok(()) => taken_down,
+            Err(error) => Reply::Refused {
+                message: format!(
+                    "the tunnel is down, but that could not be written: after a restart of the machine it would come up again. It is tried again every few seconds: {error}"
+                ),
+            },
+        });
+        if durable && self.options.detached {
             self.course = Course::Finished;
         }
     }

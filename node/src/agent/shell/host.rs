@@ -22,13 +22,13 @@ use postern_common::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{MissedTickBehavior, interval, timeout},
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
 use crate::{
     agent::core::book::Book,
-    config::NodeConfig,
+    config::{Mtu, NodeConfig},
     host::{
         dns::{
             self, NameEntry, Names, Resolver,
@@ -36,15 +36,21 @@ use crate::{
         },
         guard::{Ensured, Guard, GuardPlan},
         net::{HostNet, TunnelPlan},
+        watch::MachineChanges,
     },
+    io::path,
 };
 
 /// Orders that wait for the host's task.
 const ORDERS: usize = 16;
 /// How long the loop waits for one: longer than nft's own patience.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How often is looked whether somebody took something away.
+/// How often is looked whether somebody took something away, if the kernel told of no change.
 const ENSURE: Duration = Duration::from_secs(5);
+/// How long a burst of changes is let pass before is looked ...
+const BURST: Duration = Duration::from_millis(50);
+/// ... and how long after a look at least: another program that changes its own rules all the time costs that much.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
 /// What can be wrong, each at most once: the newest words count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,6 +134,9 @@ impl HostTask {
         tokio::spawn(async move {
             let mut again = interval(ENSURE);
             again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut changes = MachineChanges::watch().ok();
+            let mut looked = Instant::now();
+            let mut look_at: Option<Instant> = None;
             loop {
                 tokio::select! {
                     biased;
@@ -153,6 +162,16 @@ impl HostTask {
                             Order::Remove => host.remove().await,
                         };
                         let _ = done.send(result); // the loop may have waited long enough
+                    }
+                    watching = changed(changes.as_mut()) => {
+                        if !watching {
+                            changes = MachineChanges::watch().ok();
+                        }
+                        look_at.get_or_insert((Instant::now() + BURST).max(looked + BETWEEN_LOOKS));
+                    }
+                    () = due(look_at) => {
+                        host.ensure().await;
+                        (look_at, looked) = (None, Instant::now());
                     }
                     _ = again.tick() => host.ensure().await,
                 }
@@ -208,6 +227,20 @@ impl HostTask {
     }
 }
 
+async fn changed(changes: Option<&mut MachineChanges>) -> bool {
+    match changes {
+        Some(changes) => changes.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Planned {
     guard: GuardPlan,
@@ -225,6 +258,7 @@ enum Inside {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tunnelled {
     tunnel: TunnelPlan,
+    mtu: Mtu,
     domain: String,
     dns: Option<IpAddr>,
 }
@@ -266,12 +300,12 @@ impl Host {
         };
         let tunnel = TunnelPlan {
             link: config.interface.clone(),
-            mtu: config.mtu.into(),
+            mtu: self.mtu(config.mtu, &config.interface).await,
             addresses: own.addresses.clone(),
             overlay: own.overlay.clone(),
         };
         let dns = config.dns.enabled.then_some(config.dns.address);
-        let inside = Inside::Open(Tunnelled { tunnel, domain: own.domain.clone(), dns });
+        let inside = Inside::Open(Tunnelled { tunnel, mtu: config.mtu, domain: own.domain.clone(), dns });
         self.plan(Planned { guard, inside }).await;
     }
 
@@ -283,6 +317,18 @@ impl Host {
         match GuardPlan::new(&config.interface, overlay.clone(), vec![], config.plain()) {
             Ok(guard) => self.plan(Planned { guard, inside: Inside::Shut(overlay) }).await,
             Err(error) => self.troubles.note(Trouble::Guard, Err(error.into())),
+        }
+    }
+
+    /// Returns the tunnel's MTU in bytes.
+    async fn mtu(&self, wanted: Mtu, tunnel: &str) -> u32 {
+        match wanted {
+            Mtu::Fixed(mtu) => mtu.into(),
+            Mtu::Auto => {
+                let underlay = self.net.underlay_mtu(tunnel).await.ok().flatten();
+                let underlay = underlay.map_or(u16::MAX, |mtu| u16::try_from(mtu).unwrap_or(u16::MAX));
+                path::inner_mtu(underlay).into()
+            }
         }
     }
 
@@ -355,9 +401,53 @@ impl Host {
         Ok(())
     }
 
-    /// Puts back what others took away, and tries again what failed. Call it every few seconds.
+    /// Puts back what others took away, and tries again what failed. Call it every few seconds and after every change.
     pub async fn ensure(&mut self) {
+        self.ensure_guard().await;
+        self.look_at_network().await;
         self.settle().await;
+        if let (Some(setup), Some(resolver)) = (&mut self.setup, &self.resolver) {
+            match setup.ensure() {
+                Ok(DnsEnsured::InPlace) => {}
+                Ok(DnsEnsured::Renewed(upstream)) => {
+                    info!("the name configuration had been rewritten: it asks this node again");
+                    resolver.set_upstream(upstream);
+                }
+                Err(error) => self.troubles.note(Trouble::Dns, Err(error.into())),
+            }
+        }
+    }
+
+    /// Notes when the network is not as it was made, so that [`Host::settle`] makes it so again.
+    async fn look_at_network(&mut self) {
+        if !self.configured {
+            return;
+        }
+        let Some(planned) = &self.planned else { return };
+        let as_planned = match &planned.inside {
+            Inside::Shut(overlay) => self.net.is_shut(overlay).await,
+            Inside::Open(inside) => {
+                let (mut inside, guard) = (inside.clone(), planned.guard.clone());
+                let mtu = self.mtu(inside.mtu, &inside.tunnel.link).await;
+                if mtu != inside.tunnel.mtu {
+                    info!(mtu, before = inside.tunnel.mtu, "the machine's links take packets of another length");
+                    inside.tunnel.mtu = mtu;
+                    self.planned = Some(Planned { guard, inside: Inside::Open(inside.clone()) });
+                }
+                self.net.is_as_planned(&inside.tunnel).await
+            }
+        };
+        match as_planned {
+            Ok(true) => self.troubles.note(Trouble::Net, Ok(())),
+            Ok(false) => {
+                warn!("somebody changed the tunnel's interface, addresses or routes: they are put back");
+                self.configured = false;
+            }
+            Err(error) => self.troubles.note(Trouble::Net, Err(error.into())), // the worker notices a lost interface
+        }
+    }
+
+    async fn ensure_guard(&mut self) {
         if let Some(mut guard) = self.guard.take() {
             let ensured = off_the_loop(move || {
                 let ensured = guard.ensure();
@@ -370,16 +460,6 @@ impl Host {
                     warn!("somebody had removed or changed the guard: it is in place again");
                 }
                 self.troubles.note(Trouble::Guard, ensured.map(drop).map_err(Into::into));
-            }
-        }
-        if let (Some(setup), Some(resolver)) = (&mut self.setup, &self.resolver) {
-            match setup.ensure() {
-                Ok(DnsEnsured::InPlace) => {}
-                Ok(DnsEnsured::Renewed(upstream)) => {
-                    info!("the name configuration had been rewritten: it asks this node again");
-                    resolver.set_upstream(upstream);
-                }
-                Err(error) => self.troubles.note(Trouble::Dns, Err(error.into())),
             }
         }
     }

@@ -14,7 +14,7 @@
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
 //! | [`local`] | the local socket |
-//! | [`plane`], [`host`] | the packet worker and the machine's network, as the agent keeps them |
+//! | [`plane`], [`paths`], [`host`] | the packet worker and the machine's network, as the agent keeps them |
 //! | [`records`] | the spool of flow records |
 //!
 //! The loop waits for nothing that can hang: connections, disks and clients have tasks, threads and bounded queues of their
@@ -26,6 +26,7 @@ mod effects;
 pub mod host;
 pub mod link;
 pub mod local;
+pub mod paths;
 pub mod plane;
 pub mod records;
 mod report;
@@ -81,6 +82,8 @@ use crate::{
 /// Records that a follower may lag behind before it misses some.
 const FOLLOWED_RECORDS: usize = 512;
 const TICK: Duration = Duration::from_secs(5);
+/// How often is looked what the paths to the peers take.
+const PATHS: Duration = Duration::from_secs(1);
 /// Probes follow each other this quickly at first, in case one is lost, ...
 const PROBE_BURST: Duration = Duration::from_secs(1);
 /// ... and then this slowly: a NAT's mapping lives 30 s at least nearly everywhere.
@@ -146,6 +149,8 @@ struct Agent {
     waiting: Waiting,
     denied: VecDeque<u64>,
     endpoints: Vec<SocketAddr>,
+    /// The addresses of this machine's other interfaces.
+    addresses: Vec<IpAddr>,
     course: Course,
 }
 
@@ -205,6 +210,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         waiting: Waiting::default(),
         denied: VecDeque::new(),
         endpoints: vec![],
+        addresses: vec![],
         course: Course::On,
         core,
         writer,
@@ -221,6 +227,8 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     let mut addresses = AddressChanges::watch()?;
     let mut tick = interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut paths = interval(PATHS);
+    paths.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let watchdog = watchdog_interval();
     let mut alive = interval(watchdog.unwrap_or(Duration::from_secs(3600)));
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -253,6 +261,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
             }
             () = sleep_until(wake) => agent.due().await,
             _ = tick.tick() => agent.tick().await,
+            _ = paths.tick() => agent.follow_paths().await,
             _ = alive.tick(), if watchdog.is_some() => notify_manager(&[sd_notify::NotifyState::Watchdog]),
             _ = reload.recv() => agent.reload(),
             _ = terminate.recv() => break,
@@ -523,6 +532,7 @@ impl Agent {
                 return;
             }
         };
+        self.addresses.clone_from(&found);
         for address in found {
             let endpoint = SocketAddr::new(address, port);
             if !ignored.contains(&address) && !endpoints.contains(&endpoint) {

@@ -8,11 +8,13 @@ use postern_common::key::WireGuardPrivateKey;
 use postern_dataplane::{DataPlane, Settings};
 use tokio::sync::mpsc;
 
+use super::paths::Paths;
 use crate::{
-    config::NodeConfig,
+    config::{Mtu, NodeConfig},
     host::privileges,
     io::{
         clock::Clock,
+        path::DEFAULT_INNER_MTU,
         tun::{Offloads, Tun},
         udp::{Segmentation, UdpSockets},
         worker::{self, WorkerEvent, WorkerHandle},
@@ -26,6 +28,8 @@ pub struct Plane {
     pub worker: WorkerHandle,
     /// What it tells.
     pub events: mpsc::Receiver<WorkerEvent>,
+    /// What it was told of paths.
+    pub paths: Paths,
 }
 
 impl Plane {
@@ -41,17 +45,21 @@ impl Plane {
         privileges::check()?;
         let sockets = UdpSockets::bind(config.listen_port, Segmentation::default())?;
         let tun = Tun::open(&config.interface, Offloads::default())?;
-        let settings = Settings { mtu: config.mtu, ..Settings::default() };
+        let mtu = match config.mtu {
+            Mtu::Auto => DEFAULT_INNER_MTU,
+            Mtu::Fixed(mtu) => mtu,
+        };
+        let settings = Settings { mtu, ..Settings::default() };
         let plane = DataPlane::new(settings, clock.now());
         let (worker, events) = worker::spawn(plane, tun, sockets, clock)?;
         worker.set_ceiling(config.ceiling()).await?;
         worker.set_local_keys(keys).await?;
-        Ok(Self { worker, events })
+        Ok(Self { worker, events, paths: Paths::default() })
     }
 
     /// Ends the worker; its last records are still in `events`. The interface stays.
     pub async fn stop(self) -> Vec<WorkerEvent> {
-        let Self { worker, mut events } = self;
+        let Self { worker, mut events, paths: _ } = self;
         let mut last = Vec::new();
         let stopping = async {
             let _ = worker.shut_down().await; // it has ended already: as wanted

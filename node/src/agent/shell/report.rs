@@ -72,6 +72,18 @@ fn drops(counters: &Counters) -> Vec<(String, u64)> {
 }
 
 impl Agent {
+    /// Lists what is wrong, one line each.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.troubles.list();
+        if let Some(farewell) = &self.core.identity().farewell {
+            problems.push(format!(
+                "{} has not confirmed the sign-out yet; this machine goes on telling it while the agent runs",
+                farewell.controller.authority()
+            ));
+        }
+        problems
+    }
+
     pub(super) async fn status(&mut self) -> StatusReport {
         let now = self.clock.now();
         let worker = match &self.plane {
@@ -111,7 +123,7 @@ impl Agent {
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
             endpoints: self.endpoints.clone(),
-            problems: self.troubles.list(),
+            problems: self.problems(),
             records_dropped: self.spool.as_ref().map_or(0, super::records::Spool::dropped)
                 + worker.as_ref().map_or(0, |status| status.plane.records_dropped),
             documents_refused: self.core.refused_documents(),

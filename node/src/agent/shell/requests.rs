@@ -31,6 +31,8 @@ pub(super) struct Waiting {
     logouts: Vec<Replies>,
     questions: BTreeMap<u64, (Replies, ExplainReport)>,
     next_question: u64,
+    /// How taking the tunnel down went, until the disk has it too.
+    pub(super) taken_down: Option<Reply>,
     /// `node.toml` was read again, and worker and host do not follow it yet.
     pub(super) reloaded: bool,
 }

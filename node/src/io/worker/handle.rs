@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use postern_common::{
@@ -159,6 +160,33 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub async fn explain(&self, flow: FiveTuple) -> Result<LocalExplanation, WorkerGone> {
         self.ask(move |plane, _batches, _link, now| plane.explain(flow, now)).await
+    }
+
+    /// Lists the peers with which packets were exchanged lately, and where they are.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn paths_in_use(&self) -> Result<Vec<(DeviceId, SocketAddr)>, WorkerGone> {
+        self.ask(|plane, _batches, _link, now| plane.paths_in_use(now)).await
+    }
+
+    /// Tells how long an inner packet may be, in bytes, on the way to each of these peers.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn set_path_mtus(&self, paths: Vec<(DeviceId, SocketAddr, u16)>) -> Result<(), WorkerGone> {
+        self.ask(move |plane, _batches, _link, _now| {
+            paths.iter().for_each(|(device, endpoint, mtu)| plane.set_path_mtu(*device, *endpoint, *mtu));
+        })
+        .await
+    }
+
+    /// Sets how often peers that may have to reach this node are sent a keepalive; `None` ends that.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn set_keepalive(&self, every: Option<Duration>) -> Result<(), WorkerGone> {
+        self.ask(move |plane, _batches, _link, _now| plane.set_keepalive(every)).await
     }
 
     /// Sends bytes from the WireGuard socket of the address's family: the controller learns the node's outer address by it. As
