@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Host,
+    Background, Host, Network,
     deployment::{Deployment, Family, Node, PATIENCE},
     eventually,
     programs::{can_connect, http_server, iperf_server},
@@ -41,7 +41,7 @@ fn opens(from: &Node, to: IpAddr, port: u16) -> Result<()> {
 }
 
 /// Puts a router between the first network and another, both of whose ways take `mtu` bytes; returns a machine behind it.
-fn behind_a_narrow_hop(world: &Deployment, name: &str, mtu: u32) -> Result<Host> {
+fn behind_a_narrow_hop(world: &Deployment, name: &str, mtu: u32) -> Result<(Host, Network)> {
     let (near, far) = (world.lab.network(), world.lab.new_network(&format!("far-{name}"))?);
     let router = world.lab.unconnected_host(&format!("router-{name}"))?;
     far.connect(&router, "far")?;
@@ -71,7 +71,7 @@ fn behind_a_narrow_hop(world: &Deployment, name: &str, mtu: u32) -> Result<Host>
     );
     world.controller.sh(&back)?;
     host.write("/run/way-back", back)?;
-    Ok(host)
+    Ok((host, far))
 }
 
 /// Both families outside, and both inside: a download passes, and a packet that is too long is answered with what fits.
@@ -84,7 +84,7 @@ fn a_narrow_path_is_no_black_hole_and_programs_are_told_what_it_takes() -> Resul
     let _iperf = iperf_server(&app.host, 5201)?;
     for (outer, mtu, header) in [(Family::V4, 1_400, 20), (Family::V6, 1_400, 40), (Family::V6, 1_280, 40)] {
         let name = format!("laptop-{}", mtu + header);
-        let host = behind_a_narrow_hop(&world, &name, mtu)?;
+        let (host, _network) = behind_a_narrow_hop(&world, &name, mtu)?;
         app.host.sh(&host.read("/run/way-back")?)?;
         host.sh(match outer {
             Family::V4 => "ip -6 addr flush dev eth0 scope global",
@@ -109,7 +109,7 @@ fn a_narrow_path_is_no_black_hole_and_programs_are_told_what_it_takes() -> Resul
             };
             let asked = || {
                 let said = ping(fits + 1).ok()?.text();
-                (said.contains(&format!("mtu={fits}")) || said.contains(&format!("mtu = {fits}"))).then_some(())
+                ["mtu=", "mtu = ", "mtu: "].iter().any(|word| said.contains(&format!("{word}{fits}"))).then_some(())
             };
             eventually(PATIENCE, "a ping that is too long is not told what fits", asked)
                 .with_context(|| format!("{outer:?} of {mtu}, {inner:?} inside, {fits}: {:?}", ping(fits + 1)))?;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use postern_common::net::{Protocol, Service};
 
-use super::{Failure, Outcome, Places, client, show};
+use super::{Failure, Outcome, Places, client, show, status};
 use crate::agent::api::{ExplainReport, Reply, Request};
 
 /// Tell why something may, or may not, be reached
@@ -29,7 +29,10 @@ impl Explain {
         if places.json {
             show::json(&serde_json::json!({ "allowed": allowed, "report": report }));
         } else {
-            for line in lines(&report, &to, service) {
+            // Whoever is signed out or down needs no word about rules.
+            let told_nothing = report.controller.is_none() && report.local.is_empty();
+            let state = if told_nothing { Some(status::in_words(places)?) } else { None };
+            for line in lines(&report, &to, service, state.as_deref()) {
                 show::line(&line);
             }
         }
@@ -68,7 +71,7 @@ fn is_allowed(report: &ExplainReport) -> bool {
     }
 }
 
-fn lines(report: &ExplainReport, to: &str, service: Option<Service>) -> Vec<String> {
+fn lines(report: &ExplainReport, to: &str, service: Option<Service>, state: Option<&str>) -> Vec<String> {
     let allowed = is_allowed(report);
     let word = if allowed { show::paint("allowed", "32") } else { show::paint("denied", "31") };
     let mut lines = Vec::new();
@@ -102,6 +105,9 @@ fn lines(report: &ExplainReport, to: &str, service: Option<Service>) -> Vec<Stri
             }
             if report.local.is_empty() {
                 row("reason", "nothing that this machine was told entitles it to reach that");
+            }
+            for (at, line) in state.unwrap_or_default().lines().enumerate() {
+                row(if at == 0 { "because" } else { "" }, line);
             }
         }
     }
@@ -157,7 +163,7 @@ mod tests {
             who: "alice@corp.example on alice-laptop".into(),
         };
         assert_eq!(
-            lines(&report, "git", None),
+            lines(&report, "git", None, None),
             [
                 "denied   alice@corp.example on alice-laptop -> git tcp/22",
                 "reason   proof of sign-in is 3 h old; rule \"engineers use git\" asks for MFA within 15 min   (policy.toml:41)",

@@ -66,7 +66,7 @@ fn row(flow: &FlowReport) -> Vec<String> {
         flow.flow.to_string(),
         flow.permit.resource.to_string(),
         format!("rule \"{}\"", show::safe(flow.permit.rule.as_str())),
-        show::span(flow.age_seconds),
+        format!("{}, silent {}", show::span(flow.age_seconds), show::span(flow.silent_seconds)),
         format!("{} out, {} back", show::size(flow.bytes_out), show::size(flow.bytes_back)),
     ]
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use postern_common::net::{Protocol, Service};
 
-use super::{Outcome, Places, client, show};
+use super::{Outcome, Places, client, show, status};
 use crate::agent::api::{Reply, Request, ResourceReport};
 
 /// Show what this machine may reach
@@ -21,7 +21,8 @@ impl Resources {
         if places.json {
             show::json(&resources);
         } else if resources.is_empty() {
-            show::line("Nothing may be reached from this machine now. `postern explain NAME` tells why.");
+            show::line(&format!("Nothing may be reached from this machine now: {}", status::in_words(places)?));
+            show::line("`postern explain NAME` tells why something may not.");
         } else {
             table(&resources, "");
         }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{
-    Outcome, Places, client,
+    Failure, Outcome, Places, client,
     show::{self, Mark},
 };
 use crate::agent::{
@@ -55,16 +55,42 @@ fn is_well(report: &StatusReport) -> bool {
     phase && report.problems.is_empty()
 }
 
+/// Asks the agent what the machine is doing, and says it in the words of `status`: for commands that would otherwise say
+/// only that there is nothing.
+pub(super) fn in_words(places: &Places) -> Result<String, Failure> {
+    let Reply::Status(report) = client::ask(places, &Request::Status)?.only()? else {
+        return Err(client::confused());
+    };
+    Ok(state(&report))
+}
+
 fn lines(report: &StatusReport) -> Vec<String> {
     let machine = report.machine.as_ref().map_or("this machine", |name| name.as_str());
     let mut who: Vec<String> = report.subject.iter().map(|subject| show::safe(subject)).collect();
     who.extend(report.tags.iter().cloned());
+    let state = state(report);
+    let mut lines =
+        vec![format!("{machine}   {}{state}", who.iter().map(|who| format!("{who}   ")).collect::<String>())];
+    match &report.phase {
+        Phase::Connected { .. } | Phase::Offline { .. } => lines.push(format!(
+            "{} may come in, {} may be reached, {}, {} denied in the last minute",
+            show::count(report.peers_in, "peer", "peers"),
+            show::count(report.resources_out, "resource", "resources"),
+            show::count(report.live_flows, "live flow", "live flows"),
+            report.denied_last_minute,
+        )),
+        Phase::Down | Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } => {}
+    }
+    lines
+}
+
+fn state(report: &StatusReport) -> String {
     let controller = report.controller.as_deref().unwrap_or("no controller");
     let enforcing = |current: &str| match report.generation {
         Some(generation) => format!("enforcing generation {generation} ({current})"),
         None => "nothing to enforce yet: every door is closed".into(),
     };
-    let state = match &report.phase {
+    match &report.phase {
         Phase::Down => "down: postern up".into(),
         Phase::NotEnrolled => "not enrolled: postern up https://CONTROLLER#k=...".into(),
         Phase::SignedOut { reason } => format!("signed out ({}): postern up", show::safe(reason)),
@@ -82,20 +108,7 @@ fn lines(report: &StatusReport) -> Vec<String> {
             let current = if *current { "current" } else { "a newer one is being taken over" };
             format!("connected to {controller}   {}", enforcing(current))
         }
-    };
-    let mut lines =
-        vec![format!("{machine}   {}{state}", who.iter().map(|who| format!("{who}   ")).collect::<String>())];
-    match &report.phase {
-        Phase::Connected { .. } | Phase::Offline { .. } => lines.push(format!(
-            "{} may come in, {} may be reached, {}, {} denied in the last minute",
-            show::count(report.peers_in, "peer", "peers"),
-            show::count(report.resources_out, "resource", "resources"),
-            show::count(report.live_flows, "live flow", "live flows"),
-            report.denied_last_minute,
-        )),
-        Phase::Down | Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } => {}
     }
-    lines
 }
 
 fn details(report: &StatusReport) {

@@ -34,6 +34,7 @@
 //! | [`judge`] | the verdict |
 //! | [`ending`] | how flows end: deadlines, silence, cuts |
 //! | [`records`] | flow records, refusals gathered |
+//! | [`reminders`] | what a restarted peer is told of silent connections |
 //! | [`answers`] | status, whois, explain |
 
 mod answers;
@@ -43,6 +44,7 @@ mod flow;
 mod judge;
 mod peers;
 mod records;
+mod reminders;
 mod rules;
 mod table;
 
@@ -68,6 +70,7 @@ pub(crate) use self::{
     facts::{Facts, PeerSlot},
     judge::{Permit, Verdict},
     peers::Upserted,
+    reminders::Reminder,
 };
 use self::{peers::Peer, records::Records, table::FlowTable};
 use crate::{

@@ -76,6 +76,11 @@ pub fn reset_flow(from_to: &FiveTuple, sequence: u32, acknowledgement: u32) -> R
     tcp_segment(from_to, sequence, acknowledgement, TcpFlags::RST | TcpFlags::ACK)
 }
 
+/// Builds a TCP keepalive probe of a known flow (RFC 9293 §3.8.4): empty, its `sequence` the last that the receiver has.
+pub fn keepalive_probe(from_to: &FiveTuple, sequence: u32, acknowledgement: u32) -> Reply {
+    tcp_segment(from_to, sequence, acknowledgement, TcpFlags::ACK)
+}
+
 /// Builds ICMP 'communication administratively prohibited': type 3 code 13 (RFC 1812 §5.2.7.1), ICMPv6 type 1 code 1
 /// (RFC 4443 §3.1).
 pub fn prohibited(view: &PacketView<'_>) -> Option<Reply> {

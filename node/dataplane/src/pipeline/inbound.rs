@@ -18,7 +18,7 @@ use crate::{
     },
     wireguard::{
         HEADER, Tunnels,
-        links::{Heard, Opened},
+        links::{Heard, Initiator, Opened},
     },
 };
 
@@ -68,11 +68,17 @@ impl<W: Tunnels> DataPlane<W> {
         match heard {
             Heard::Nothing => {}
             Heard::Dropped(reason) => self.enforcer.counters.drop(reason),
-            Heard::Confirmed(slot) => self.send_waiting(slot, now, out),
+            Heard::Confirmed(slot, initiator) => {
+                self.send_waiting(slot, now, out);
+                if initiator == Initiator::Peer {
+                    self.remind(slot, now, out);
+                }
+            }
             Heard::Packet(opened) => {
                 self.deliver(opened, start + HEADER, now, out);
                 if opened.confirms() {
                     self.send_waiting(opened.peer(), now, out);
+                    self.remind(opened.peer(), now, out);
                 }
             }
         }

@@ -7,12 +7,12 @@ use postern_common::{reason::DenyReason, time::Now};
 use super::{DataPlane, Out};
 use crate::{
     counters::{Direction, DropReason},
-    enforce::{Facts, PeerSlot, Permit, Verdict},
+    enforce::{Facts, PeerSlot, Permit, Reminder, Verdict},
     packet::{
         batch::Lane,
         fragments::DatagramKey,
         offload::VirtioHeader,
-        replies::{Reply, reject, too_big},
+        replies::{Reply, keepalive_probe, reject, too_big},
         split::Segmenter,
         view::{PacketView, Transport},
     },
@@ -170,15 +170,33 @@ impl<W: Tunnels> DataPlane<W> {
     /// Tells a peer that its packet was refused. This needs no permit: it is our own word, of the size of a header,
     /// to a peer that a grant names.
     pub(super) fn answer_peer(&mut self, slot: PeerSlot, reply: &[u8], now: Now, out: &mut Out<'_>) {
-        let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return };
-        let Ok(room) = out.udp.reserve(self.links.room_for(reply.len())) else {
-            return self.enforcer.counters.drop(DropReason::UdpBatchFull);
-        };
-        room[HEADER..HEADER + reply.len()].copy_from_slice(reply);
-        if let Some(sealed) = self.links.seal(route, room, reply.len(), now.monotonic) {
-            out.udp.commit(route.to(), sealed);
-            self.links.count_sent(slot, reply.len() as u64);
+        if self.send_own(slot, reply, now, out) {
             self.enforcer.counters.refusals_answered += 1;
+        }
+    }
+
+    /// Seals a packet that this node made itself. Tells whether it could.
+    fn send_own(&mut self, slot: PeerSlot, packet: &[u8], now: Now, out: &mut Out<'_>) -> bool {
+        let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return false };
+        let Ok(room) = out.udp.reserve(self.links.room_for(packet.len())) else {
+            self.enforcer.counters.drop(DropReason::UdpBatchFull);
+            return false;
+        };
+        room[HEADER..HEADER + packet.len()].copy_from_slice(packet);
+        let Some(sealed) = self.links.seal(route, room, packet.len(), now.monotonic) else { return false };
+        out.udp.commit(route.to(), sealed);
+        self.links.count_sent(slot, packet.len() as u64);
+        true
+    }
+
+    /// Speaks for silent programs to a peer that began a session anew: if it was restarted, it has forgotten their
+    /// connections. As with an answer, this needs no permit; that the connections may go on was just checked.
+    pub(super) fn remind(&mut self, slot: PeerSlot, now: Now, out: &mut Out<'_>) {
+        for Reminder { flow, sequence, acknowledgement } in self.enforcer.reminders(slot, now) {
+            let probe = keepalive_probe(&flow, sequence, acknowledgement);
+            if !self.send_own(slot, probe.as_bytes(), now, out) {
+                return;
+            }
         }
     }
 
