@@ -86,7 +86,7 @@ fn every_command_says_what_is_the_matter_in_every_state() -> Result<()> {
     eventually(PATIENCE, "the loss is not seen", || {
         run(&laptop, &["status"]).ok()?.stdout.contains("without ctl").then_some(())
     })?;
-    both(&laptop, &["status", "--check"], false, "without ctl")?;
+    both(&laptop, &["status", "--check"], false, "the last at")?;
     both(&laptop, &["resources"], true, "app.internal")?;
     both(&laptop, &["explain", "app:8080"], true, "only this machine's view")?;
     both(&laptop, &["explain", "app:9090"], false, "only this machine's view")?;

@@ -160,6 +160,9 @@ pub struct StatusReport {
     pub policy_revision: Option<u64>,
     /// When the login session ends.
     pub session_until: Option<WallTime>,
+    /// When the last of what is permitted now ends, unless it is renewed.
+    #[serde(default)]
+    pub leases_until: Option<WallTime>,
     /// Peers that may open something here.
     pub peers_in: usize,
     /// Resources that may be reached from here.

@@ -111,8 +111,8 @@ fn lines(report: &ExplainReport, to: &str, service: Option<Service>, state: Opti
             }
         }
     }
-    let multi = report.local.len() > 1 || report.controller.is_none();
-    for local in report.local.iter().filter(|_| multi) {
+    let shown = report.local.len() > 1 || report.controller.is_none() || !allowed;
+    for local in report.local.iter().filter(|_| shown) {
         let port = if local.protocol == Protocol::Icmp { String::new() } else { format!("/{}", local.port) };
         let machine = local.machine.as_ref().map_or(local.address.to_string(), ToString::to_string);
         let verdict = if local.allowed { "passes" } else { "is refused" };

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use postern_common::flow_record::{FlowEnd, FlowEvent, FlowRecord, Originator};
+use postern_common::flow_record::{FlowEnd, FlowEvent, FlowRecord, Originator, PeerIdentity};
 
 use super::{Outcome, Places, client, show};
 use crate::agent::api::{FlowReport, Reply, Request};
@@ -62,7 +62,7 @@ fn is_refusal(record: &FlowRecord) -> bool {
 fn row(flow: &FlowReport) -> Vec<String> {
     vec![
         flow.direction.clone(),
-        format!("{} on {}", show::safe(&flow.peer.subject_name), flow.peer.machine),
+        who(&flow.peer),
         flow.flow.to_string(),
         flow.permit.resource.to_string(),
         format!("rule \"{}\"", show::safe(flow.permit.rule.as_str())),
@@ -71,9 +71,17 @@ fn row(flow: &FlowReport) -> Vec<String> {
     ]
 }
 
+/// Names a peer. A machine that joined without a service is its own subject, whose name says nothing to people.
+fn who(peer: &PeerIdentity) -> String {
+    if peer.subject_name == format!("service:{}", peer.device) {
+        return peer.machine.to_string();
+    }
+    format!("{} on {}", show::safe(&peer.subject_name), peer.machine)
+}
+
 fn describe(record: &FlowRecord) -> String {
     let peer = match &record.peer {
-        Some(peer) => format!("{} on {}", show::safe(&peer.subject_name), peer.machine),
+        Some(peer) => who(peer),
         None => "nobody known".into(),
     };
     let direction = match record.originator {

@@ -101,8 +101,11 @@ fn state(report: &StatusReport) -> String {
         Phase::Offline { since, error } => {
             let since = since.map(|since| format!(" since {}", show::time(since))).unwrap_or_default();
             let error = error.as_ref().map(|error| format!("\n{}", show::safe(error))).unwrap_or_default();
-            let text = format!("without {controller}{since}   {}{error}", enforcing("its leases run to their end"));
-            text
+            let end = match report.leases_until {
+                Some(until) => format!("its leases run to their end, the last at {}", show::time(until)),
+                None => "its leases have run out: every door is closed".into(),
+            };
+            format!("without {controller}{since}   {}{error}", enforcing(&end))
         }
         Phase::Connected { current } => {
             let current = if *current { "current" } else { "a newer one is being taken over" };
@@ -152,6 +155,7 @@ mod tests {
             generation: Some(118),
             policy_revision: Some(7),
             session_until: None,
+            leases_until: None,
             peers_in: 41,
             resources_out: 2,
             live_flows: 128,

@@ -217,7 +217,7 @@ impl Machine {
                     core.handle_flows(question, counted.groups, counted.unlisted);
                 }
             }
-            Effect::Probe(_) | Effect::StopProbes | Effect::Explained { .. } => {}
+            Effect::Probe(_) | Effect::StopProbes | Effect::Explained { .. } | Effect::Settled(_) => {}
             other @ (Effect::Connect(_) | Effect::Close | Effect::Send(_) | Effect::Notify(_)) => return Some(other),
         }
         None

@@ -387,6 +387,7 @@ impl Core {
             | ToNode::Grants { .. }
             | ToNode::Probe { .. }
             | ToNode::Observed { .. }
+            | ToNode::CountFlows { .. }
             | ToNode::Explained { .. } => {}
         }
     }

@@ -163,7 +163,7 @@ async fn run(
                     Some(Ok(Message::Close(_))) | None => {
                         return Err(("the controller closed the stream".into(), Retry::Soon));
                     }
-                    Some(Err(error)) => return Err((format!("the stream to the controller broke: {error}"), Retry::Soon)),
+                    Some(Err(error)) => return Err((broken(&error), Retry::Soon)),
                 }
             },
             _ = pings.tick() => {
@@ -194,6 +194,16 @@ async fn gone(queue: &mut mpsc::Receiver<FromNode>) {
 async fn send(socket: &mut Socket, message: &FromNode) -> Result<(), Failure> {
     let text = serde_json::to_string(message).expect("every message has a JSON form");
     within(socket.send(Message::text(text))).await
+}
+
+/// Says how a stream ended that nobody closed.
+fn broken(error: &tungstenite::Error) -> String {
+    match error {
+        tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the controller went away without a word: it was killed, or something in between cut the connection".into()
+        }
+        other => format!("the stream to the controller broke: {other}"),
+    }
 }
 
 async fn within<E: std::fmt::Display>(sending: impl Future<Output = Result<(), E>>) -> Result<(), Failure> {

@@ -112,6 +112,10 @@ impl Agent {
             generation: self.core.enforced().map(|position| position.generation),
             policy_revision: stand.map(|stand| stand.policy_revision),
             session_until: own.and_then(|own| own.session_until).map(|until| until.wall),
+            leases_until: stand.and_then(|stand| {
+                let permissions = stand.peers.values().flat_map(|peer| peer.inbound.iter().chain(&peer.outbound));
+                permissions.filter(|permission| live(&permission.until)).map(|permission| permission.until.wall).max()
+            }),
             peers_in: stand.map_or(0, |stand| {
                 let may_come =
                     |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));
