@@ -43,6 +43,8 @@ pub(super) struct SimNode {
     pub(super) flows: Vec<FlowGroup>,
     pub(super) refused: Option<String>,
     pub(super) explained: Vec<postern_common::protocol::Explanation>,
+    /// Where the controller said that a probe came from.
+    pub(super) observed: Option<std::net::SocketAddr>,
     pub(super) session_ended: Option<String>,
     pub(super) documents: usize,
     pub(super) snapshots: usize,
@@ -80,6 +82,7 @@ impl SimNode {
             flows: vec![],
             refused: None,
             explained: vec![],
+            observed: None,
             session_ended: None,
             documents: 0,
             snapshots: 0,
@@ -203,6 +206,10 @@ impl SimNode {
             }
             probe @ ToNode::Probe { .. } => {
                 self.probe = Some(probe);
+                vec![]
+            }
+            ToNode::Observed { endpoint } => {
+                self.observed = Some(endpoint);
                 vec![]
             }
             ToNode::Explained { explanation, .. } => {

@@ -42,6 +42,7 @@ fn a_probe_moves_an_endpoint_only_with_the_right_code_and_once() {
     world.run(seconds(1));
     assert_eq!(endpoints(&world), [vec![seen], reported].concat(), "the one that was seen comes first");
     assert_eq!(world.core.status().counters.probes_refused, 3);
+    assert_eq!(world.nodes[bob].observed, Some(seen), "the node is told, so that it knows whether it is behind a NAT");
 }
 
 #[test]

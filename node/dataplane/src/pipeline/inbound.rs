@@ -18,7 +18,7 @@ use crate::{
     },
     wireguard::{
         HEADER, Tunnels,
-        links::{Heard, Initiator, Opened},
+        links::{Heard, Opened},
     },
 };
 
@@ -68,11 +68,9 @@ impl<W: Tunnels> DataPlane<W> {
         match heard {
             Heard::Nothing => {}
             Heard::Dropped(reason) => self.enforcer.counters.drop(reason),
-            Heard::Confirmed(slot, initiator) => {
+            Heard::Confirmed(slot) => {
                 self.send_waiting(slot, now, out);
-                if initiator == Initiator::Peer {
-                    self.remind(slot, now, out);
-                }
+                self.remind(slot, now, out);
             }
             Heard::Packet(opened) => {
                 self.deliver(opened, start + HEADER, now, out);

@@ -189,8 +189,8 @@ impl<W: Tunnels> DataPlane<W> {
         true
     }
 
-    /// Speaks for silent programs to a peer that began a session anew: if it was restarted, it has forgotten their
-    /// connections. As with an answer, this needs no permit; that the connections may go on was just checked.
+    /// Speaks for silent programs to a peer with which a session began: if it was restarted, it has forgotten their
+    /// connections. (If it was not, an empty segment for each, every two minutes, is what that costs.) As with an answer, this needs no permit; that the connections may go on was just checked.
     pub(super) fn remind(&mut self, slot: PeerSlot, now: Now, out: &mut Out<'_>) {
         for Reminder { flow, sequence, acknowledgement } in self.enforcer.reminders(slot, now) {
             let probe = keepalive_probe(&flow, sequence, acknowledgement);

@@ -20,8 +20,8 @@ const V4: usize = 1;
 
 fn couple() -> (Node<WireGuard>, Node<WireGuard>) {
     let settings = Settings { greetings: 0, ..Settings::default() };
-    let mut a = Node::new(1, settings.clone(), WireGuard::default(), at(0));
-    let mut b = Node::new(2, settings, WireGuard::default(), at(0));
+    let mut a = Node::new(1, settings.clone(), WireGuard::new(at(0)), at(0));
+    let mut b = Node::new(2, settings, WireGuard::new(at(0)), at(0));
     let services = ["tcp/443", "udp/53"];
     b.snapshot(vec![peer(2, 1, vec![permission("rule", &services, HOUR)], vec![])], at(0));
     a.snapshot(vec![peer(1, 2, vec![], vec![permission("rule", &services, HOUR)])], at(0));
@@ -169,7 +169,7 @@ fn a_server_that_speaks_first_after_its_nodes_restart_is_heard() {
     assert_eq!((a.take_delivered().len(), b.take_delivered().len()), (1, 2));
     // The server's node restarts and greets; the client's program stays silent.
     let rule = || vec![permission("rule", &["tcp/443", "udp/53"], HOUR)];
-    let mut b = Node::new(2, Settings::default(), WireGuard::default(), at(20_000));
+    let mut b = Node::new(2, Settings::default(), WireGuard::new(at(20_000)), at(20_000));
     b.snapshot(vec![peer(2, 1, rule(), vec![])], at(20_000));
     pass_time(&mut [&mut a, &mut b], 20_000, 24_000);
     let probe = b.take_delivered();
@@ -180,7 +180,7 @@ fn a_server_that_speaks_first_after_its_nodes_restart_is_heard() {
     settle(&mut [&mut a, &mut b], at(24_001));
     assert_eq!(a.take_delivered().len(), 1, "the server's words pass by the entry that the probe made");
     // A node that restarts without the rule is told the same and makes nothing of it.
-    let mut b = Node::new(2, Settings::default(), WireGuard::default(), at(40_000));
+    let mut b = Node::new(2, Settings::default(), WireGuard::new(at(40_000)), at(40_000));
     b.snapshot(vec![peer(2, 1, vec![permission("other", &["udp/53"], HOUR)], vec![])], at(40_000));
     pass_time(&mut [&mut a, &mut b], 40_000, 44_000);
     b.local_sends(&segment(server, client, ack, 501, 101), at(44_001));

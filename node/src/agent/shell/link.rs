@@ -23,7 +23,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        Error as WebSocketError, Message,
         client::IntoClientRequest,
         protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
     },
@@ -197,9 +197,9 @@ async fn send(socket: &mut Socket, message: &FromNode) -> Result<(), Failure> {
 }
 
 /// Says how a stream ended that nobody closed.
-fn broken(error: &tungstenite::Error) -> String {
+fn broken(error: &WebSocketError) -> String {
     match error {
-        tungstenite::Error::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+        WebSocketError::Io(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
             "the controller went away without a word: it was killed, or something in between cut the connection".into()
         }
         other => format!("the stream to the controller broke: {other}"),

@@ -25,7 +25,7 @@ use postern_common::{
 };
 
 pub(crate) use self::{
-    receiving::{Heard, Initiator, Opened},
+    receiving::{Heard, Opened},
     sending::Route,
 };
 use super::{Tunnels, endpoint::Endpoint};

@@ -22,20 +22,11 @@ pub(crate) enum Heard {
     /// Nothing for policy.
     Nothing,
     /// A session of this peer is confirmed: packets that wait can go.
-    Confirmed(PeerSlot, Initiator),
+    Confirmed(PeerSlot),
     /// An inner packet stands 16 bytes into the datagram.
     Packet(Opened),
     /// It was dropped.
     Dropped(DropReason),
-}
-
-/// Who began the handshake of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Initiator {
-    /// This node.
-    Local,
-    /// The peer, perhaps because it was restarted.
-    Peer,
 }
 
 /// Proof that a session of this peer opened a packet. Only [`Links::receive`] makes one.
@@ -57,7 +48,7 @@ impl Opened {
         self.length
     }
 
-    /// Tells whether this also confirmed the session, which the peer began: packets that wait can go.
+    /// Tells whether this also confirmed the session: packets that wait can go.
     pub(crate) fn confirms(&self) -> bool {
         self.confirms
     }
@@ -119,7 +110,7 @@ impl<W: Tunnels> Links<W> {
             }
             None => {
                 self.counters.keepalives += 1;
-                if confirms { Heard::Confirmed(peer, Initiator::Peer) } else { Heard::Nothing }
+                if confirms { Heard::Confirmed(peer) } else { Heard::Nothing }
             }
         }
     }
@@ -194,7 +185,7 @@ impl<W: Tunnels> Links<W> {
         self.hear(slot, from, now);
         self.confirm(slot, now);
         self.wake(slot, now, udp);
-        Heard::Confirmed(peer, Initiator::Local)
+        Heard::Confirmed(peer)
     }
 
     fn receive_cookie(&mut self, datagram: &[u8], now: Monotonic) -> Heard {
