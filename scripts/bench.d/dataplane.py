@@ -90,14 +90,14 @@ class Tunnel:
     def command(self, side):
         files = {A: "a.json", B: "b.json"}
         if self.name.startswith("postern"):
-            plain = ["--plain"] if self.name == "postern-plain" else []
+            plain = {"postern-plain": ["--plain"], "postern-unjudged": ["--unjudged"]}.get(self.name, [])
             return [self.options.postern, "bench-plane", "run", f"{self.work}/{files[side]}", "--interface", "wgb", *plain]
         if self.name.startswith("boringtun"):
             threads = ["-t", "1"] if self.name == "boringtun-t1" else []
             return ["boringtun-cli", "-f", "--disable-drop-privileges", *threads, self.interface(side)]
         if self.name == "wireguard-go":
             return ["wireguard-go", "-f", self.interface(side)]
-        sys.exit(f"unknown peer {self.name}: postern, postern-plain, boringtun-t1, boringtun, wireguard-go")
+        sys.exit(f"unknown peer {self.name}: postern, postern-plain, postern-unjudged, boringtun-t1, boringtun, wireguard-go")
 
     def interface(self, side):
         # Sockets for configuration lie in one folder for both namespaces: the names must differ.

@@ -81,6 +81,9 @@ enum Step {
         /// Do without TUN offloads, GSO and GRO.
         #[arg(long)]
         plain: bool,
+        /// Judge nothing: what the policy path is compared with.
+        #[arg(long, hide = true)]
+        unjudged: bool,
         /// Print the counters every second.
         #[arg(long)]
         counters: bool,
@@ -106,12 +109,13 @@ impl BenchPlane {
     pub fn run(self) -> anyhow::Result<()> {
         match self.step {
             Step::Prepare { directory, a, b, rules, peers } => prepare(&directory, [a, b], rules, peers),
-            Step::Run { file, interface, mtu, plain, counters } => {
+            Step::Run { file, interface, mtu, plain, unjudged, counters } => {
                 let (offloads, segmentation) = match plain {
                     false => (Offloads::All, Segmentation::Offloaded),
                     true => (Offloads::None, Segmentation::Off),
                 };
-                let (handle, mut events) = start(&file, &interface, mtu, offloads, segmentation)?;
+                let judging = if unjudged { Judging::Off } else { Judging::On };
+                let (handle, mut events) = start(&file, &interface, mtu, (offloads, segmentation), judging)?;
                 if counters {
                     let handle = handle.clone();
                     std::thread::spawn(move || {
@@ -132,13 +136,20 @@ impl BenchPlane {
     }
 }
 
+/// Whether packets are judged. Only this module knows the other way, and only for a key that it made itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judging {
+    On,
+    Off,
+}
+
 /// Starts one node from its file.
 pub(super) fn start(
     file: &Path,
     interface: &str,
     mtu: u16,
-    offloads: Offloads,
-    segmentation: Segmentation,
+    (offloads, segmentation): (Offloads, Segmentation),
+    judging: Judging,
 ) -> anyhow::Result<(worker::WorkerHandle, tokio::sync::mpsc::Receiver<worker::WorkerEvent>)> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let node: NodeFile = serde_json::from_str(&text).with_context(|| format!("cannot parse {}", file.display()))?;
@@ -149,7 +160,10 @@ pub(super) fn start(
     let grants = verifier.verify(&node.grants)?;
     let tun = Tun::open(interface, offloads)?;
     let sockets = UdpSockets::bind(node.port, segmentation)?;
-    let plane = DataPlane::new(Settings { mtu, ..Settings::default() }, now);
+    let mut plane = DataPlane::new(Settings { mtu, ..Settings::default() }, now);
+    if judging == Judging::Off {
+        plane.stop_judging_to_measure();
+    }
     let (handle, events) = worker::spawn(plane, tun, sockets, clock)?;
     handle.set_local_keys_blocking(vec![WireGuardPrivateKey::from_bytes(node.private_key)])?;
     handle.apply_blocking(grants)?;

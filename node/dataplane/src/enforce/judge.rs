@@ -44,7 +44,8 @@ pub(crate) enum Verdict {
 /// makes one. It is used up at once, in the same call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Permit {
-    flow: FlowIndex,
+    /// `None` only when nothing is judged: see [`Enforcer::stop_judging`].
+    flow: Option<FlowIndex>,
     peer: PeerSlot,
     sender: Originator,
 }
@@ -57,8 +58,17 @@ impl Permit {
 }
 
 impl Enforcer {
+    /// Lets everything between this node and its peers pass from now on, without verdict, entry or record: what the benchmark
+    /// compares with, and nothing else may call.
+    pub(crate) fn stop_judging(&mut self) {
+        self.is_judging = false;
+    }
+
     /// Judges a packet. On `Allow` the flow has an entry; [`Enforcer::account`] counts what passed.
     pub(crate) fn judge(&mut self, facts: &Facts, now: Now) -> Verdict {
+        if !self.is_judging {
+            return Verdict::Allow(Permit { flow: None, peer: facts.key.peer, sender: facts.sender() });
+        }
         let Some(index) = self.find_live(facts, now) else {
             return self.judge_new(facts, now);
         };
@@ -121,7 +131,7 @@ impl Enforcer {
 
     /// Counts what passed under a permit.
     pub(crate) fn account(&mut self, permit: &Permit, packets: u64, bytes: u64) {
-        let flow = self.table.flow_mut(permit.flow);
+        let Some(flow) = permit.flow.map(|index| self.table.flow_mut(index)) else { return };
         let traffic =
             if permit.sender == flow.originator { &mut flow.from_originator } else { &mut flow.to_originator };
         traffic.packets += packets;
@@ -133,12 +143,14 @@ impl Enforcer {
 
     /// Notes on which lane the kernel handed over a packet of a flow.
     pub(crate) fn note_lane(&mut self, permit: &Permit, lane: Lane) {
-        self.table.flow_mut(permit.flow).lane = lane;
+        if let Some(index) = permit.flow {
+            self.table.flow_mut(index).lane = lane;
+        }
     }
 
     /// Returns the lane of a flow.
     pub(crate) fn lane(&self, permit: &Permit) -> Lane {
-        self.table.flow(permit.flow).lane
+        permit.flow.map_or(Lane::default(), |index| self.table.flow(index).lane)
     }
 
     /// Asks policy whether `originator` may open `protocol` and `port` with this peer.
@@ -291,7 +303,7 @@ impl Enforcer {
         if facts.act != Act::Error {
             self.table.touch(index, now.monotonic);
         }
-        Verdict::Allow(Permit { flow: index, peer: facts.key.peer, sender: facts.sender() })
+        Verdict::Allow(Permit { flow: Some(index), peer: facts.key.peer, sender: facts.sender() })
     }
 
     /// Tells whether a refused packet of the peer gets an answer: only where a rule for this node says so.

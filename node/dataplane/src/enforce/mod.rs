@@ -111,6 +111,7 @@ pub(crate) struct Enforcer {
     lapsed: Vec<PeerSlot>,
     settle_until: Monotonic,
     next_generation: u64,
+    is_judging: bool,
     /// The clocks as they were read last, to notice that somebody set one.
     clock: Now,
     pub(crate) counters: Counters,
@@ -136,6 +137,7 @@ impl Enforcer {
             lapsed: Vec::new(),
             settle_until: now.monotonic.saturating_add(settings.settle),
             next_generation: 1,
+            is_judging: true,
             clock: now,
             counters: Counters::default(),
         }

@@ -94,7 +94,8 @@ impl Pair {
         bench::prepare(directory.path(), [endpoint(0), endpoint(1)], 20, 3).unwrap();
         let start = |side: usize| {
             let file = directory.path().join(["a.json", "b.json"][side]);
-            let run = move || bench::start(&file, "inner", 1_420, offloads, segmentation).unwrap();
+            let run =
+                move || bench::start(&file, "inner", 1_420, (offloads, segmentation), bench::Judging::On).unwrap();
             namespaces.inside(side, run).join().unwrap()
         };
         let nodes = vec![start(0), start(1)];

@@ -26,8 +26,6 @@
 
 mod cookies;
 mod handshake;
-#[cfg(test)]
-mod interop_tests;
 mod transport;
 mod tunnel;
 mod window;
@@ -173,6 +171,8 @@ impl Tunnels for WireGuard {
     }
 }
 
+#[cfg(test)]
+mod interop_tests;
 #[cfg(test)]
 mod tests {
     use postern_common::time::WallTime;
