@@ -4,7 +4,7 @@
 //! mac1 shows that the sender knows our public key. Under load, mac2 shows that it holds a cookie, which we gave to its address: so
 //! it can be reached there, and each address has a share of its own ([`PER_SECOND`]). Both come before any key agreement.
 //!
-//! Bounds: [`MAX_ADDRESSES`] shares are remembered; when there are more, the table begins anew, as after a second.
+//! Bounds: [`MAX_ADDRESSES`] addresses have a share in one second; the others wait for the next.
 
 use std::{
     collections::HashMap,
@@ -33,7 +33,7 @@ const COOKIE_LIFE: Duration = Duration::from_secs(115);
 /// Handshake messages of one address under load, each second.
 const PER_SECOND: u32 = 20;
 /// Addresses with a share.
-const MAX_ADDRESSES: usize = 4_096;
+const MAX_ADDRESSES: usize = 1_024;
 
 pub(super) type Mac = [u8; 16];
 
@@ -113,10 +113,11 @@ impl Cookies {
     }
 
     fn has_share(&mut self, from: IpAddr) -> bool {
-        if self.shares.len() >= MAX_ADDRESSES {
-            self.shares.clear();
+        let from = network(from);
+        if self.shares.len() >= MAX_ADDRESSES && !self.shares.contains_key(&from) {
+            return false;
         }
-        let taken = self.shares.entry(network(from)).or_default();
+        let taken = self.shares.entry(from).or_default();
         *taken += 1;
         *taken <= PER_SECOND
     }

@@ -231,6 +231,19 @@ fn two_who_begin_at_once_both_get_a_session() {
 }
 
 #[test]
+fn an_initiation_that_is_never_confirmed_displaces_no_session() {
+    let (mut a, mut b) = couple();
+    let late = seal(&mut b, &packet(60, 1), at(100)).unwrap();
+    let (mut message, mut buffer) = (vec![0; 200], vec![0; 200]);
+    let length = b.initiate(&mut message, at(150)).unwrap();
+    assert!(matches!(a.receive(&message[..length], &mut buffer, at(160)), Received::Response(_)));
+    // The answer is lost, or the initiation was recorded by somebody else: nobody confirms it.
+    shake(&mut a, &mut b, at(200));
+    assert!(open(&mut a, &late, at(300)).is_some());
+    assert!(carry(&mut a, &mut b, at(400)) && carry(&mut b, &mut a, at(400)));
+}
+
+#[test]
 fn a_packet_of_the_session_before_is_still_opened_after_a_rekey() {
     let (mut a, mut b) = couple();
     let late = seal(&mut b, &packet(60, 1), at(100)).unwrap();

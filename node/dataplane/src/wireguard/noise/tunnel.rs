@@ -136,9 +136,11 @@ impl NoiseTunnel {
         self.attempt = None;
         let mut session = Session::new(&keys, (to, from), Role::Initiator, now);
         let length = session.seal(buffer, 0)?;
-        // What the peer may still send with stays for a while: the session before, or the one that it asked for meanwhile.
-        self.previous = self.unconfirmed.take().or(self.current.take()).or(self.previous.take());
-        self.current = Some(session);
+        // What the peer may still send with stays: the session before, and the one that it asked for meanwhile. The latter may be the
+        // fruit of a replay, so it displaces nothing.
+        if let Some(before) = self.current.replace(session) {
+            self.previous = Some(before);
+        }
         self.unanswered = None;
         self.owed = None;
         Some(Received::Established(length))
