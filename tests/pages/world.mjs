@@ -47,13 +47,18 @@ export class World {
       listen.push("--issuer", issuer, "--client-id", client_id, "--client-secret", client_secret);
     }
     world.pages = await start(process.env.PAGES, listen);
-    world.profile = mkdtempSync(join(tmpdir(), "postern-pages-"));
-    world.browser = await chromium.launch({
+    await world.launch();
+    return world;
+  }
+
+  /** Starts Chromium. */
+  async launch() {
+    this.profile = mkdtempSync(join(tmpdir(), "postern-pages-"));
+    this.browser = await chromium.launch({
       executablePath: process.env.CHROMIUM,
       args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"],
     });
-    return world;
   }
 
   get url() { return this.pages.url; }
@@ -94,7 +99,7 @@ export class World {
 
   async close() {
     await this.browser?.close();
-    this.pages?.child.kill();
+    this.pages?.child?.kill();
     this.provider?.child.kill();
     if (this.profile) rmSync(this.profile, { recursive: true, force: true });
   }

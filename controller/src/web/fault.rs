@@ -27,6 +27,8 @@ pub(super) enum Fault {
     /// Another machine waits under the code than the one that was shown.
     CodeChanged,
     NotPermitted(String),
+    /// The password was changed after it was given.
+    StartOver,
     /// The one-time link has expired or was used.
     LinkExpired,
     /// A sign-in at the provider came to nothing.
@@ -140,6 +142,12 @@ impl Fault {
                 JOIN,
             ),
             Self::NotPermitted(why) => (StatusCode::FORBIDDEN, "Not permitted", why.clone(), HOME),
+            Self::StartOver => words(
+                StatusCode::FORBIDDEN,
+                "Start over",
+                "The password was changed after you gave it. Sign in with the new one.",
+                SIGN_IN,
+            ),
             Self::LinkExpired => words(
                 StatusCode::GONE,
                 "This link has expired",

@@ -88,7 +88,7 @@ fn row(person: &Person, resource: &PortalResource) -> Markup {
                     },
                     Reach::Closed { reason, fix } => {
                         p { strong { "Closed" } " · " (reason) }
-                        @if let Some(fix) = fix { p.hint { (fix) } }
+                        @if let Some(fix) = fix { p.hint { (words::commands(fix)) } }
                     },
                 }
             }

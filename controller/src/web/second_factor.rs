@@ -60,8 +60,8 @@ pub(super) async fn submit(posted: Posted<Code>) -> Result<Response, Fault> {
         }
         Err(error @ SignInError::Changed) => {
             pages.half.take(cookie, visit.now);
-            let (_, text) = refused(&visit, &account, error).await?;
-            Err(Fault::NotPermitted(text))
+            refused(&visit, &account, error).await?;
+            Err(Fault::StartOver)
         }
         Err(error) => {
             let (status, text) = refused(&visit, &account, error).await?;

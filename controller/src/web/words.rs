@@ -37,6 +37,15 @@ pub(super) fn ago(at: WallTime, now: WallTime) -> Markup {
     html! { (span(now.since(at))) " ago, " time datetime=(at) { (clock(at, now)) } }
 }
 
+/// Writes a text in which commands stand between backquotes, as explanations write them.
+pub(super) fn commands(text: &str) -> Markup {
+    html! {
+        @for (i, part) in text.split('`').enumerate() {
+            @if i % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
+}
+
 /// Draws a QR code as inline SVG; nothing if the text is too long for one.
 pub(super) fn qr(text: &str, label: &str) -> Markup {
     let Ok(code) = qrcode::QrCode::with_error_correction_level(text, qrcode::EcLevel::L) else { return html! {} };
