@@ -290,6 +290,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let router = web::router(Arc::new(Web {
         public_url: public_url.clone(),
+        join_link: format!("{origin}#k=4f9a"),
         ways: SignInWays { provider, local: LocalAccounts::SecondFactorOptional },
         accounts,
         sessions: WebSessions::new(pool, SessionLimits::default()),
