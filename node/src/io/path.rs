@@ -7,7 +7,7 @@
 //!
 //! How long: the tunnel's interface takes what the machine's own links take ([`inner_mtu`]). What a single path takes less is
 //! learnt from the kernel ([`path_mtu`]), which hears ICMP 'fragmentation needed' about the outer datagrams and keeps it
-//! for ten minutes; the data plane then tells local programs (`docs/decisions/0006-path-mtu.md`).
+//! for ten minutes; the data plane then tells local programs (`docs/decisions/0007-path-mtu.md`).
 
 use std::{
     collections::{HashMap, VecDeque},

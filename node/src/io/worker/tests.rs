@@ -181,6 +181,21 @@ fn everything_passes_whole_with_offloads() {
 }
 
 #[test]
+fn a_gigabyte_costs_both_workers_few_system_calls() {
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    let calls = || -> u64 {
+        let of = |io: IoCounters| io.rounds + io.tun_reads + io.tun_writes + io.udp_receives + io.sent.calls;
+        pair.nodes.iter().map(|(handle, _)| of(handle.status_blocking().unwrap().io)).sum()
+    };
+    let before = calls();
+    pair.tcp_echoes(0, 64 << 20);
+    let carried = 2 * (64 << 20); // there and back
+    let per_gigabyte = (calls() - before) * 1_000_000_000 / carried;
+    // One call a packet in each of four places would be three million.
+    assert!(per_gigabyte < 600_000, "{per_gigabyte} calls for a gigabyte");
+}
+
+#[test]
 fn everything_passes_whole_without_offloads() {
     let pair = Pair::new(Offloads::None, Segmentation::Off, 1_500, OUTER_V6);
     for family in 0..2 {
