@@ -150,5 +150,12 @@ fn a_nodes_clock_that_jumps_opens_nothing_and_access_comes_back() -> Result<()> 
     scene.opens("an hour back closed a door that a lease holds open")?;
     scene.world.stop_controller(Signal::Kill)?;
     ends(&mut idle, LEASE, "a connection outlives its lease because clocks were set back")?;
-    scene.closes("a door outlives its lease because clocks were set back")
+    scene.closes("a door outlives its lease because clocks were set back")?;
+
+    set_clock(&scene.laptop.host, 0)?;
+    set_clock(&scene.server.host, 0)?;
+    scene.world.start_controller()?;
+    // The nodes' waits between attempts have grown meanwhile.
+    eventually(3 * PATIENCE, "access does not come back with the controller", || scene.connects().then_some(()))?;
+    scene.stays_shut()
 }

@@ -1,6 +1,6 @@
 //! Ceiling, watched rules, fragments, overlapping permissions, replays after a restart.
 
-use postern_common::{grant::Mode, id::Tag, reason::DenyReason};
+use postern_common::{grant::Mode, id::Tag, key::PresharedKey, reason::DenyReason};
 
 use crate::{
     Ceiling, Direction, DropReason, LocalVerdict, Settings,
@@ -256,4 +256,24 @@ fn a_place_and_an_address_that_change_hands_carry_nothing_over() {
     a.local_sends(&syn(443), at(10));
     settle(&mut [&mut a, &mut b], at(10));
     assert!(b.delivered.is_empty());
+}
+
+/// A controller that came back may have drawn another pre-shared key for two WireGuard keys that both ends still use, and a
+/// destination that was away meanwhile hears of it in one document.
+#[test]
+fn another_preshared_key_between_the_same_keys_takes_the_place_of_the_old_one() {
+    let (mut a, mut b) = couple();
+    for (ms, preshared) in [(1_000, 7), (2_000, 8)] {
+        let mut inbound = peer(2, 1, vec![permission("rule", &["udp/53"], HOUR)], vec![]);
+        let mut outbound = peer(1, 2, vec![], vec![permission("rule", &["udp/53"], HOUR)]);
+        for grant in [&mut inbound, &mut outbound] {
+            grant.pairs[0].preshared = PresharedKey::from_bytes([preshared; 32]);
+        }
+        b.upsert(inbound, at(ms));
+        a.upsert(outbound, at(ms));
+        let (from, to) = ((inner(1)[0], 40_000), (inner(2)[0], 53));
+        a.local_sends(&ip(from.0, to.0, 17, &udp_body(from, to, b"who")), at(ms + 10));
+        settle(&mut [&mut a, &mut b], at(ms + 10));
+        assert_eq!(b.take_delivered().len(), 1, "after {ms} ms");
+    }
 }

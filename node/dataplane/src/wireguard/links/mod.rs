@@ -310,6 +310,12 @@ impl<W: Tunnels> Links<W> {
         let wanted: Vec<KeyPair> = peer.wanted.clone();
         let present = std::mem::take(&mut peer.pairs);
         let had_session = present.iter().any(|pair| self.pair_if_any(*pair).is_some_and(|p| p.confirmed.is_some()));
+        let is_wanted = |pair: &PairSlot| self.pair_if_any(*pair).is_some_and(|known| wanted.contains(&known.keys));
+        let (present, gone): (Vec<PairSlot>, Vec<PairSlot>) = present.into_iter().partition(is_wanted);
+        // What goes makes room first: between the same two keys a new pre-shared key takes the place of the old one.
+        for gone in gone {
+            self.remove_pair(gone);
+        }
         let mut kept = Vec::with_capacity(wanted.len());
         for keys in &wanted {
             if !self.tunnels.has_local_key(&keys.local) {
