@@ -72,6 +72,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::UserEnable { user } => change_user(office, &by, &user, AccountStatus::Enabled, None).await,
         Request::UserRemove { user } => {
+            let _in_order = office.changing.lock().await;
             let reason = "the account was removed";
             shut_out(office, &by, &office.accounts.find(&user).await?, reason).await?;
             let account = office.accounts.remove(&user).await?;
@@ -84,6 +85,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(json!({ "account": account_json(&account) }))
         }
         Request::UserSetGroups { user, groups } => {
+            let _in_order = office.changing.lock().await;
             let account = office.accounts.set_groups(&user, &groups).await?;
             let change = SubjectUpdate { groups: Some(groups), disabled: None };
             tell_core(office, &by, &account, change, "user set-groups").await?;
@@ -343,6 +345,7 @@ async fn change_user(
     status: AccountStatus,
     reason: Option<String>,
 ) -> Result<Value, Refusal> {
+    let _in_order = office.changing.lock().await;
     let action = if reason.is_some() { "user disable" } else { "user enable" };
     if let Some(reason) = &reason {
         match office.accounts.find(user).await {

@@ -51,6 +51,8 @@ pub struct Office {
     pub handle: Handle,
     /// Local accounts.
     pub accounts: Arc<Accounts>,
+    /// Held while an account is changed and the core is told: it hears of changes in their order.
+    pub changing: tokio::sync::Mutex<()>,
     /// Login sessions of browsers.
     pub sessions: WebSessions,
     /// The certificate, for join links.

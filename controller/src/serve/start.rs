@@ -312,6 +312,7 @@ async fn serve_all(
         running.stop.subscribe(),
     ));
     let office = admin::server::Office {
+        changing: tokio::sync::Mutex::default(),
         handle: running.handle.clone(),
         accounts,
         sessions,

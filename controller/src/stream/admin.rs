@@ -245,6 +245,9 @@ impl Core {
     /// they never joined a machine. One who is disabled gets a record that says so.
     pub fn update_subject(&mut self, issuer: &str, sub: &str, change: SubjectUpdate, by: &str, now: Now) {
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        if let Some(groups) = &change.groups {
+            self.groups_now.insert(kind.clone(), groups.clone());
+        }
         let known = self.registry.subject_of(&kind).cloned();
         let Some(mut subject) = known.or_else(|| match change.disabled {
             Some(Some(_)) => self.unknown_subject(kind, now),
@@ -306,6 +309,7 @@ impl Core {
         let change = SubjectUpdate { groups: None, disabled: Some(Some(reason.to_owned())) };
         self.update_subject(issuer, sub, change, by, now);
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        self.groups_now.remove(&kind);
         let Some(mut subject) = self.registry.subject_of(&kind).cloned() else { return };
         if subject.name.ends_with(REMOVED) {
             return;

@@ -30,7 +30,9 @@ use super::{
 };
 use crate::{
     decision::{Extend, Lease, Terms},
-    records::{AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange},
+    records::{
+        AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
+    },
 };
 
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
@@ -50,6 +52,9 @@ pub struct Core {
     pub(super) out: Outbox,
     pub(super) meta: Meta,
     pub(super) registry: Registry,
+    /// The groups of every person for whom they were changed since the start: a confirmation may be under way with a
+    /// sign-in from before. One entry a local account, gone with it.
+    pub(super) groups_now: HashMap<SubjectKind, BTreeSet<String>>,
     pub(super) leases: BTreeMap<DeviceId, Lease>,
     pub(super) peerings: BTreeMap<PeeringName, Peering>,
     /// The index from a device to the nodes that it is on: what a change touches.
@@ -98,6 +103,7 @@ impl Core {
             out: Outbox::default(),
             meta: loaded.meta,
             registry,
+            groups_now: HashMap::new(),
             leases: BTreeMap::new(),
             peerings: BTreeMap::new(),
             peers_of: HashMap::new(),

@@ -32,7 +32,9 @@ use super::{
 use crate::{
     decision::Extend,
     identity::user_code::UserCode,
-    records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectRecord},
+    records::{
+        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectRecord,
+    },
     web::doors::{Acquaintance, JoinedMachine, PendingJoin},
 };
 
@@ -332,6 +334,15 @@ impl Core {
         Ok(subject)
     }
 
+    /// Returns what counts of a sign-in: its groups give way to newer ones, if they were changed while its request was under way.
+    pub(super) fn assurance(&self, who: &Person) -> Assurance {
+        let mut assurance = who.assurance();
+        if let Some(groups) = self.groups_now.get(&who.kind()) {
+            assurance.groups = Some(groups.clone());
+        }
+        assurance
+    }
+
     /// Finds the device of a waiting machine, or makes one for this person.
     fn device_for(&mut self, owner: SubjectId, waiting: &Waiting, now: Now) -> Result<DeviceRecord, CoreError> {
         let known = self.registry.device_by_key(&waiting.join.device_key).cloned();
@@ -441,7 +452,7 @@ impl Core {
             id,
             subject: device.owner,
             device: device.id,
-            assurance: who.assurance(),
+            assurance: self.assurance(who),
             started: now.wall,
             from,
             web_session,

@@ -69,7 +69,7 @@ impl Core {
         }
         // What a rule names for this person, but is not open on any machine: with the reason.
         let owner = self.record_of(who, now);
-        let assurance = who.assurance();
+        let assurance = self.assurance(who);
         let context = match devices.iter().find(|device| self.leases.contains_key(&device.id)) {
             Some(device) => self.context_of(device, now),
             None => Some(hypothetical(&self.config.url, &owner, Some(&assurance), None, None, now.wall)),

@@ -26,7 +26,7 @@ impl Core {
         if owner.disabled.is_some() {
             return vec![];
         }
-        let assurance = who.assurance();
+        let assurance = self.assurance(who);
         let context = hypothetical(&self.config.url, &owner, Some(&assurance), None, None, now.wall);
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);

@@ -296,7 +296,14 @@ impl Life {
             let own = node.own.as_ref().expect("told of itself");
             assert!(own.keys.len() <= 1, "{}: rotations have come to their end", node.name);
         }
-        let status = self.world.core.status();
+        // A renewal may be on its way to a node in this very moment.
+        let mut status = self.world.core.status();
+        for _moment in 0..20 {
+            if status.current < status.connected {
+                self.world.run(Duration::from_millis(50));
+                status = self.world.core.status();
+            }
+        }
         assert_eq!((status.connected, status.current), (self.world.nodes.len(), self.world.nodes.len()));
     }
 }

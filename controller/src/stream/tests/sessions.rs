@@ -140,6 +140,30 @@ fn a_browsers_sign_in_from_before_the_removal_confirms_nothing() {
 }
 
 #[test]
+fn a_confirmation_under_way_while_groups_are_taken_away_opens_nothing_of_theirs() {
+    let (mut world, wiki) = local_town(37);
+    let before = local_person("acc_7", "carol", &["staff"]); // as the page read it from the browser's login session
+    let (machine, code) = waiting(&mut world, "carols-laptop");
+    let shown = world.nodes[machine].key.public();
+    let update = SubjectUpdate { groups: Some([].into()), disabled: None };
+    world.core.update_subject(URL, "acc_7", update, "root", world.now); // nobody whom the core has ever seen
+    world.core.confirm_join(code, shown, &before, local(), world.now).expect("she may join");
+    world.pump();
+    world.run(seconds(1));
+    assert!(!world.lets_in(machine, wiki, "tcp/80"));
+    assert_eq!(world.store.loaded.sessions.last().expect("a session").assurance.groups, Some([].into()));
+
+    world.run(seconds(1));
+    world.cut_stream(machine);
+    world.connect(machine);
+    let again = SubjectUpdate { groups: Some(["staff".to_owned()].into()), disabled: None };
+    world.core.update_subject(URL, "acc_7", again, "root", world.now);
+    world.pump();
+    world.run(seconds(1));
+    assert!(world.passes(machine, wiki, "tcp/80"), "what is given back counts at once");
+}
+
+#[test]
 fn what_the_accounts_say_at_a_start_closes_what_the_core_was_not_told() {
     let (mut world, wiki) = local_town(36);
     let people = ["gone", "disabled", "changed", "same"];
