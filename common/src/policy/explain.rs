@@ -6,6 +6,8 @@
 //! Threat: an explanation to the subject itself must not be a map of what is there. To [`Audience::Subject`] a
 //! resource that no rule opens to it under any condition is answered in the words for one that does not exist.
 
+use std::collections::BTreeSet;
+
 use super::{
     Audience, Destination, Policy,
     condition::Lens,
@@ -55,9 +57,12 @@ impl Policy {
         audience: Audience,
     ) -> Explanation {
         let question = Question { model: &self.model, lens, context, targets, to, service };
-        let explanation = question.answer();
+        let mut explanation = question.answer();
         if audience == Audience::Subject && !explanation.allowed && !question.ever_opened() {
-            return question.nothing_there();
+            explanation = question.nothing_there();
+        }
+        if !explanation.allowed {
+            explanation.because.extend(question.open_beside());
         }
         explanation
     }
@@ -130,7 +135,17 @@ impl Question<'_> {
     }
 
     fn nothing_there(&self) -> Explanation {
-        self.denied(format!("no rule opens {} to {}", self.destination(), self.context.subject))
+        self.denied(format!("no rule opens {} to {}", self.what(&[]), self.context.subject))
+    }
+
+    /// Says which protocols and ports are open there, if what is asked for is one that is not.
+    fn open_beside(&self) -> Option<String> {
+        self.service?;
+        let whole = Question { service: None, ..*self };
+        let granted = whole.granted(&Evaluation::new(self.model, self.context, self.targets, self.lens));
+        let open: BTreeSet<Service> = granted.into_iter().flat_map(|granted| granted.services).collect();
+        let open: Vec<String> = open.iter().map(Service::to_string).collect();
+        (!open.is_empty()).then(|| format!("rules open {} there to {}", open.join(", "), self.context.subject))
     }
 
     /// Returns what is asked for as protocols and ports; `None` is every one.
@@ -230,7 +245,7 @@ impl Question<'_> {
                 .flat_map(|index| &self.model.resources[*index].services)
                 .map(Service::to_string)
                 .collect();
-            return self.denied(format!("no resource there names this port; named are {}", open.join(", ")));
+            return self.denied(format!("no resource names {}; named there are {}", self.what(&[]), open.join(", ")));
         }
         if self.nodes().is_empty() {
             let places: Vec<String> = offering

@@ -154,7 +154,7 @@ impl Core {
         let bare = bare.strip_suffix(&self.config.domain).and_then(|text| text.strip_suffix('.')).unwrap_or(bare);
         let Some(destination) = self.destination(to, asker, audience, targets) else {
             let mut nothing = nothing_there(&context.who(), bare, service);
-            nothing.reason = format!("no rule opens {bare} to {}", context.subject);
+            nothing.reason = format!("no rule opens {} to {}", nothing.what, context.subject);
             if audience == Audience::Operator {
                 nothing.because.push(format!("there is no resource, machine or address `{bare}`"));
                 self.name_claims(bare, &mut nothing);
@@ -324,8 +324,8 @@ fn nothing_there(who: &str, to: &str, service: Option<Service>) -> Explanation {
     Explanation {
         allowed: false,
         who: who.to_owned(),
+        reason: format!("no rule opens {what} to {who}"),
         what,
-        reason: format!("no rule opens {to} to {who}"),
         rule: None,
         location: None,
         because: vec![],

@@ -90,8 +90,13 @@ fn each_cause_has_its_words() {
             None,
             "it is Mon 2026-11-23 21:00 Europe/Berlin; rule \"payroll managers use payroll\" opens Mon-Fri 07:00-20:00",
         ),
-        (alice.clone(), "payroll-app", Some("udp/443"), "no resource there names this port; named are tcp/443"),
-        (alice.clone(), "payroll-1", Some("tcp/22"), "no rule opens payroll-1 to alice"),
+        (
+            alice.clone(),
+            "payroll-app",
+            Some("udp/443"),
+            "no resource names payroll-app udp/443; named there are tcp/443",
+        ),
+        (alice.clone(), "payroll-1", Some("tcp/22"), "no rule opens payroll-1 tcp/22 to alice"),
         (
             person("bob", &["payroll", "contractors"], MONDAY),
             "payroll-app",
@@ -131,6 +136,25 @@ fn a_watched_pass_is_told_as_what_it_is() {
         explanation.reason.starts_with("it would be denied and passes only while it is watched: proof"),
         "{explanation:?}"
     );
+}
+
+#[test]
+fn a_port_that_is_not_open_is_named_and_so_are_those_that_are() {
+    let alice = person("alice", &["payroll"], MONDAY);
+    let open = ["rules open tcp/443 there to alice"];
+    for (to, audience, reason) in [
+        ("payroll-app", Audience::Subject, "no rule opens payroll-app tcp/22 to alice"),
+        ("payroll-1", Audience::Subject, "no rule opens payroll-1 tcp/22 to alice"),
+        ("payroll-app", Audience::Operator, "no resource names payroll-app tcp/22; named there are tcp/443"),
+        ("payroll-1", Audience::Operator, "no rule opens payroll-1 tcp/22 to alice"),
+    ] {
+        let told = ask(&policy(PAYROLL), &alice, to, Some("tcp/22"), audience);
+        assert_eq!((told.allowed, told.reason.as_str()), (false, reason), "{to} {audience:?}");
+        assert_eq!(told.because, open, "{to} {audience:?}");
+    }
+    let later = person("alice", &["payroll"], "2026-11-28T09:00:00Z"); // a Saturday: nothing is open to her
+    let told = ask(&policy(PAYROLL), &later, "payroll-app", Some("tcp/22"), Audience::Subject);
+    assert_eq!(told.because, [""; 0]);
 }
 
 #[test]
