@@ -5,12 +5,13 @@
 //! ```
 //!
 //! Every connection holds a [`ConnectionPermit`] from accept to end, an upgraded one included. What exceeds the limits is
-//! closed before any cryptography, so a flood costs accept and close. IPv6 addresses count by their /64.
+//! closed before any cryptography, so a flood costs accept and close. IPv6 addresses count by their /64, and by their /48, which
+//! one customer can hold too: for [`SITES`] times the share.
 
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -26,6 +27,7 @@ use axum::{
 };
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -44,6 +46,8 @@ const HEAD: Duration = Duration::from_secs(10);
 const REQUEST: Duration = Duration::from_secs(60);
 /// The longest head of a request, in bytes.
 const HEAD_BYTES: usize = 32 << 10;
+/// How many times the share of one address the networks of one IPv6 /48 have together.
+const SITES: usize = 8;
 /// How long connections may take to finish when the controller stops.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -76,7 +80,8 @@ pub struct Limits {
 #[derive(Debug, Default)]
 struct Open {
     total: usize,
-    by_address: HashMap<IpAddr, usize>,
+    /// By the addresses and networks of [`counted`]: at most two entries a connection.
+    by_network: HashMap<IpNet, usize>,
 }
 
 impl Limits {
@@ -87,27 +92,30 @@ impl Limits {
 
     /// Takes a place for a connection from `address`; `None` if there is none left.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Option<ConnectionPermit> {
-        self.take(Some(counted(address)))
+        self.take(counted(address))
     }
 
     /// Takes a place for a connection from a trusted proxy, whose client is not known yet; `None` if there is none left.
     pub fn admit_proxied(self: &Arc<Self>) -> Option<ConnectionPermit> {
-        self.take(None)
+        self.take(vec![])
     }
 
-    fn take(self: &Arc<Self>, key: Option<IpAddr>) -> Option<ConnectionPermit> {
+    fn take(self: &Arc<Self>, from: Vec<Share>) -> Option<ConnectionPermit> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let here = key.and_then(|key| open.by_address.get(&key).copied()).unwrap_or(0);
-        if open.total >= self.total || here >= self.per_address {
+        let full = |share: &Share| {
+            let here = open.by_network.get(&share.network).copied().unwrap_or(0);
+            here >= self.per_address.saturating_mul(share.times)
+        };
+        if open.total >= self.total || from.iter().any(full) {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         open.total += 1;
-        if let Some(key) = key {
-            open.by_address.insert(key, here + 1);
+        for share in &from {
+            *open.by_network.entry(share.network).or_insert(0) += 1;
         }
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
-        Some(ConnectionPermit(Arc::new(Place { limits: Arc::clone(self), key })))
+        Some(ConnectionPermit(Arc::new(Place { limits: Arc::clone(self), from })))
     }
 
     /// Returns how many connections are open.
@@ -116,11 +124,22 @@ impl Limits {
     }
 }
 
-/// Returns the address by which connections are counted: an IPv6 /64 belongs to one site.
-fn counted(address: IpAddr) -> IpAddr {
+/// A network whose connections are counted together, and how many times the share of one address it has.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    network: IpNet,
+    times: usize,
+}
+
+/// Returns the networks by which a connection is counted: an IPv6 /64 belongs to one site, a /48 mostly to one customer.
+fn counted(address: IpAddr) -> Vec<Share> {
+    let network = |length, times| {
+        let network = IpNet::new_assert(address.to_canonical(), length).trunc();
+        Share { network, times }
+    };
     match address.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),
+        IpAddr::V4(_) => vec![network(32, 1)],
+        IpAddr::V6(_) => vec![network(64, 1), network(48, SITES)],
     }
 }
 
@@ -132,18 +151,19 @@ pub struct ConnectionPermit(Arc<Place>);
 #[derive(Debug)]
 struct Place {
     limits: Arc<Limits>,
-    key: Option<IpAddr>,
+    from: Vec<Share>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.limits.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.total -= 1;
-        let Some(key) = self.key else { return };
-        if let Some(here) = open.by_address.get_mut(&key) {
-            *here -= 1;
-            if *here == 0 {
-                open.by_address.remove(&key);
+        for Share { network, .. } in &self.from {
+            if let Some(here) = open.by_network.get_mut(network) {
+                *here -= 1;
+                if *here == 0 {
+                    open.by_network.remove(network);
+                }
             }
         }
     }
@@ -326,5 +346,17 @@ mod tests {
         let _held = limits.admit("2001:db8::1".parse().unwrap()).unwrap();
         assert!(limits.admit("2001:db8::ffff:2".parse().unwrap()).is_none());
         assert!(limits.admit("2001:db8:0:1::1".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn one_ipv6_customer_cannot_take_every_place_with_its_many_networks() {
+        let limits = Limits::new(1_000, 2);
+        let customer = |site: u16| IpAddr::from([0x2001, 0xdb8, 1, site, 0, 0, 0, 1]);
+        let held: Vec<_> = (0..1_000).filter_map(|site| limits.admit(customer(site))).collect();
+        assert_eq!(held.len(), 2 * SITES);
+        assert!(limits.admit("2001:db8:2::1".parse().unwrap()).is_some(), "another customer has a share of its own");
+        drop(held);
+        assert!(limits.open.lock().unwrap().by_network.is_empty());
+        assert!(limits.admit(customer(999)).is_some());
     }
 }
