@@ -68,6 +68,11 @@ impl Names {
         Self { domain, overlay, forward: HashMap::new(), reverse: HashMap::new() }
     }
 
+    /// Tells whether an address is an overlay address.
+    pub(super) fn holds(&self, address: IpAddr) -> bool {
+        self.overlay.iter().any(|overlay| overlay.contains(&address))
+    }
+
     /// Returns how many names there are, expired ones included.
     pub fn len(&self) -> usize {
         self.forward.len()

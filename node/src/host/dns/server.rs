@@ -20,7 +20,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::answer::{Action, Names, Transport, answer, server_failure};
+use super::{
+    answer::{Action, Names, Transport, answer, server_failure},
+    foreign::{self, Foreign},
+};
 
 /// Queries that may wait for an answer from elsewhere at once; more are answered `SERVFAIL`.
 const MAX_FORWARDED: usize = 256;
@@ -49,6 +52,8 @@ pub struct Counters {
     pub unanswered: u64,
     /// Queries refused because too many were waiting.
     pub overloaded: u64,
+    /// Records of other servers' answers that led into the overlay, and were left out.
+    pub withheld: u64,
     /// Messages that were no queries.
     pub ignored: u64,
 }
@@ -73,6 +78,7 @@ struct AtomicCounters {
     forwarded: AtomicU64,
     unanswered: AtomicU64,
     overloaded: AtomicU64,
+    withheld: AtomicU64,
     ignored: AtomicU64,
 }
 
@@ -152,6 +158,7 @@ impl Resolver {
             forwarded: counters.forwarded.load(Relaxed),
             unanswered: counters.unanswered.load(Relaxed),
             overloaded: counters.overloaded.load(Relaxed),
+            withheld: counters.withheld.load(Relaxed),
             ignored: counters.ignored.load(Relaxed),
         }
     }
@@ -186,6 +193,17 @@ impl Shared {
                 Transport::Tcp => timeout(UPSTREAM_TIMEOUT, ask_tcp(*server, query)).await,
             };
             if let Ok(Ok(mut response)) = asked {
+                match foreign::judge(&self.names.load(), &response) {
+                    Foreign::Clean => {}
+                    Foreign::Without(records, rest) => {
+                        self.counters.withheld.fetch_add(records as u64, Relaxed);
+                        response = rest;
+                    }
+                    Foreign::Unreadable => match cut_short(query, &response) {
+                        Some(asked_again) => response = asked_again,
+                        None => continue,
+                    },
+                }
                 response[..2].copy_from_slice(&query[..2]);
                 return Some(response);
             }
@@ -311,6 +329,15 @@ pub(super) fn is_answer_to(query: &[u8], response: &[u8]) -> bool {
         }))
 }
 
+/// Keeps of an answer that was cut off in the middle only that it was: the client asks again by TCP (RFC 2181 §9).
+fn cut_short(query: &[u8], response: &[u8]) -> Option<Vec<u8>> {
+    const TRUNCATED: u8 = 0x02;
+    let mut head = response.get(..question_end(query)?)?.to_vec();
+    let truncated = head[2] & TRUNCATED != 0 && head[4..6] == [0, 1];
+    head[6..HEADER_BYTES].fill(0);
+    truncated.then_some(head)
+}
+
 /// Returns where the first question ends. Questions of queries are not compressed; one that is, is not matched.
 fn question_end(query: &[u8]) -> Option<usize> {
     let mut at = HEADER_BYTES;
@@ -320,5 +347,83 @@ fn question_end(query: &[u8]) -> Option<usize> {
             length if length < 64 => at += 1 + usize::from(length),
             _ => return None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::{
+        op::{Message, MessageType, OpCode, Query, ResponseCode},
+        rr::{Name, RData, Record, RecordType},
+    };
+    use postern_common::time::{Monotonic, WallTime};
+
+    use super::*;
+
+    fn query() -> Message {
+        let mut query = Message::new(99, MessageType::Query, OpCode::Query);
+        query.add_queries([Query::query(Name::from_ascii("evil.example.").unwrap(), RecordType::A)]);
+        query
+    }
+
+    /// Asks a resolver whose former server answers every query with what `answer` makes of it.
+    async fn asked_through(answer: impl Fn(Message) -> Vec<u8> + Send + 'static) -> (Message, Counters) {
+        let former = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let upstream = former.local_addr().unwrap();
+        let former = tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            let (length, from) = former.recv_from(&mut buffer).await.unwrap();
+            let heard = Message::from_vec(&buffer[..length]).unwrap();
+            former.send_to(&answer(heard), from).await.unwrap();
+        });
+        let overlay = vec!["100.64.0.0/16".parse().unwrap()];
+        let names = Arc::new(ArcSwap::from_pointee(Names::new("internal", overlay, [])));
+        let clock: Clock = Arc::new(|| Now { monotonic: Monotonic::default(), wall: WallTime::default() });
+        let resolver = Resolver::listen("127.0.0.1:0".parse().unwrap(), names, vec![upstream], clock).await.unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.send_to(&query().to_vec().unwrap(), resolver.address()).await.unwrap();
+        let mut buffer = [0; 512];
+        let length = timeout(Duration::from_secs(20), client.recv(&mut buffer)).await.unwrap().unwrap();
+        former.await.unwrap();
+        (Message::from_vec(&buffer[..length]).unwrap(), resolver.counters())
+    }
+
+    fn answers(query: &Message, addresses: &[[u8; 4]]) -> Message {
+        let mut response = Message::response(query.metadata.id, OpCode::Query);
+        response.add_queries(query.queries.iter().cloned());
+        let name = query.queries[0].name().clone();
+        let record =
+            |address: &[u8; 4]| Record::from_rdata(name.clone(), 60, RData::A(Ipv4Addr::from(*address).into()));
+        response.add_answers(addresses.iter().map(record));
+        response
+    }
+
+    #[tokio::test]
+    async fn a_former_servers_answer_comes_without_overlay_addresses() {
+        let both = |query: Message| answers(&query, &[[192, 0, 2, 1], [100, 64, 3, 4]]).to_vec().unwrap();
+        let (answer, counters) = asked_through(both).await;
+        assert_eq!(answer.metadata.id, 99);
+        let left: Vec<_> = answer.answers.iter().map(|record| record.data.clone()).collect();
+        assert_eq!(left, [RData::A(Ipv4Addr::new(192, 0, 2, 1).into())]);
+        assert_eq!((counters.forwarded, counters.withheld), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_read_is_none_and_one_cut_short_is_asked_again_by_tcp() {
+        let broken = |query: Message| {
+            let mut bytes = answers(&query, &[[100, 64, 3, 4]]).to_vec().unwrap();
+            bytes.pop();
+            bytes
+        };
+        let (answer, counters) = asked_through(broken).await;
+        assert_eq!((answer.metadata.response_code, counters.unanswered), (ResponseCode::ServFail, 1));
+        let cut = move |query: Message| {
+            let mut bytes = broken(query);
+            bytes[2] |= 0x02;
+            bytes
+        };
+        let (answer, _) = asked_through(cut).await;
+        assert!(answer.metadata.truncation && answer.answers.is_empty());
+        assert_eq!((answer.metadata.response_code, answer.queries), (ResponseCode::NoError, query().queries));
     }
 }
