@@ -1,8 +1,29 @@
 //! Protocols, ports, services and 5-tuples: one vocabulary for IPv4 and IPv6.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Returns the address space in which an overlay lies unless the owners of the machines say otherwise: unique local IPv6
+/// (RFC 4193), and for IPv4 private (RFC 1918), shared (RFC 6598) and benchmarking addresses (RFC 2544). Whatever lies
+/// outside belongs to somebody, and a controller must not be able to draw the traffic to them into the tunnel.
+pub fn private_space() -> [IpNet; 6] {
+    let v4 = |address: [u8; 4], length| IpNet::new(Ipv4Addr::from(address).into(), length);
+    [
+        IpNet::new(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0).into(), 7),
+        v4([10, 0, 0, 0], 8),
+        v4([172, 16, 0, 0], 12),
+        v4([192, 168, 0, 0], 16),
+        v4([100, 64, 0, 0], 10),
+        v4([198, 18, 0, 0], 15),
+    ]
+    .map(|prefix| prefix.expect("a length within its family's"))
+}
 
 /// A transport protocol that a rule can name. ICMP means ICMP for IPv4 and ICMPv6 for IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

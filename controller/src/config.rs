@@ -14,7 +14,10 @@ use std::{
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use postern_common::diagnostics::{self, ByteSize, Diagnostic, Diagnostics, HumanDuration};
+use postern_common::{
+    diagnostics::{self, ByteSize, Diagnostic, Diagnostics, HumanDuration},
+    net::private_space,
+};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -106,6 +109,8 @@ struct Tls {
 struct Overlay {
     ipv6: Spanned<Ipv6Net>,
     ipv4: Spanned<Ipv4Net>,
+    #[serde(default)]
+    public_ipv4: bool,
     #[serde(default = "default_domain")]
     domain: Spanned<String>,
     #[serde(default = "default_hold")]
@@ -269,7 +274,7 @@ pub struct Config {
     pub audit_file_size: u64,
     /// The most connections at a time.
     pub connections: usize,
-    /// The most connections at a time from one address (IPv6: one /64).
+    /// The most connections at a time from one address (IPv6: one /64; one /48 has eight times that).
     pub connections_per_address: usize,
     /// Whether people may sign in with local accounts.
     pub local_accounts: bool,
@@ -502,6 +507,12 @@ fn check_overlay(overlay: &Overlay, wrong: &mut Diagnostics) {
         wrong.push(
             Diagnostic::at(overlay.ipv4.span(), format!("a /{} is no useful pool", v4.prefix_len()))
                 .help("use /8 to /28"),
+        );
+    }
+    if !overlay.public_ipv4 && !private_space().iter().any(|space| space.contains(&IpNet::V4(*v4))) {
+        wrong.push(
+            Diagnostic::at(overlay.ipv4.span(), format!("{v4} is not private address space: every node would refuse it"))
+                .help("use addresses such as 100.96.0.0/16; if these are yours to use, `public_ipv4 = true` here and `overlay` under [ceiling] in every node.toml"),
         );
     }
     for (bad, what) in [

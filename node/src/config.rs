@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use postern_common::{
     diagnostics::{ByteSize, Diagnostics, HumanDuration, from_toml},
     id::Tag,
-    net::Service,
+    net::{Service, private_space},
 };
 use serde::Deserialize;
 
@@ -202,6 +203,8 @@ pub struct CeilingConfig {
     pub services: Option<Vec<Service>>,
     /// The peer must have one of these tags; absent means any peer, an empty list means none.
     pub tags: Option<Vec<CeilingTag>>,
+    /// The address space in which the overlay may lie; absent means the private one ([`private_space`]).
+    pub overlay: Option<Vec<IpNet>>,
 }
 
 /// A tag, written `tag:payroll` or `payroll`.
@@ -310,6 +313,11 @@ impl NodeConfig {
         if self.plain_network.inbound == PlainInbound::Open && !self.plain_network.allow.is_empty() {
             return Err("plain_network.allow says what stays open, but plain_network.inbound is \"open\": did you mean inbound = \"closed\"?".into());
         }
+        if let Some(wide) = self.ceiling.overlay.iter().flatten().find(|prefix| prefix.prefix_len() < 4) {
+            return Err(format!(
+                "ceiling.overlay: {wide} is too wide to be an overlay: use a prefix of at least 4 bits"
+            ));
+        }
         if self.flow_records.enabled && self.flow_records.max_size.get() < 4096 {
             return Err("flow_records.max_size is smaller than 4KiB".into());
         }
@@ -332,6 +340,11 @@ impl NodeConfig {
             services: self.ceiling.services.clone(),
             tags: self.ceiling.tags.as_ref().map(|tags| tags.iter().map(|tag| tag.0.clone()).collect()),
         }
+    }
+
+    /// Returns the address space in which the overlay may lie.
+    pub fn overlay_within(&self) -> Vec<IpNet> {
+        self.ceiling.overlay.clone().unwrap_or_else(|| private_space().to_vec())
     }
 
     /// Names what a running node cannot take over without a restart, for the answer to a reload.
@@ -366,7 +379,7 @@ mod tests {
         let all: String =
             text.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).map(|line| format!("{line}\n")).collect();
         let config = parse(&all).expect("the example's alternatives are valid");
-        assert!(config.ceiling.services.is_some() && config.group.is_some());
+        assert!(config.ceiling.services.is_some() && config.ceiling.overlay.is_some() && config.group.is_some());
         assert_eq!(config.plain_network.inbound, PlainInbound::Closed);
     }
 
@@ -402,6 +415,7 @@ mod tests {
             ("[plain_network]\nallow = [\"tcp/22\"]", "did you mean inbound"),
             ("listen_port = 0", "no port"),
             ("listen_port = 70000", "listen_port"),
+            ("[ceiling]\noverlay = [\"0.0.0.0/0\"]", "too wide"),
             ("x = ", "node.toml:1"),
         ] {
             let error = parse(text).expect_err(text);

@@ -45,6 +45,8 @@ fn every_mistake_names_its_line_and_what_to_do() {
         ("\"100.96.0.0/16\"", "\"127.0.0.0/16\"", "overlaps 127.0.0.0/8"),
         ("\"100.96.0.0/16\"", "\"0.0.0.0/8\"", "overlaps"),
         ("\"100.96.0.0/16\"", "\"100.96.0.0/33\"", "controller.toml:"),
+        ("\"100.96.0.0/16\"", "\"8.8.0.0/16\"", "not private address space"),
+        ("\"100.96.0.0/16\"", "\"192.160.0.0/12\"", "not private address space"),
         ("\"fd5e:9a41:c07d::/48\"", "\"2001:db8::/48\"", "unique local"),
         ("\"fd5e:9a41:c07d::/48\"", "\"fd5e:9a41::/32\"", "not a /48"),
         ("https://ctl.corp.example\"", "http://ctl.corp.example\"", "https://"),
@@ -68,6 +70,13 @@ fn every_mistake_names_its_line_and_what_to_do() {
         assert!(error.contains(expected), "{to}: {error}");
         assert!(error.contains("--> controller.toml"), "{to}: {error}");
     }
+}
+
+#[test]
+fn a_public_pool_is_taken_only_where_it_is_meant() {
+    let pool = example().replacen("\"100.96.0.0/16\"", "\"203.0.113.0/24\"\npublic_ipv4 = true", 1);
+    let config = Config::parse(Path::new("controller.toml"), &pool).expect("meant");
+    assert_eq!(config.core.overlay_v4.to_string(), "203.0.113.0/24");
 }
 
 #[test]

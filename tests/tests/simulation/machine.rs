@@ -130,6 +130,7 @@ impl Machine {
             rotation: std::time::Duration::from_secs(self.rotation_s),
             boot: self.boot,
             listen_port: 51_820,
+            overlay_within: postern_common::net::private_space().to_vec(),
             version: "simulated".into(),
         };
         let entropy = Box::new(self.rng.fork());

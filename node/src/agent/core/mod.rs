@@ -34,6 +34,7 @@ pub mod book;
 mod commands;
 pub mod identity;
 pub mod keyring;
+mod overlay;
 mod stream;
 mod words;
 
@@ -46,6 +47,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use postern_common::{
     grant::{GrantVerifier, Position, SavedGrants},
     id::{BootId, Nonce},
@@ -55,15 +57,12 @@ use postern_common::{
 };
 use zeroize::Zeroizing;
 
+pub use self::words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder, Retry};
 use self::{
     backoff::Backoff,
     book::Book,
     identity::{DeviceSeed, Identity, Login, Wanted},
     stream::{Purpose, Stream},
-};
-pub use self::{
-    stream::Retry,
-    words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder},
 };
 use crate::agent::target::ControllerTarget;
 
@@ -92,6 +91,8 @@ pub struct Settings {
     pub boot: BootId,
     /// The UDP port of the WireGuard socket.
     pub listen_port: u16,
+    /// The address space in which the overlay may lie, by the owner of the machine.
+    pub overlay_within: Vec<IpNet>,
     /// The version of this software.
     pub version: String,
 }
@@ -205,6 +206,12 @@ impl Core {
     ) -> Result<(), postern_common::grant::GrantError> {
         self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
         let serving = self.signed_in() && self.identity.wanted == Wanted::Up;
+        let saved = saved.filter(|saved| {
+            let (own, bound) = (&saved.own, &self.settings.overlay_within);
+            let beyond = overlay::places(bound, Some(own), &own.overlay, &saved.peers).err();
+            self.last_error = beyond.map(|beyond| beyond.to_string());
+            self.last_error.is_none()
+        });
         let resumed = match (saved, mark, &mut self.verifier) {
             (Some(saved), Some(mark), Some(verifier)) if serving => {
                 verifier.resume(saved, self.settings.boot, mark, now).map(|grants| {
@@ -321,6 +328,11 @@ impl Core {
     /// Changes how long a WireGuard key is the newest.
     pub fn set_rotation(&mut self, rotation: Duration) {
         self.settings.rotation = rotation;
+    }
+
+    /// Changes the address space in which the overlay may lie: for whatever the controller says from now on.
+    pub fn set_overlay_within(&mut self, bound: Vec<IpNet>) {
+        self.settings.overlay_within = bound;
     }
 
     /// Does what is due.

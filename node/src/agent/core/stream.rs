@@ -21,8 +21,9 @@ use postern_common::{
 use zeroize::Zeroizing;
 
 use super::{
-    AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, ProbeOrder,
+    AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, ProbeOrder, Retry,
     identity::{Enrolment, Login, Wanted},
+    overlay,
 };
 use crate::agent::target::ControllerTarget;
 
@@ -483,6 +484,10 @@ impl Core {
                 self.want_snapshot(now);
             }
             Ok(grants) => {
+                let held = self.book.stand().map(|stand| stand.own.overlay.as_slice());
+                if let Err(beyond) = overlay::check(&self.settings.overlay_within, grants.change(), held) {
+                    return self.refuse_document(&beyond.to_string(), now);
+                }
                 live.snapshot_by = None;
                 self.offline_since = None;
                 self.last_error = None;
@@ -514,14 +519,20 @@ impl Core {
                 | GrantError::Audience(_)
                 | GrantError::NotResumable),
             ) => {
-                self.refused_documents += 1;
-                self.effects.push_back(Effect::Close);
-                let error = format!(
-                    "a document of the controller was refused and is not enforced: {error}. If the controller was made anew, with other keys: `postern logout`, and join again"
+                self.refuse_document(
+                    &format!(
+                        "a document of the controller was refused and is not enforced: {error}. If the controller was made anew, with other keys: `postern logout`, and join again"
+                    ),
+                    now,
                 );
-                self.handle_disconnected(error, Retry::Slowly, now);
             }
         }
+    }
+
+    fn refuse_document(&mut self, error: &str, now: Now) {
+        self.refused_documents += 1;
+        self.effects.push_back(Effect::Close);
+        self.handle_disconnected(error.to_owned(), Retry::Slowly, now);
     }
 
     /// Asks for a snapshot, once per [`SNAPSHOT_PATIENCE`]: a controller that answers nothing but gaps gets no storm.
@@ -532,14 +543,6 @@ impl Core {
             live.snapshot_by = Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE));
             self.effects.push_back(Effect::Send(FromNode::SnapshotWanted));
         }
-    }
-
-    /// Keeps the overlay's prefixes for the next start of the machine. Tells whether they are others than before.
-    pub(super) fn keep_overlay(&mut self) -> bool {
-        let (Some(stand), Some(enrolment)) = (self.book.stand(), &mut self.identity.enrolment) else { return false };
-        let changed = enrolment.overlay != stand.own.overlay;
-        enrolment.overlay.clone_from(&stand.own.overlay);
-        changed
     }
 
     pub(super) fn acknowledge(&mut self) {
@@ -591,13 +594,4 @@ impl Core {
         self.effects.push_back(Effect::Close);
         self.handle_disconnected("the controller sent a message that makes no sense here".into(), Retry::Slowly, now);
     }
-}
-
-/// Whether a failure may mend by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retry {
-    /// With growing waits.
-    Soon,
-    /// Only somebody's action mends it: a wrong certificate, a refusal.
-    Slowly,
 }

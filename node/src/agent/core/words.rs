@@ -197,3 +197,12 @@ pub enum Phase {
         current: bool,
     },
 }
+
+/// Whether a failure may mend by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// With growing waits.
+    Soon,
+    /// Only somebody's action mends it: a wrong certificate, a refusal.
+    Slowly,
+}

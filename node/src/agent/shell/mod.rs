@@ -175,6 +175,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         rotation: config.key_rotation.get(),
         boot: state::boot_id()?,
         listen_port: config.listen_port,
+        overlay_within: config.overlay_within(),
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let entropy = Box::new(SystemEntropy);
@@ -432,6 +433,7 @@ impl Agent {
                     ..config
                 };
                 self.core.set_rotation(self.config.key_rotation.get());
+                self.core.set_overlay_within(self.config.overlay_within());
                 self.waiting.reloaded = true;
                 info!("node.toml was read again");
             }

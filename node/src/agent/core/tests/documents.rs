@@ -129,7 +129,13 @@ fn a_restart_within_the_boot_resumes_and_any_other_state_begins_closed() {
     let (node, _) = joined();
     let (identity, saved) = (node.seen.identity.expect("written"), node.seen.saved.expect("written"));
     let restart = |boot, mark: Position| {
-        let settings = Settings { rotation: ROTATION, boot, listen_port: 51820, version: "test".into() };
+        let settings = Settings {
+            rotation: ROTATION,
+            boot,
+            listen_port: 51820,
+            overlay_within: private_space().to_vec(),
+            version: "test".into(),
+        };
         let mut node = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity.clone()));
         let resumed = node.core.start(Some(saved.clone()), Some(mark), node.now).is_ok();
         node.run();
@@ -180,4 +186,63 @@ fn a_question_about_flows_is_bounded_and_answered_on_a_live_stream_alone() {
     node.core.handle_flows(8, vec![], 0);
     node.run();
     assert!(node.sent().is_empty(), "nobody is there to be answered");
+}
+
+/// What a controller says that calls `overlay` the overlay, in which a peer has `address`.
+fn placed(controller: &mut Controller, overlay: &str, address: &str, previous: Option<u64>) -> ToNode {
+    controller.overlay = overlay.parse().expect("a prefix");
+    controller.peer_address = address.parse().expect("an address");
+    controller.grants(device(9), previous)
+}
+
+#[test]
+fn public_addresses_are_no_overlay_unless_the_owner_of_the_machine_says_so() {
+    let told = |bound: Option<&str>, overlay: &str, address: &str| {
+        let (mut node, mut controller) = joined();
+        if let Some(bound) = bound {
+            node.core.set_overlay_within(vec![bound.parse().expect("a prefix")]);
+        }
+        let before = node.core.book().stand().map(|stand| stand.position);
+        let grants = placed(&mut controller, overlay, address, None);
+        node.hear(grants);
+        let taken = node.core.book().stand().map(|stand| stand.position) != before;
+        assert_eq!((taken, taken), (node.connected, node.seen.applied.len() == 2), "{overlay} {address}");
+        let error = node.core.last_error.clone().unwrap_or_default();
+        assert!(taken || error.contains("nothing of it is enforced"), "{error}");
+        taken
+    };
+    for overlay in ["2000::/4", "2001:db8::/32", "8.8.8.0/24", "::/4", "128.0.0.0/4", "192.160.0.0/12", "100.0.0.0/8"] {
+        let inside: ipnet::IpNet = overlay.parse().expect("a prefix");
+        assert!(!told(None, overlay, &inside.addr().to_string()), "{overlay}");
+        assert!(told(Some(overlay), overlay, &inside.addr().to_string()), "{overlay} where it is allowed");
+    }
+    for (overlay, address) in
+        [("fd00::/48", "fd00::3"), ("100.96.0.0/16", "100.96.0.3"), ("198.18.0.0/15", "198.19.0.3")]
+    {
+        assert!(told(None, overlay, address), "{overlay}");
+        assert!(!told(Some("10.0.0.0/8"), overlay, address), "{overlay} where it is not allowed");
+    }
+    assert!(!told(None, "fd00::/48", "2001:db8::3"), "a peer beside the overlay");
+}
+
+#[test]
+fn a_saved_overlay_that_the_owner_has_forbidden_since_opens_nothing() {
+    for (bound, opens) in [("fd00::/8", true), ("10.0.0.0/8", false)] {
+        let (node, _) = joined();
+        let settings = Settings {
+            rotation: ROTATION,
+            boot: BOOT,
+            listen_port: 51820,
+            overlay_within: vec![bound.parse().expect("a prefix")],
+            version: "test".into(),
+        };
+        let identity = node.seen.identity.clone().expect("an identity");
+        let mut again = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity));
+        again.reachable = false;
+        let saved = node.seen.saved.clone();
+        let mark = saved.as_ref().map(|saved| saved.position);
+        again.core.start(saved, mark, again.now).expect("starts");
+        again.run();
+        assert_eq!((again.seen.applied.len(), again.seen.doors_closed), if opens { (1, 0) } else { (0, 1) }, "{bound}");
+    }
 }

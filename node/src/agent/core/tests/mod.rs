@@ -8,6 +8,7 @@ use postern_common::{
     },
     id::{DeviceId, LeaseId, SubjectId},
     key::{ControllerSigningKey, WireGuardPublicKey},
+    net::private_space,
     protocol::{Explanation, PROTOCOL_VERSION, Refusal, ToNode},
     time::Lifetime,
 };
@@ -68,7 +69,13 @@ struct Node {
 
 impl Node {
     fn new(seed: u64) -> Self {
-        let settings = Settings { rotation: ROTATION, boot: BOOT, listen_port: 51820, version: "test".into() };
+        let settings = Settings {
+            rotation: ROTATION,
+            boot: BOOT,
+            listen_port: 51820,
+            overlay_within: private_space().to_vec(),
+            version: "test".into(),
+        };
         Self::with(Core::new(settings, Box::new(SeededEntropy::new(seed))))
     }
 
@@ -206,6 +213,8 @@ struct Controller {
     generation: u64,
     nonces: BTreeMap<DeviceId, Nonce>,
     keys: BTreeMap<DeviceId, Vec<WireGuardPublicKey>>,
+    overlay: ipnet::IpNet,
+    peer_address: std::net::IpAddr,
 }
 
 impl Controller {
@@ -215,6 +224,8 @@ impl Controller {
             generation: 0,
             nonces: BTreeMap::new(),
             keys: BTreeMap::new(),
+            overlay: "fd00::/48".parse().expect("a prefix"),
+            peer_address: "fd00::3".parse().expect("an address"),
         }
     }
 
@@ -265,8 +276,8 @@ impl Controller {
             subject: SubjectId::from_bytes([2; 16]),
             subject_name: "service:payroll".into(),
             tags: vec![],
-            addresses: vec!["fd00::1".parse().expect("an address")],
-            overlay: vec!["fd00::/48".parse().expect("a prefix")],
+            addresses: vec![self.overlay.addr()],
+            overlay: vec![self.overlay],
             domain: "internal".into(),
             keys: self.keys.get(&device).cloned().unwrap_or_default(),
             session_until: None,
@@ -277,7 +288,7 @@ impl Controller {
             subject: SubjectId::from_bytes([4; 16]),
             subject_name: "service:db".into(),
             tags: vec![],
-            addresses: vec!["fd00::3".parse().expect("an address")],
+            addresses: vec![self.peer_address],
             pairs: vec![],
             endpoints: vec![],
             inbound: vec![],
