@@ -9,6 +9,7 @@ use crate::{
     id::{DeviceId, Nonce},
     key::{ControllerSigningKey, SigningPurpose},
     policy::{Assurance, Audience, Destination, Policy, RequestContext, Subject, TargetNode, Targets, UserIdentity},
+    probe::{ClaimedProbe, ProbeKey},
     protocol::{FromNode, ToNode},
     time::{Monotonic, WallTime},
 };
@@ -97,6 +98,20 @@ pub fn fuzz_grants(bytes: &[u8]) {
     }
 }
 
+/// Reads bytes as a probe: what is believed is what the key made, byte for byte.
+pub fn fuzz_probe(bytes: &[u8]) {
+    let key = ProbeKey::from_bytes([7; 32]);
+    if let Some(probe) = ClaimedProbe::parse(bytes) {
+        let made = key.seal(probe.stream, probe.sequence);
+        assert_eq!(key.made(&probe), bytes == made);
+        let own = ClaimedProbe::parse(&made).expect("our own probe has its shape");
+        assert!(key.made(&own) && (own.stream, own.sequence) == (probe.stream, probe.sequence));
+    }
+    if let Some(key) = std::str::from_utf8(bytes).ok().and_then(|text| ProbeKey::from_base64(text).ok()) {
+        assert_eq!(key.to_base64().as_bytes(), bytes, "one way to write a key");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     fn replay(target: &str, body: impl Fn(&[u8])) {
@@ -114,6 +129,7 @@ mod tests {
         replay("policy", super::fuzz_policy);
         replay("message", super::fuzz_message);
         replay("grants", super::fuzz_grants);
+        replay("probe", super::fuzz_probe);
         super::fuzz_policy(include_bytes!("../../configs/policy.toml"));
     }
 

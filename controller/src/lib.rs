@@ -4,6 +4,7 @@ pub mod admin;
 pub mod audit;
 pub mod config;
 pub mod decision;
+pub mod fuzzing;
 pub mod identity;
 pub mod records;
 pub mod serve;

@@ -108,6 +108,26 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<So
     source(head, &body).ok_or_else(wrong)
 }
 
+/// Body of a fuzz target: any bytes as what comes from a trusted proxy. A header is read to its end and no further.
+///
+/// # Panics
+/// If something does not hold that must hold for any bytes: that is a finding.
+pub fn fuzz_proxy_header(bytes: &[u8]) {
+    let mut stream = bytes;
+    let found = {
+        let reading = std::pin::pin!(read(&mut stream));
+        match std::future::Future::poll(reading, &mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(found) => found,
+            std::task::Poll::Pending => panic!("bytes that are there have to be waited for"),
+        }
+    };
+    if found.is_ok() {
+        let length = HEAD + usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
+        assert!(bytes.starts_with(&SIGNATURE) && length <= HEAD + MAX_BODY);
+        assert_eq!(stream, &bytes[length..], "what follows is left alone");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -37,9 +37,9 @@ pub(super) struct Typed {
 
 #[derive(Deserialize)]
 pub(super) struct Decision {
-    code: String,
+    pub(super) code: String,
     /// The key of the machine that was shown, base 64.
-    key: String,
+    pub(super) key: String,
 }
 
 pub(super) async fn show(visit: Visit, Query(asked): Query<Asked>) -> Result<Response, Fault> {

@@ -48,6 +48,7 @@ mod assets;
 pub mod doors;
 pub mod event;
 mod fault;
+pub mod fuzzing;
 mod home;
 mod join;
 mod layout;

@@ -27,8 +27,8 @@ pub const PRIVATE_KEY_PLACE: &str = "PASTE-YOUR-PRIVATE-KEY-HERE";
 
 #[derive(Deserialize)]
 pub(super) struct Wanted {
-    name: String,
-    public_key: String,
+    pub(super) name: String,
+    pub(super) public_key: String,
 }
 
 /// Writes a configuration as `wg-quick` and the WireGuard apps read it.

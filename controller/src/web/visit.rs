@@ -29,8 +29,8 @@ use crate::identity::{
     user_code::UserCode,
 };
 
-const SESSION_COOKIE: &str = "__Host-postern";
-const VISIT_COOKIE: &str = "__Host-postern-visit";
+pub(super) const SESSION_COOKIE: &str = "__Host-postern";
+pub(super) const VISIT_COOKIE: &str = "__Host-postern-visit";
 /// How long a browser keeps the visit's cookie, seconds: as long as a sign-in may take.
 const VISIT_SECONDS: u64 = 3_600;
 
@@ -112,7 +112,7 @@ pub(super) fn address(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip().to_canonical())
 }
 
-fn cookie(headers: &HeaderMap, name: &str) -> Option<Token> {
+pub(super) fn cookie(headers: &HeaderMap, name: &str) -> Option<Token> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='));
     pairs.find(|(key, _)| *key == name).and_then(|(_, value)| Token::presented(value))
@@ -122,7 +122,7 @@ fn form_token(cookie: &Token) -> String {
     hex::encode(Sha256::new().chain_update(b"postern form token v1\0").chain_update(cookie.expose()).finalize())
 }
 
-fn set_cookie(name: &str, value: &str, seconds: u64) -> HeaderValue {
+pub(super) fn set_cookie(name: &str, value: &str, seconds: u64) -> HeaderValue {
     let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age={seconds}");
     HeaderValue::try_from(text).expect("tokens are base 64 for URLs")
 }
@@ -217,10 +217,10 @@ impl Who {
 }
 
 #[derive(Deserialize)]
-struct WithToken<T> {
-    token: String,
+pub(super) struct WithToken<T> {
+    pub(super) token: String,
     #[serde(flatten)]
-    fields: T,
+    pub(super) fields: T,
 }
 
 impl<T: DeserializeOwned> FromRequest<Arc<Pages>> for Posted<T> {

@@ -79,7 +79,7 @@ impl FromStr for ControllerTarget {
         let url = url::Url::parse(text.trim()).map_err(|_| not_an_url())?;
         if url.scheme() != "https" {
             return Err(match url.has_host() {
-                true => TargetError::Scheme(url.scheme().to_owned()),
+                true => TargetError::Scheme(url.scheme().chars().take(80).collect()),
                 false => not_an_url(),
             });
         }

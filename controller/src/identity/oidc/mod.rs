@@ -14,8 +14,11 @@
 //! signed statement is easier to reason about than two answers.
 
 mod claims;
+mod fuzzing;
 mod http;
 mod settings;
+
+pub use fuzzing::fuzz_claims;
 #[cfg(test)]
 mod tests;
 

@@ -21,9 +21,12 @@
 //! open what was closed.
 
 pub mod files;
+mod fuzzing;
 pub mod identity_file;
 pub mod seal;
 pub mod writer;
+
+pub use self::fuzzing::fuzz_sealed;
 
 use std::{
     fs::{File, TryLockError},

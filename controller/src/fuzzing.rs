@@ -1,0 +1,28 @@
+//! The bodies of the fuzz targets: plain functions, so that the ordinary test command replays the kept corpus.
+
+pub use crate::{
+    identity::oidc::fuzz_claims,
+    serve::proxy_protocol::fuzz_proxy_header,
+    web::fuzzing::{fuzz_cookie, fuzz_form},
+};
+
+#[cfg(test)]
+mod tests {
+    /// Replays every kept input of one target.
+    fn replay(target: &str, body: fn(&[u8])) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/").to_owned() + target;
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder}: {error}")).collect();
+        assert!(files.len() >= 3, "{folder} has lost its corpus");
+        for file in files {
+            body(&std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
+
+    #[test]
+    fn the_kept_corpus_of_the_controller_passes() {
+        replay("claims", super::fuzz_claims);
+        replay("proxy_header", super::fuzz_proxy_header);
+        replay("cookie", super::fuzz_cookie);
+        replay("form", super::fuzz_form);
+    }
+}
