@@ -44,12 +44,6 @@ pub(super) fn real_time_millis() -> i64 {
     i64::try_from(clock(libc::CLOCK_REALTIME) / 1_000_000).unwrap_or(i64::MAX)
 }
 
-/// Sets the calling thread's nice value. Below zero this needs CAP_SYS_NICE or a limit that allows it (`LimitNICE=`).
-pub(super) fn set_thread_nice(nice: c_int) -> io::Result<()> {
-    // SAFETY: no pointers are passed. On Linux, 0 means the calling thread.
-    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) }).map(drop)
-}
-
 /// Makes an eventfd: a counter to wake a thread that polls.
 pub(super) fn event_fd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers are passed.

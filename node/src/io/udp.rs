@@ -5,7 +5,7 @@
 //! kernel fragments; the socket remembers `EIO` and stops asking.
 //!
 //! The outer header copies nothing from the inner one: DSCP and ECN of a protected flow are not for the network
-//! between. Buffers are bounded ([`SOCKET_BUFFER`]): deep ones buy throughput with delay for everybody else.
+//! between. Buffers are bounded ([`RECEIVE_BUFFER`], [`SEND_BUFFER`]): deep ones buy throughput with delay for everybody else.
 //!
 //! The local address to which an authenticated peer talks is the one that answers it ([`super::path::Sources`]), so that a
 //! host with several interfaces does not answer from another door.
@@ -21,8 +21,11 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::sys;
 
-/// Bytes of each socket's receive and send buffer, as asked for (the kernel doubles it for its book-keeping).
-pub const SOCKET_BUFFER: usize = 1 << 20;
+/// Bytes of each socket's receive buffer, as asked for (the kernel doubles it for its book-keeping). Whatever a bulk flow puts into it
+/// keeps every other packet waiting: this is half a millisecond at several Gbit/s (`docs/decisions/0008-lanes.md`).
+pub const RECEIVE_BUFFER: usize = 384 << 10;
+/// Bytes of each socket's send buffer, as asked for.
+pub const SEND_BUFFER: usize = 1 << 20;
 /// Bytes of one receive: the longest that the kernel joins.
 pub const MAX_RECEIVE: usize = 65_535;
 
@@ -285,8 +288,10 @@ fn open(address: SocketAddr, segmentation: Segmentation) -> io::Result<FamilySoc
         sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
     }
     // Beyond net.core.rmem_max only with CAP_NET_ADMIN; less is slower, not wrong.
-    for (forced, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-        let size = SOCKET_BUFFER as i32;
+    for (forced, plain, size) in [
+        (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, RECEIVE_BUFFER as i32),
+        (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SEND_BUFFER as i32),
+    ] {
         if sys::set_option(socket.as_fd(), libc::SOL_SOCKET, forced, size).is_err() {
             sys::set_option(socket.as_fd(), libc::SOL_SOCKET, plain, size)?;
         }

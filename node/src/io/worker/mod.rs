@@ -67,9 +67,6 @@ pub const HEARTBEAT: Duration = Duration::from_millis(250);
 /// Records and events that wait for the agent. Beyond it records stay in the plane, which bounds and counts them.
 pub const EVENT_CAPACITY: usize = 1_024;
 
-/// The worker's nice value: a packet is not kept waiting for a time slice of the program that sent it. It is a weight, not a rank, so
-/// a flood starves nobody (`docs/decisions/0008-lanes-and-nice.md`).
-const NICE: i32 = -10;
 /// Room that a batch must have before it is fed again: one joined receive or one super-packet, sealed.
 const ROOM: usize = 80 << 10;
 
@@ -160,13 +157,7 @@ pub fn spawn(
         arrivals: Vec::with_capacity(2 * RECEIVES_A_ROUND),
         beat: Monotonic::default(),
     };
-    let run = move || {
-        if let Err(error) = sys::set_thread_nice(NICE) {
-            tracing::debug!(%error, "packets are handled without a better priority than programs have");
-        }
-        worker.run();
-    };
-    std::thread::Builder::new().name("postern-packets".into()).spawn(run)?;
+    std::thread::Builder::new().name("postern-packets".into()).spawn(move || worker.run())?;
     Ok((handle, events))
 }
 
