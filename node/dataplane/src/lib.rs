@@ -8,9 +8,8 @@
 //! ```
 //!
 //! [`DataPlane`] takes bytes and [`Now`](postern_common::time::Now) and gives bytes and effects: no socket, no file,
-//! no runtime, no clock. (The WireGuard library behind [`wireguard`] reads the clock and the system's randomness for
-//! its handshakes; simulations use [`wireguard::simulated`] there.) It runs without root, in tests and under fuzzers,
-//! in virtual time.
+//! no runtime, no clock; only the randomness of handshakes comes from the system, and simulations use
+//! [`wireguard::simulated`] there. It runs without root, in tests and under fuzzers, in virtual time.
 //!
 //! Invariants, each with tests that go red without it: nothing passes that no live grant names; a key that no live
 //! grant names is answered nothing; nothing outlives its grant, established or idle, in either direction; a packet
