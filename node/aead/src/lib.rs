@@ -25,6 +25,7 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(not(feature = "several-at-once"), forbid(unsafe_code))]
 
+mod cost;
 mod group;
 mod run;
 mod sealed;
@@ -105,43 +106,40 @@ impl Key {
         let end = (run.count - 1) * run.stride + run.header + run.last_length + TAG;
         let mut packets = Packets { rest: &mut buffer[..end], run, index: 0 };
         let mut counter = first_counter;
-        if let Some((wide, Words(words))) = &self.several {
-            while worthwhile(run.count - packets.index, run.length) {
-                let mut group = Group::new();
-                let mut tags: [Option<&mut [u8; TAG]>; LANES] = Default::default();
-                while group.count < LANES
-                    && let Some((text, tag)) = packets.next()
-                {
-                    tags[group.add(counter, text)] = Some(tag);
-                    counter = counter.wrapping_add(1);
+        while packets.index < run.count {
+            match &self.several {
+                Some((wide, Words(words))) if cost::together(packets.lengths().take(LANES)) => {
+                    seal_group(*wide, words, counter, &mut packets);
                 }
-                for (tag, computed) in tags.into_iter().flatten().zip(wide.seal(words, &mut group)) {
-                    *tag = computed;
-                }
+                Some(_) | None => self.seal_each(counter, packets.by_ref().take(LANES)),
             }
-        }
-        for (text, tag) in packets {
-            let computed = self.ring.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text);
-            let computed = computed.expect("a text of at most 65,535 bytes is within ChaCha20-Poly1305's bounds");
-            tag.copy_from_slice(computed.as_ref());
-            counter = counter.wrapping_add(1);
+            counter = counter.wrapping_add(LANES as u64);
         }
         Ok(())
     }
 
     /// Opens packets in place, each under its own counter. Those that are refused are left sealed, or wiped.
     pub fn open_many(&self, packets: &mut [Sealed<'_>]) {
-        let mut rest = packets;
-        if let Some((wide, Words(words))) = &self.several {
-            while let Some(length) = rest.first().map(|packet| packet.bytes.len())
-                && worthwhile(rest.len(), length)
-            {
-                let (now, later) = rest.split_at_mut(rest.len().min(LANES));
-                open_group(*wide, words, now);
-                rest = later;
+        for packets in packets.chunks_mut(LANES) {
+            let lengths = packets.iter().map(|packet| packet.bytes.len().saturating_sub(TAG));
+            match &self.several {
+                Some((wide, Words(words))) if cost::together(lengths) => open_group(*wide, words, packets),
+                Some(_) | None => self.open_each(packets),
             }
         }
-        for packet in rest {
+    }
+
+    fn seal_each<'b>(&self, first_counter: u64, packets: impl Iterator<Item = (&'b mut [u8], &'b mut [u8; TAG])>) {
+        for (index, (text, tag)) in (0..).zip(packets) {
+            let nonce = nonce(first_counter.wrapping_add(index));
+            let computed = self.ring.seal_in_place_separate_tag(nonce, Aad::empty(), text);
+            let computed = computed.expect("a text of at most 65,535 bytes is within ChaCha20-Poly1305's bounds");
+            tag.copy_from_slice(computed.as_ref());
+        }
+    }
+
+    fn open_each(&self, packets: &mut [Sealed<'_>]) {
+        for packet in packets {
             packet.outcome = if packet.bytes.len() <= MAX_TEXT + TAG
                 && self.ring.open_in_place(nonce(packet.counter), Aad::empty(), packet.bytes).is_ok()
             {
@@ -153,9 +151,15 @@ impl Key {
     }
 }
 
-/// Whether so many packets, the first of them of this length, are sealed and opened faster together than one by one.
-fn worthwhile(count: usize, _length: usize) -> bool {
-    count >= 3
+fn seal_group(wide: Wide, words: &[u32; 8], first_counter: u64, packets: &mut Packets<'_, '_>) {
+    let mut group = Group::new();
+    let mut tags: [Option<&mut [u8; TAG]>; LANES] = Default::default();
+    for (index, (text, tag)) in (0..).zip(packets.take(LANES)) {
+        tags[group.add(first_counter.wrapping_add(index), text)] = Some(tag);
+    }
+    for (tag, computed) in tags.into_iter().flatten().zip(wide.seal(words, &mut group)) {
+        *tag = computed;
+    }
 }
 
 fn open_group(wide: Wide, words: &[u32; 8], packets: &mut [Sealed<'_>]) {
@@ -206,6 +210,13 @@ struct Packets<'b, 'r> {
     index: usize,
 }
 
+impl Packets<'_, '_> {
+    /// Lengths of the texts that are still to come.
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        (self.index..self.run.count).map(|index| self.run.text_of(index))
+    }
+}
+
 impl<'b> Iterator for Packets<'b, '_> {
     type Item = (&'b mut [u8], &'b mut [u8; TAG]);
 
@@ -215,7 +226,9 @@ impl<'b> Iterator for Packets<'b, '_> {
             return None;
         }
         let text = self.run.text(self.index);
-        let (packet, rest) = rest.split_at_mut(self.run.stride.min(rest.len()));
+        // The last one may be longer than the stride: nothing comes behind it.
+        let room = if self.index + 1 == self.run.count { rest.len() } else { self.run.stride };
+        let (packet, rest) = rest.split_at_mut(room);
         self.rest = rest;
         self.index += 1;
         let (text, behind) = packet[text.start..].split_at_mut(text.len());

@@ -205,6 +205,18 @@ fn a_bit_flipped_anywhere_refuses_that_packet_alone() {
 }
 
 #[test]
+fn the_last_packet_may_be_longer_than_the_stride() {
+    let mut numbers = Numbers(7);
+    for count in 1..=20 {
+        let run = Run { stride: 60, header: 4, length: 40, last_length: 300, count };
+        let mut buffer = vec![0; (count - 1) * 60 + 4 + 300 + TAG];
+        numbers.fill(&mut buffer);
+        check_sealing(&[1; 32], numbers.counter(), &buffer, &run);
+    }
+    check_sealing(&[1; 32], 3, &[5; 116], &Run { stride: 0, header: 0, length: 0, last_length: 100, count: 1 });
+}
+
+#[test]
 fn any_of_the_packets_may_be_forged() {
     let mut numbers = Numbers(5);
     for length in [64, 200, 1_424] {

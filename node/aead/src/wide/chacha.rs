@@ -3,9 +3,13 @@
 //! A register holds the same word of the state for sixteen blocks, so that the rounds need no shuffling; at the end the sixteen
 //! words are transposed into blocks. Thirty-two blocks are two such sets, interleaved: the rounds of one set are a chain of
 //! operations that each wait for the one before, and the other set fills the waiting.
-use std::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_rol_epi32, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
+use std::{
+    arch::x86_64::{
+        __m512i, _mm512_add_epi32, _mm512_mask_add_epi32, _mm512_mask_set1_epi32, _mm512_rol_epi32, _mm512_set_epi32,
+        _mm512_set1_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+        _mm512_unpacklo_epi32, _mm512_unpacklo_epi64, _mm512_xor_si512,
+    },
+    ops::Range,
 };
 
 use super::memory;
@@ -20,26 +24,38 @@ pub(super) const MOST: usize = 2 * SET;
 /// 'expand 32-byte k' (RFC 8439 §2.3).
 const CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// Which block of which packet each lane makes.
-#[repr(C, align(64))]
+/// Which block of which packet each lane makes: words 12, 14 and 15 of the state, for both sets.
+#[derive(Clone, Copy)]
 pub(super) struct Lanes {
-    blocks: [[u32; SET]; 2],
-    low: [[u32; SET]; 2],
-    high: [[u32; SET]; 2],
+    blocks: [__m512i; 2],
+    low: [__m512i; 2],
+    high: [__m512i; 2],
 }
 
 impl Lanes {
-    pub(super) const fn new() -> Self {
-        Self { blocks: [[0; SET]; 2], low: [[0; SET]; 2], high: [[0; SET]; 2] }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn new() -> Self {
+        let zero = [_mm512_setzero_si512(); 2];
+        Self { blocks: zero, low: zero, high: zero }
     }
 
-    /// Gives `lane` the block of that number of the packet with this `counter` (WireGuard: nonce = 4 zero bytes, counter).
+    /// Gives `lanes` the blocks from `first` on of the packet with this `counter` (WireGuard: nonce = 4 zero bytes, counter).
     #[inline]
-    pub(super) fn set(&mut self, lane: usize, block: u32, counter: u64) {
-        let (set, lane) = (lane / SET, lane % SET);
-        self.blocks[set][lane] = block;
-        self.low[set][lane] = counter as u32;
-        self.high[set][lane] = (counter >> 32) as u32;
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn assign(&mut self, lanes: Range<usize>, first: u32, counter: u64) {
+        // From here on but not from there on.
+        let mask = (u64::MAX << lanes.start & !(u64::MAX << lanes.end)) as u32;
+        let numbers = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+        for (set, base) in [(0, 0), (1, SET)] {
+            let mask = (mask >> base) as u16;
+            // The block that the set's first lane would have; wraps where it belongs to another packet.
+            let begin = first.wrapping_sub(lanes.start as u32).wrapping_add(base as u32);
+            let begin = _mm512_set1_epi32(begin.cast_signed());
+            self.blocks[set] = _mm512_mask_add_epi32(self.blocks[set], mask, begin, numbers);
+            self.low[set] = _mm512_mask_set1_epi32(self.low[set], mask, counter as i32);
+            self.high[set] = _mm512_mask_set1_epi32(self.high[set], mask, (counter >> 32) as i32);
+        }
     }
 }
 
@@ -123,9 +139,9 @@ fn start(key: &[u32; 8], lanes: &Lanes, set: usize) -> [__m512i; 16] {
     for (word, constant) in state.iter_mut().zip(CONSTANTS.iter().chain(key)) {
         *word = _mm512_set1_epi32(constant.cast_signed());
     }
-    state[12] = memory::load_u32(&lanes.blocks[set]);
-    state[14] = memory::load_u32(&lanes.low[set]);
-    state[15] = memory::load_u32(&lanes.high[set]);
+    state[12] = lanes.blocks[set];
+    state[14] = lanes.low[set];
+    state[15] = lanes.high[set];
     state
 }
 

@@ -12,13 +12,6 @@ pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn load_u32(words: &[u32; 16]) -> __m512i {
-    // SAFETY: the reference is to 64 readable bytes, and the load asks for no alignment.
-    unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
 pub(super) fn load_u64(words: &[u64; 8]) -> __m512i {
     // SAFETY: the reference is to 64 readable bytes, and the load asks for no alignment.
     unsafe { _mm512_loadu_si512(words.as_ptr().cast()) }

@@ -73,7 +73,8 @@ fn open(key: &[u32; 8], group: &mut Group<'_>, tags: &[[u8; TAG]; LANES]) -> [bo
     let computed = poly::tags(&keys, &texts(group));
     let mut authentic = [false; LANES];
     for lane in 0..group.count {
-        authentic[lane] = computed[lane].ct_eq(&tags[lane]).into();
+        let number = |tag: &[u8; TAG]| u128::from_le_bytes(*tag);
+        authentic[lane] = number(&computed[lane]).ct_eq(&number(&tags[lane])).into();
     }
     if authentic[..group.count].iter().all(|authentic| *authentic) {
         mix(Cursor::default(), &lengths, group.count..first, group, &blocks);
@@ -112,7 +113,7 @@ fn first_pass(
     blocks: &mut Keystream,
 ) -> usize {
     for lane in 0..group.count {
-        lanes.set(lane, 0, group.counters[lane]);
+        lanes.assign(lane..lane + 1, 0, group.counters[lane]);
     }
     let wanted = group.count + lengths.iter().map(|length| length.div_ceil(BLOCK)).sum::<usize>();
     let pass = pass(wanted);
@@ -164,6 +165,7 @@ struct Cursor {
 impl Cursor {
     /// Hands out `room`, lane by lane; `take` gets the packet, its first block and the lanes for it and the blocks after.
     #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512ifma")]
     fn walk(
         mut self,
         lengths: &[usize; LANES],
@@ -187,6 +189,8 @@ impl Cursor {
     }
 }
 
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512ifma")]
 fn assign(
     cursor: Cursor,
     lengths: &[usize; LANES],
@@ -195,9 +199,7 @@ fn assign(
     lanes: &mut Lanes,
 ) -> Cursor {
     cursor.walk(lengths, room, |packet, first, taken| {
-        for (block, lane) in (first as u32 + 1..).zip(taken) {
-            lanes.set(lane, block, counters[packet]);
-        }
+        lanes.assign(taken, first as u32 + 1, counters[packet]);
     })
 }
 
@@ -209,3 +211,6 @@ fn mix(cursor: Cursor, lengths: &[usize; LANES], room: Range<usize>, group: &mut
         chacha::xor(&mut group.texts[packet][begin..end], &blocks.0[taken]);
     });
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,8 @@
 //! lanes, and packets that come alone can go to `ring`.
 use std::arch::x86_64::{
     __m512i, _mm512_add_epi64, _mm512_and_si512, _mm512_madd52hi_epu64, _mm512_madd52lo_epu64, _mm512_mask_set1_epi64,
-    _mm512_maskz_expand_epi64, _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_shuffle_i64x2,
-    _mm512_slli_epi64, _mm512_srli_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
+    _mm512_maskz_expand_epi64, _mm512_maskz_set1_epi64, _mm512_or_si512, _mm512_set1_epi64, _mm512_setzero_si512,
+    _mm512_shuffle_i64x2, _mm512_slli_epi64, _mm512_srli_epi64, _mm512_unpackhi_epi64, _mm512_unpacklo_epi64,
 };
 
 use super::{LANES, memory};
@@ -63,42 +63,47 @@ struct Sums {
 pub(super) fn tags(keys: &[[u8; 32]; LANES], texts: &[&[u8]; LANES]) -> [[u8; 16]; LANES] {
     let powers = powers(keys);
     let steps = texts.iter().map(|text| Place::blocks(text.len())).max().unwrap_or(1).div_ceil(STEP);
-    let places = texts.map(|text| Place { text, empty: steps * STEP - Place::blocks(text.len()) });
+    let mut places = [Place { text: &[], empty: 0 }; LANES];
+    for (place, text) in places.iter_mut().zip(texts) {
+        *place = Place { text, empty: steps * STEP - Place::blocks(text.len()) };
+    }
 
     // From the first step in which every lane has four whole blocks of text to the last.
     let from = places.iter().map(|place| place.empty.div_ceil(STEP)).max().unwrap_or(0);
     let to = places.iter().map(|place| (place.text.len() / BLOCK + place.empty) / STEP).min().unwrap_or(0);
     let (from, to) = if from < to { (from, to) } else { (steps, steps) };
 
-    let mut h = [_mm512_setzero_si512(); 3];
-    for step in 0..from {
-        h = absorb_part(h, &places, step, &powers);
-    }
+    let mut whole: [&[[u8; STEP * BLOCK]]; LANES] = [&[]; LANES];
     if from < to {
-        let whole = places.map(|place| {
+        for (whole, place) in whole.iter_mut().zip(&places) {
             let begin = (from * STEP - place.empty) * BLOCK;
-            let chunks = place.text[begin..].as_chunks::<{ STEP * BLOCK }>().0;
-            &chunks[..to - from]
-        });
-        let high = [_mm512_set1_epi64(HIGH.cast_signed()); STEP];
-        for step in 0..to - from {
-            // Not by `map`, whose closure would not be compiled for the processor's registers.
-            let mut rows = [_mm512_setzero_si512(); LANES];
-            for (row, chunks) in rows.iter_mut().zip(&whole) {
-                *row = memory::load(&chunks[step]);
-            }
-            h = absorb(h, rows, &high, &powers);
+            *whole = &place.text[begin..].as_chunks().0[..to - from];
         }
     }
-    for step in to..steps {
-        h = absorb_part(h, &places, step, &powers);
+
+    let mut h = [_mm512_setzero_si512(); 3];
+    for step in 0..steps {
+        let mut rows = [_mm512_setzero_si512(); LANES];
+        let mut behind = [_mm512_set1_epi64(HIGH.cast_signed()); STEP];
+        if (from..to).contains(&step) {
+            for (row, whole) in rows.iter_mut().zip(&whole) {
+                *row = memory::load(&whole[step - from]);
+            }
+        } else {
+            (rows, behind) = parts(&places, step);
+        }
+        h = absorb(h, rows, &behind, &powers);
     }
 
     let mut limbs = [[0; LANES]; 3];
     for (out, limb) in limbs.iter_mut().zip(h) {
         memory::store_u64(out, limb);
     }
-    std::array::from_fn(|lane| finish([limbs[0][lane], limbs[1][lane], limbs[2][lane]], pad_of(&keys[lane])))
+    let mut tags = [[0; 16]; LANES];
+    for (lane, tag) in tags.iter_mut().enumerate() {
+        *tag = finish([limbs[0][lane], limbs[1][lane], limbs[2][lane]], pad_of(&keys[lane]));
+    }
+    tags
 }
 
 /// r, r², r³, r⁴ of each lane.
@@ -119,37 +124,45 @@ fn powers(keys: &[[u8; 32]; LANES]) -> [Factor; STEP] {
     [r, r2, r3, r4]
 }
 
-/// A step of which lanes have empty blocks, the end of the text, or the lengths.
-#[target_feature(enable = "avx512f,avx512bw,avx512ifma")]
-fn absorb_part(h: Limbs, places: &[Place<'_>; LANES], step: usize, powers: &[Factor; STEP]) -> Limbs {
-    let mut high = [[0; LANES]; STEP];
+/// What [`absorb`] takes, for a step in which lanes have empty blocks, the end of the text, or the lengths.
+#[target_feature(enable = "avx512f,avx512bw")]
+fn parts(places: &[Place<'_>; LANES], step: usize) -> ([__m512i; LANES], [__m512i; STEP]) {
+    // A byte for each block with a bit for each lane that has it. Not words in memory: a register loaded from what was just stored
+    // piece by piece has to wait for it.
+    let mut there = 0_u32;
     let mut rows = [_mm512_setzero_si512(); LANES];
     for (lane, place) in places.iter().enumerate() {
-        let empty = place.empty.saturating_sub(step * STEP).min(STEP);
-        let begin = ((step * STEP + empty).saturating_sub(place.empty) * BLOCK).min(place.text.len());
-        for high in &mut high[empty..] {
-            high[lane] = HIGH;
+        let before = step * STEP;
+        let empty = place.empty.saturating_sub(before);
+        if empty >= STEP {
+            continue;
         }
+        there |= 0x0101_0101 << (8 * empty) << lane;
+        let begin = ((before + empty - place.empty) * BLOCK).min(place.text.len());
         let rest = &place.text[begin..];
+        if empty == 0
+            && let Some(whole) = rest.first_chunk()
+        {
+            rows[lane] = memory::load(whole);
+            continue;
+        }
         let room = (STEP - empty) * BLOCK;
         let row = memory::load_part(&rest[..rest.len().min(room)]);
         // Behind the empty blocks: eight words a register, two a block.
         let mut row = _mm512_maskz_expand_epi64((0xff_u32 << (2 * empty)) as u8, row);
         let blocks_left = rest.len().div_ceil(BLOCK);
-        if empty < STEP && empty + blocks_left < STEP {
+        if empty + blocks_left < STEP {
             // The text's length is the upper word of its block; the lower one is the length of no additional data.
             let word = 2 * (empty + blocks_left) + 1;
             row = _mm512_mask_set1_epi64(row, 1 << word, place.text.len() as i64);
         }
         rows[lane] = row;
     }
-    let high = [
-        memory::load_u64(&high[0]),
-        memory::load_u64(&high[1]),
-        memory::load_u64(&high[2]),
-        memory::load_u64(&high[3]),
-    ];
-    absorb(h, rows, &high, powers)
+    let mut behind = [_mm512_setzero_si512(); STEP];
+    for (behind, lanes) in behind.iter_mut().zip(there.to_le_bytes()) {
+        *behind = _mm512_maskz_set1_epi64(lanes, HIGH.cast_signed());
+    }
+    (rows, behind)
 }
 
 /// One step: 64 bytes of each lane in `rows`.
