@@ -11,7 +11,8 @@
 //!
 //! Invariants: no branch and no address depends on a secret (only on lengths, counts and on whether a tag was right, which the
 //! sender learns anyway); the code for AVX-512 is reached only through a [`Wide`], which only [`Wide::detect`] makes; all accesses
-//! through pointers are in `memory`. The keystream and the one-time keys stay on the stack until it is used again, as with `ring`.
+//! through pointers are in `memory`. The keystream, the one-time keys and parts of the key stay on the stack until it is used
+//! again, as with `ring`.
 #![allow(unsafe_code)]
 
 mod chacha;
