@@ -142,6 +142,17 @@ fn saved_grants_resume_in_the_same_boot_with_their_mark() {
 }
 
 #[test]
+fn removed_grants_are_on_no_disk_any_more() {
+    let places = Places::new();
+    let state = places.open().expect("opens");
+    state.write_grants(&saved(3)).expect("writes");
+    state.remove_grants().expect("removes");
+    assert!(!places.runtime().join("grants").exists() && !places.state().join("position").exists());
+    let found = state.load().expect("loads");
+    assert!(found.saved.is_none() && found.mark.is_none());
+}
+
+#[test]
 fn an_old_copy_of_either_directory_put_back_means_closed() {
     for which in ["grants", "position"] {
         let places = Places::new();

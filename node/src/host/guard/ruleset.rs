@@ -184,7 +184,8 @@ mod tests {
             [("prerouting", "iifname"), ("input", "iifname"), ("output", "oifname"), ("postrouting", "oifname")]
         {
             let rules = &chains[chain];
-            assert_eq!(rules[0], format!("type filter hook {chain} priority {EARLIEST}; policy accept;"));
+            // Before connection tracking and whatever else there is, so that nothing has made an exception yet.
+            assert_eq!(rules[0], format!("type filter hook {chain} priority -450; policy accept;"));
             let (accepts, drops): (Vec<&str>, Vec<&str>) =
                 rules[1..].iter().copied().partition(|rule| rule.ends_with(" accept"));
             let first_drop = rules.iter().position(|rule| rule.ends_with(" drop")).expect("a drop");
@@ -218,7 +219,7 @@ mod tests {
         let text = render(&plan(PlainNetwork::Closed { wireguard_port: 51_820, allow }));
         let chains = chains(&text);
         let rules = &chains["plain"];
-        assert_eq!(rules[0], format!("type filter hook prerouting priority {BEFORE_DNAT}; policy accept;"));
+        assert_eq!(rules[0], "type filter hook prerouting priority -150; policy accept;", "before destination NAT");
         assert_eq!(rules.last(), Some(&"counter name plain drop"));
         let opened: Vec<_> = rules.iter().filter(|rule| rule.contains("dport")).collect();
         assert_eq!(
@@ -231,5 +232,8 @@ mod tests {
                 &"udp dport 6000-6010 accept",
             ]
         );
+        let neighbours = rules.iter().find(|rule| rule.contains("nd-neighbor-solicit")).expect("IPv6 needs them");
+        assert!(neighbours.ends_with(" ip6 hoplimit 255 accept"), "nobody behind a router sends them: {neighbours}");
+        assert!(rules.iter().any(|rule| rule.contains("mld-listener-query") && rule.contains("ip6 saddr fe80::/10")));
     }
 }

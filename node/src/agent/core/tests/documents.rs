@@ -18,6 +18,21 @@ fn nothing_is_acknowledged_before_it_is_durable() {
 }
 
 #[test]
+fn nothing_is_acknowledged_before_the_data_plane_enforces_it() {
+    let (mut node, mut controller) = joined();
+    node.sent();
+    node.plane_answers = false;
+    let grants = controller.grants(device(9), Some(1));
+    node.hear(grants);
+    assert_eq!(node.seen.saved.as_ref().map(|saved| saved.position.generation), Some(2), "it is durable");
+    assert!(node.sent().is_empty(), "and not acknowledged");
+    let position = Position { epoch: 1, generation: 2 };
+    node.core.handle_compiled(position, 3);
+    node.run();
+    assert_eq!(node.sent(), [FromNode::Enforced { position, cut: 3 }]);
+}
+
+#[test]
 fn deltas_that_come_during_a_write_are_written_once_more_and_acknowledged_together() {
     let (mut node, mut controller) = joined();
     node.sent();
@@ -129,13 +144,7 @@ fn a_restart_within_the_boot_resumes_and_any_other_state_begins_closed() {
     let (node, _) = joined();
     let (identity, saved) = (node.seen.identity.expect("written"), node.seen.saved.expect("written"));
     let restart = |boot, mark: Position| {
-        let settings = Settings {
-            rotation: ROTATION,
-            boot,
-            listen_port: 51820,
-            overlay_within: private_space().to_vec(),
-            version: "test".into(),
-        };
+        let settings = Settings { boot, ..settings() };
         let mut node = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity.clone()));
         let resumed = node.core.start(Some(saved.clone()), Some(mark), node.now).is_ok();
         node.run();
@@ -145,6 +154,44 @@ fn a_restart_within_the_boot_resumes_and_any_other_state_begins_closed() {
     assert_eq!(restart(BootId::from_bytes([2; 16]), saved.position), (false, 0, 1), "a new boot");
     let newer = Position { epoch: 1, generation: saved.position.generation + 1 };
     assert_eq!(restart(BOOT, newer), (false, 0, 1), "an old copy of the grants");
+}
+
+#[test]
+fn a_new_stream_names_what_was_seen_even_if_it_is_not_enforced_yet() {
+    let (mut node, mut controller) = joined();
+    node.disk = Disk::Waits;
+    let grants = controller.grants(device(9), Some(1));
+    node.hear(grants);
+    node.sent();
+    node.lose_stream();
+    node.pass(Duration::from_secs(60));
+    node.hear(controller.challenge());
+    let named = node.sent().into_iter().find_map(|message| match message {
+        FromNode::Hello(hello) => hello.enforced,
+        _ => None,
+    });
+    assert_eq!(named, Some(Position { epoch: 1, generation: 2 }), "a controller must not number from below it");
+}
+
+#[test]
+fn what_was_saved_opens_nothing_for_a_machine_that_is_down_or_signed_out() {
+    let (node, _) = joined();
+    let (identity, saved) = (node.seen.identity.expect("written"), node.seen.saved.expect("written"));
+    let restart = |change: fn(&mut Identity)| {
+        let mut identity = identity.clone();
+        change(&mut identity);
+        let mut node = Node::with(Core::restore(settings(), Box::new(SeededEntropy::new(2)), identity));
+        node.reachable = false;
+        node.core.start(Some(saved.clone()), Some(saved.position), node.now).expect("starts");
+        node.run();
+        (node.seen.applied.len(), node.seen.doors_closed)
+    };
+    assert_eq!(restart(|_| {}), (1, 0));
+    assert_eq!(restart(|identity| identity.wanted = Wanted::Down), (0, 1));
+    let ended = |identity: &mut Identity| {
+        identity.enrolment.as_mut().expect("joined").login = Login::Ended { reason: "signed out".into() };
+    };
+    assert_eq!(restart(ended), (0, 1));
 }
 
 #[test]
@@ -229,13 +276,7 @@ fn public_addresses_are_no_overlay_unless_the_owner_of_the_machine_says_so() {
 fn a_saved_overlay_that_the_owner_has_forbidden_since_opens_nothing() {
     for (bound, opens) in [("fd00::/8", true), ("10.0.0.0/8", false)] {
         let (node, _) = joined();
-        let settings = Settings {
-            rotation: ROTATION,
-            boot: BOOT,
-            listen_port: 51820,
-            overlay_within: vec![bound.parse().expect("a prefix")],
-            version: "test".into(),
-        };
+        let settings = Settings { overlay_within: vec![bound.parse().expect("a prefix")], ..settings() };
         let identity = node.seen.identity.clone().expect("an identity");
         let mut again = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity));
         again.reachable = false;

@@ -28,13 +28,7 @@ fn up(link: &str) -> Command {
 }
 
 fn restarted(node: &Node) -> Node {
-    let settings = Settings {
-        rotation: ROTATION,
-        boot: BOOT,
-        listen_port: 51820,
-        overlay_within: private_space().to_vec(),
-        version: "test".into(),
-    };
+    let settings = settings();
     let identity = node.seen.identity.clone().expect("an identity");
     let mut after = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(3)), identity));
     after.now = node.now;

@@ -107,13 +107,7 @@ fn the_overlay_that_must_stay_shut_outlives_a_reboot_and_a_later_join() {
     let kept = |node: &Node| node.seen.identity.clone().and_then(|i| i.enrolment).expect("an enrolment").overlay;
     let told: Vec<ipnet::IpNet> = vec!["fd00::/48".parse().expect("a prefix")];
     assert_eq!(kept(&node), told, "it is on disk once the first document has come");
-    let settings = Settings {
-        rotation: ROTATION,
-        boot: BootId::from_bytes([2; 16]),
-        listen_port: 51820,
-        overlay_within: private_space().to_vec(),
-        version: "test".into(),
-    };
+    let settings = Settings { boot: BootId::from_bytes([2; 16]), ..settings() };
     let identity = node.seen.identity.clone().expect("an identity");
     node = Node::with(Core::restore(settings, Box::new(SeededEntropy::new(2)), identity));
     node.reachable = false;

@@ -59,6 +59,8 @@ struct Node {
     now: Now,
     seen: Seen,
     disk: Disk,
+    /// Whether the data plane answers at once that it enforces a document.
+    plane_answers: bool,
     reachable: bool,
     connected: bool,
     /// How many flows enforcing the next document cuts.
@@ -67,16 +69,19 @@ struct Node {
     counted: Vec<usize>,
 }
 
+fn settings() -> Settings {
+    Settings {
+        rotation: ROTATION,
+        boot: BOOT,
+        listen_port: 51820,
+        overlay_within: private_space().to_vec(),
+        version: "test".into(),
+    }
+}
+
 impl Node {
     fn new(seed: u64) -> Self {
-        let settings = Settings {
-            rotation: ROTATION,
-            boot: BOOT,
-            listen_port: 51820,
-            overlay_within: private_space().to_vec(),
-            version: "test".into(),
-        };
-        Self::with(Core::new(settings, Box::new(SeededEntropy::new(seed))))
+        Self::with(Core::new(settings(), Box::new(SeededEntropy::new(seed))))
     }
 
     fn with(core: Core) -> Self {
@@ -86,6 +91,7 @@ impl Node {
             now,
             seen: Seen::default(),
             disk: Disk::Works,
+            plane_answers: true,
             reachable: true,
             connected: false,
             cuts: 0,
@@ -122,7 +128,9 @@ impl Node {
                 Effect::Apply(grants) => {
                     let position = grants.position();
                     self.seen.applied.push(position);
-                    self.core.handle_compiled(position, std::mem::take(&mut self.cuts));
+                    if self.plane_answers {
+                        self.core.handle_compiled(position, std::mem::take(&mut self.cuts));
+                    }
                 }
                 Effect::CloseDoors => {
                     self.seen.doors_closed += 1;
