@@ -5,13 +5,16 @@ Every peer runs in every round, one after the other (A B, A B, ...), so that wha
 alike; medians over the rounds are printed with their spread, and the ratio to `boringtun-cli -t 1`. Only ratios within one run
 mean anything. Sender, receiver and both ends of the tunnel share the machine's cores.
 
-  tcp1, tcp4, tcp1R   iperf3 with one stream, four streams, one in reverse: Gbit/s received
+  tcp1, 4, 16, 1R     iperf3 with one stream, four, sixteen, one in reverse: Gbit/s received
   cpu                 CPU seconds of both tunnel processes for a gigabyte, during tcp1
-  kpps                highest delivered rate of 64-byte UDP packets with less than 1 % lost, thousands a second
+  kpps                highest delivered rate of UDP packets of 64 and 200 bytes with less than 1 % lost, thousands a second
   rtt, rtt busy       ping, idle and beside four TCP streams: median and 99th percentile, milliseconds
   rss                 the most resident memory of one tunnel process, MB
 
-Postern runs with its whole policy path: signed grants, rules, flow table, deadlines. It signs with a key made for the run.
+Postern runs with its whole policy path: signed grants, rules, flow table, deadlines. It signs with a key made for the run. Every peer
+carries the same further UDP flows meanwhile (--flows).
+
+Any other program that makes a WireGuard interface and listens on its UAPI socket is measured with --command NAME='PROGRAM {if}'.
 iperf3 asks for cubic, because a machine's default of bbr changes the ranking.
 """
 
@@ -97,7 +100,12 @@ class Tunnel:
             return ["boringtun-cli", "-f", "--disable-drop-privileges", *threads, self.interface(side)]
         if self.name == "wireguard-go":
             return ["wireguard-go", "-f", self.interface(side)]
-        sys.exit(f"unknown peer {self.name}: postern, postern-plain, postern-unjudged, boringtun-t1, boringtun, wireguard-go")
+        if self.name == "gotatun":
+            return ["gotatun-cli", "-f", self.interface(side)]
+        if self.name in self.options.commands:
+            return self.options.commands[self.name].replace("{if}", self.interface(side)).split()
+        known = "postern, postern-plain, postern-unjudged, boringtun-t1, boringtun, gotatun, wireguard-go"
+        sys.exit(f"unknown peer {self.name}: {known}, or a NAME of --command")
 
     def interface(self, side):
         # Sockets for configuration lie in one folder for both namespaces: the names must differ.
@@ -111,6 +119,7 @@ class Tunnel:
             ends = ["--a", OUTER[A] + ":51820", "--b", OUTER[B] + ":51820"]
             size = ["--rules", str(self.options.rules), "--peers", str(self.options.further_peers)]
             run(self.options.postern, "bench-plane", "prepare", self.work, *ends, *size)
+        self.flows = None
         for side in (A, B):
             log = open(os.path.join(self.options.work, f"{self.name}-{side}.log"), "w")
             self.logs.append(log)
@@ -120,6 +129,11 @@ class Tunnel:
             )
         try:
             self.configure(ours)
+            if self.options.flows:
+                keeper = os.path.join(os.path.dirname(os.path.abspath(__file__)), "flows.py")
+                command = inside(A, sys.executable, keeper, INNER[B], str(self.options.flows))
+                self.flows = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+                self.flows.stdout.readline()
         except Exception:
             self.__exit__()
             raise
@@ -145,6 +159,9 @@ class Tunnel:
         until(lambda: run(*ping, check=False).returncode == 0, f"the first ping through {self.name}", 20)
 
     def __exit__(self, *_):
+        if self.flows:
+            self.flows.kill()
+            self.flows.wait()
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         for process in self.processes.values():
@@ -198,22 +215,22 @@ def tcp(tunnel, streams, seconds, *more):
     return received["bits_per_second"] / 1e9, cpu / (received["bytes"] / 1e9)
 
 
-def offer(pace, rate, seconds):
-    """Offers 64-byte packets and returns what was sent and what arrived, packets a second."""
+def offer(pace, size, rate, seconds):
+    """Offers packets of `size` bytes and returns what was sent and what arrived, packets a second."""
     counter = subprocess.Popen(inside(B, pace, "count", "7000", "300"), stdout=subprocess.PIPE, text=True)
     counter.stdout.readline()
-    sent, took = run(*inside(A, pace, "send", INNER[B], "7000", "64", str(rate), str(seconds), "4")).stdout.split()
+    sent, took = run(*inside(A, pace, "send", INNER[B], "7000", str(size), str(rate), str(seconds), "4")).stdout.split()
     received = int(counter.communicate(timeout=30)[0])
     return int(sent) / float(took), received / float(took)
 
 
-def small_packets(pace, tries, seconds):
+def small_packets(pace, size, tries, seconds):
     low, high, best = 20_000, 900_000, 0.0
     for _ in range(tries):
         rate = int((low * high) ** 0.5)
-        sent, received = offer(pace, rate, seconds)
+        sent, received = offer(pace, size, rate, seconds)
         if received < 0.99 * sent:
-            sent, received = offer(pace, rate, seconds)  # one stall of the machine overflows a queue: once more
+            sent, received = offer(pace, size, rate, seconds)  # one stall of the machine overflows a queue: once more
         if received >= 0.99 * sent:
             best = max(best, received)
             if sent < 0.95 * rate:
@@ -244,12 +261,15 @@ def busy_ping(count):
 
 
 def measure(tunnel, options):
-    seconds = 3 if options.quick else 10
+    seconds = 2 if options.quick else 10
     figures = {}
     figures["tcp1"], figures["cpu"] = tcp(tunnel, 1, seconds)
     figures["tcp4"], _ = tcp(tunnel, 4, seconds)
+    figures["tcp16"], _ = tcp(tunnel, 16, seconds)
     figures["tcp1R"], _ = tcp(tunnel, 1, seconds, "-R")
-    figures["kpps"] = small_packets(options.pace, 5 if options.quick else 8, 0.5 if options.quick else 1.2)
+    tries = (5, 0.4) if options.quick else (8, 1.2)
+    figures["kpps"] = small_packets(options.pace, 64, *tries)
+    figures["kpps200"] = small_packets(options.pace, 200, *tries)
     figures["rtt"], figures["rtt_p99"] = ping(150 if options.quick else 1000)
     figures["busy"], figures["busy_p99"] = busy_ping(250 if options.quick else 1000)
     figures["rss"] = tunnel.rss()
@@ -257,7 +277,7 @@ def measure(tunnel, options):
 
 
 COLUMNS = [
-    ("tcp1", "TCP 1 Gbit/s"), ("tcp4", "TCP 4"), ("tcp1R", "TCP 1 reverse"), ("cpu", "CPU s/GB"), ("kpps", "64 B kpps"),
+    ("tcp1", "TCP 1 Gbit/s"), ("tcp4", "TCP 4"), ("tcp16", "TCP 16"), ("tcp1R", "TCP 1 reverse"), ("cpu", "CPU s/GB"), ("kpps", "64 B kpps"), ("kpps200", "200 B"),
     ("rtt", "RTT ms"), ("rtt_p99", "p99"), ("busy", "RTT busy ms"), ("busy_p99", "p99"), ("rss", "RSS MB"),
 ]
 
@@ -282,19 +302,55 @@ def table(results):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
 
 
+def plot(results, path):
+    """Draws each figure beside the best and the reference, as bars of the ratio to boringtun-t1 (longer is better)."""
+    reference = results.get("boringtun-t1")
+    if not reference:
+        return
+    median = lambda rounds, key: statistics.median(figures[key] for figures in rounds)
+    shown = [(key, title) for key, title in COLUMNS if key != "rss"]
+    colours = ["#2f6f4f", "#8a8f98", "#c08a3e", "#5b7fb5", "#a45b8a", "#6b8e23", "#999966"]
+    bar, gap, left, scale = 12, 14, 120, 110
+    height = len(shown) * (len(results) * bar + gap) + 40
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}" font-family="sans-serif" font-size="11">',
+             '<rect width="100%" height="100%" fill="white"/>']
+    for place, name in enumerate(results):
+        x = left + place * 110
+        parts.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{colours[place % len(colours)]}"/><text x="{x + 14}" y="17">{name}</text>')
+    y = 32
+    for key, title in shown:
+        parts.append(f'<text x="{left - 8}" y="{y + len(results) * bar / 2 + 4}" text-anchor="end">{title}</text>')
+        for place, (name, rounds) in enumerate(results.items()):
+            ratio = median(rounds, key) / max(median(reference, key), 1e-9)
+            smaller_is_better = key == "cpu" or key.startswith(("rtt", "busy"))
+            ratio = 1 / max(ratio, 1e-9) if smaller_is_better else ratio
+            width = min(ratio, 5.5) * scale
+            parts.append(f'<rect x="{left}" y="{y}" width="{width:.0f}" height="{bar - 2}" fill="{colours[place % len(colours)]}"/>'
+                         f'<text x="{left + width + 4:.0f}" y="{y + bar - 3}">{ratio:.2f}</text>')
+            y += bar
+        y += gap
+    parts.append("</svg>")
+    with open(path, "w") as file:
+        file.write("\n".join(parts))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--peers", default="postern,boringtun-t1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variant", choices=["default", "nic", "nooff"], default="default")
-    parser.add_argument("--rules", type=int, default=50)
-    parser.add_argument("--further-peers", type=int, default=50)
+    parser.add_argument("--rules", type=int, default=10, help="rules of each peer")
+    parser.add_argument("--further-peers", type=int, default=1_000)
+    parser.add_argument("--flows", type=int, default=50_000, help="further UDP flows that live meanwhile")
+    parser.add_argument("--command", action="append", default=[], metavar="NAME=PROGRAM", help="a further peer; see above")
+    parser.add_argument("--plot", help="where to write an SVG")
     parser.add_argument("--json")
     parser.add_argument("--postern", required=True)
     parser.add_argument("--pace", required=True)
     parser.add_argument("--work", required=True)
     options = parser.parse_args()
+    options.commands = dict(command.split("=", 1) for command in options.command)
     results = {name: [] for name in options.peers.split(",")}
     with Underlay(options.variant):
         for number in range(options.rounds):
@@ -303,12 +359,14 @@ def main():
                 with Tunnel(name, options) as tunnel:
                     rounds.append(measure(tunnel, options))
     table(results)
-    document = {"variant": options.variant, "rules": options.rules, "peers": options.further_peers, "mtu": MTU,
+    document = {"variant": options.variant, "rules": options.rules, "peers": options.further_peers, "flows": options.flows, "mtu": MTU,
                 "kernel": os.uname().release, "cores": os.cpu_count(), "results": results}
     path = options.json or os.path.join(options.work, "dataplane.json")
     with open(path, "w") as file:
         json.dump(document, file, indent=1)
-    print(f"\nEvery round as JSON: {path}")
+    drawing = options.plot or os.path.splitext(path)[0] + ".svg"
+    plot(results, drawing)
+    print(f"\nEvery round as JSON: {path}; ratios drawn: {drawing}")
 
 
 if __name__ == "__main__":
