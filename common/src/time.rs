@@ -153,6 +153,8 @@ impl Lifetime {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn now(monotonic_ms: u64, wall_ms: i64) -> Now {
@@ -172,5 +174,19 @@ mod tests {
     fn sums_saturate() {
         assert_eq!(Monotonic::NEVER.saturating_add(Duration::from_secs(1)), Monotonic::NEVER);
         assert_eq!(WallTime::NEVER.saturating_add(Duration::MAX), WallTime::NEVER);
+    }
+
+    proptest! {
+        #[test]
+        fn the_earlier_of_two_deadlines_wins_on_whichever_clock_it_comes(a: [u8; 2], b: [u8; 2], at: [u8; 2]) {
+            let deadline = |[monotonic, wall]: [u8; 2]| Deadline {
+                monotonic: Monotonic::from_millis(monotonic.into()),
+                wall: WallTime::from_millis(wall.into()),
+            };
+            let (a, b, now) = (deadline(a), deadline(b), now(at[0].into(), at[1].into()));
+            prop_assert_eq!(a.min(b).has_passed(now), a.has_passed(now) || b.has_passed(now));
+            prop_assert_eq!(a.remaining(now).is_zero(), a.has_passed(now));
+            prop_assert_eq!(a.min(b).remaining(now), a.remaining(now).min(b.remaining(now)));
+        }
     }
 }
