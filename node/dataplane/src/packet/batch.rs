@@ -66,7 +66,7 @@ impl UdpBatch {
     /// Makes an empty batch of [`UDP_BATCH_BYTES`].
     pub fn new() -> Self {
         let arena = vec![0; UDP_BATCH_BYTES].into_boxed_slice();
-        Self { arena, used: 0, runs: Vec::with_capacity(MAX_RUNS), refused: 0 }
+        Self { arena, used: 0, runs: Vec::with_capacity(2 * MAX_RUNS), refused: 0 }
     }
 
     /// Lends `length` bytes to write one datagram into; follow with [`UdpBatch::commit`].
@@ -74,7 +74,7 @@ impl UdpBatch {
     /// # Errors
     /// [`Full`], counted.
     pub fn reserve(&mut self, length: usize) -> Result<&mut [u8], Full> {
-        if self.arena.len() - self.used < length || self.runs.len() == MAX_RUNS {
+        if self.arena.len() - self.used < length || self.runs.len() >= MAX_RUNS {
             self.refused += 1;
             return Err(Full);
         }
@@ -125,7 +125,7 @@ impl UdpBatch {
 
     /// Returns how many bytes still fit; zero when there are no more runs.
     pub fn room(&self) -> usize {
-        if self.runs.len() == MAX_RUNS { 0 } else { self.arena.len() - self.used }
+        if self.runs.len() >= MAX_RUNS { 0 } else { self.arena.len() - self.used }
     }
 
     /// Returns how many datagrams had no room since the beginning.

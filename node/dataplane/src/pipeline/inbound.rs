@@ -17,7 +17,7 @@ use crate::{
         view::{Layout, Transport},
     },
     wireguard::{
-        HEADER, Tunnels,
+        HEADER, MAX_RUN, Opening, Tunnels,
         links::{Heard, Opened},
     },
 };
@@ -52,19 +52,27 @@ impl<W: Tunnels> DataPlane<W> {
     ) {
         self.enforcer.glance_at_clock(now);
         let Range { mut start, end } = received;
+        let segment = segment.max(1);
+        let mut openings = [Opening::Refused; MAX_RUN];
         while start < end {
-            let stop = end.min(start + segment.max(1));
-            self.hear(start..stop, from, now, out);
-            start = stop;
+            let bytes = out.tun.received_bytes(start..end);
+            let opened = self.links.open_run(bytes, segment, now.monotonic, &mut openings);
+            // A datagram that is no transport data goes alone.
+            for opening in opened.iter().copied().map(Some).chain(opened.is_empty().then_some(None)) {
+                let stop = end.min(start + segment);
+                self.hear(start..stop, opening, from, now, out);
+                start = stop;
+            }
         }
         self.finish(now, out);
     }
 
-    fn hear(&mut self, datagram: Range<usize>, from: SocketAddr, now: Now, out: &mut Out<'_>) {
+    fn hear(&mut self, datagram: Range<usize>, opened: Option<Opening>, from: SocketAddr, now: Now, out: &mut Out<'_>) {
         let start = datagram.start;
         let enforcer = &self.enforcer;
         let entitled = |slot| enforcer.peer_if_any(slot).is_some_and(|peer| peer.is_entitled(now));
-        let heard = self.links.receive(out.tun.received_bytes(datagram), from, now.monotonic, out.udp, entitled);
+        let heard =
+            self.links.receive(out.tun.received_bytes(datagram), opened, from, now.monotonic, out.udp, entitled);
         match heard {
             Heard::Nothing => {}
             Heard::Dropped(reason) => self.enforcer.counters.drop(reason),

@@ -24,6 +24,8 @@ mod keepalive;
 mod outbound;
 
 #[cfg(test)]
+mod arrival_tests;
+#[cfg(test)]
 mod path_tests;
 #[cfg(test)]
 mod policy_tests;

@@ -17,7 +17,7 @@ use crate::{
         view::{PacketView, Transport},
     },
     settings::LocalRefusal,
-    wireguard::{HEADER, Tunnels, links::Route},
+    wireguard::{HEADER, Run, TRANSPORT_OVERHEAD, Tunnels, links::Route},
 };
 
 impl<W: Tunnels> DataPlane<W> {
@@ -118,18 +118,31 @@ impl<W: Tunnels> DataPlane<W> {
         };
         let (mut packets, mut bytes) = (0, 0);
         while segments.remaining() > 0 {
-            let Ok(room) = out.udp.reserve(self.links.room_for(segments.longest())) else {
+            let stride = self.links.message_length(permit.peer(), segments.longest());
+            let count = segments.remaining().min(out.udp.room() / stride);
+            let Ok(room) = out.udp.reserve((count * stride).max(stride)) else {
                 self.enforcer.counters.drop_many(DropReason::UdpBatchFull, segments.remaining() as u64);
                 break;
             };
-            let Some(length) = segments.next_into(&mut room[HEADER..]) else { break };
-            let Some(sealed) = self.links.seal(route, room, length, now.monotonic) else {
-                self.enforcer.counters.drop_many(DropReason::NoSession, 1 + segments.remaining() as u64);
+            let mut run = Run { stride, last: 0, count: 0 };
+            let mut cut = 0;
+            for message in room.chunks_mut(stride).take(count) {
+                let Some(length) = segments.next_into(&mut message[HEADER..]) else { break };
+                run.last = self.links.message_length(permit.peer(), length) - TRANSPORT_OVERHEAD;
+                message[HEADER + length..HEADER + run.last].fill(0);
+                run.count += 1;
+                cut += length as u64;
+            }
+            if self.links.seal_run(route, room, &run, now.monotonic).is_none() {
+                let lost = run.count + segments.remaining();
+                self.enforcer.counters.drop_many(DropReason::NoSession, lost as u64);
                 break;
-            };
-            out.udp.commit(route.to(), sealed);
-            packets += 1;
-            bytes += length as u64;
+            }
+            for index in 0..run.count {
+                out.udp.commit(route.to(), run.length_of(index) + TRANSPORT_OVERHEAD);
+            }
+            packets += run.count as u64;
+            bytes += cut;
         }
         self.links.count_sent(permit.peer(), bytes);
         self.enforcer.account(&permit, packets, bytes);
@@ -178,7 +191,7 @@ impl<W: Tunnels> DataPlane<W> {
     /// Seals a packet that this node made itself. Tells whether it could.
     fn send_own(&mut self, slot: PeerSlot, packet: &[u8], now: Now, out: &mut Out<'_>) -> bool {
         let Some(route): Option<Route> = self.links.route(slot, now.monotonic, out.udp) else { return false };
-        let Ok(room) = out.udp.reserve(self.links.room_for(packet.len())) else {
+        let Ok(room) = out.udp.reserve(self.links.message_length(slot, packet.len())) else {
             self.enforcer.counters.drop(DropReason::UdpBatchFull);
             return false;
         };

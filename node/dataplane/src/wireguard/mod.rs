@@ -54,6 +54,8 @@ pub(crate) const COOKIE_REPLY_LENGTH: usize = 64;
 pub(crate) const TRANSPORT_OVERHEAD: usize = 32;
 /// Bytes before the packet in transport data; its tag of as many bytes stands behind it.
 pub(crate) const HEADER: usize = 16;
+/// The most messages of one run: what the kernel joins or cuts.
+pub(crate) const MAX_RUN: usize = 64;
 /// Plaintext is padded to a multiple of this (whitepaper §5.4.6).
 pub(crate) const PADDING: usize = 16;
 /// After so many messages a session is replaced, and after so many it is used no more (whitepaper §6.1).
@@ -98,6 +100,24 @@ pub enum Opening {
     Keepalive,
     /// It fits no session, does not open, or was replayed.
     Refused,
+}
+
+/// Packets of one super-packet, padded, at a fixed distance in one buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Bytes from the beginning of one message to that of the next: header, packet, tag.
+    pub stride: usize,
+    /// Bytes of the last packet; the others fill their stride.
+    pub last: usize,
+    /// How many.
+    pub count: usize,
+}
+
+impl Run {
+    /// Returns the bytes of a packet, without header and tag.
+    pub const fn length_of(&self, index: usize) -> usize {
+        if index + 1 == self.count { self.last } else { self.stride - TRANSPORT_OVERHEAD }
+    }
 }
 
 /// What time brought.
@@ -157,8 +177,26 @@ pub trait Tunnel: std::fmt::Debug {
     /// has used up its messages.
     fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize>;
 
+    /// Seals several packets where they stand, as [`Tunnel::seal`] does, with one header's room before each. `None`: none was
+    /// sealed.
+    fn seal_run(&mut self, messages: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
+        for index in 0..run.count {
+            let message = messages.get_mut(index * run.stride..)?;
+            self.seal(message, run.length_of(index), now)?;
+        }
+        Some(())
+    }
+
     /// Opens transport data where it stands.
     fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening;
+
+    /// Opens several messages for one session, of `segment` bytes each, the last may be shorter; `openings` has a place for
+    /// each.
+    fn open_run(&mut self, messages: &mut [u8], segment: usize, now: Monotonic, openings: &mut [Opening]) {
+        for (message, opening) in messages.chunks_mut(segment).zip(openings) {
+            *opening = self.open(message, now);
+        }
+    }
 
     /// Tells whether the session should be replaced because of the number of its messages.
     fn wants_rekey(&self) -> bool;

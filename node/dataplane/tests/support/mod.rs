@@ -130,10 +130,11 @@ pub fn couple<W: Tunnels>(rules: usize, settings: &Settings, tunnels: impl Fn(u8
 pub fn carry<W: Tunnels>(from: &mut Node<W>, to: &mut Node<W>, at: Now) -> usize {
     let mut carried = 0;
     for run in from.udp.runs() {
-        for datagram in run.bytes.chunks(run.segment) {
-            carried += 1;
-            to.plane.handle_udp(datagram, outer(from.number), at, &mut Out { udp: &mut to.udp, tun: &mut to.tun });
-        }
+        to.tun.receive_room(run.bytes.len()).unwrap().copy_from_slice(run.bytes);
+        let start = to.tun.received(run.bytes.len());
+        let out = &mut Out { udp: &mut to.udp, tun: &mut to.tun };
+        to.plane.handle_received(start..start + run.bytes.len(), run.segment, outer(from.number), at, out);
+        carried += run.datagrams;
     }
     from.udp.clear();
     carried

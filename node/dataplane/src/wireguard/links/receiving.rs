@@ -11,7 +11,7 @@ use crate::{
     packet::batch::UdpBatch,
     status::PlaneEvent,
     wireguard::{
-        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, Opening, RESPONSE,
+        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, MAX_RUN, Opening, RESPONSE,
         RESPONSE_LENGTH, Received, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
     },
 };
@@ -55,11 +55,36 @@ impl Opened {
 }
 
 impl<W: Tunnels> Links<W> {
-    /// Takes a datagram. An inner packet is opened where it stands. `entitled` tells whether a peer has
+    /// Opens the messages at the front of what was received together that are for one session, and tells of each what it brought; they
+    /// then go to [`Links::receive`]. Empty if the first is no transport data.
+    pub(crate) fn open_run<'o>(
+        &mut self,
+        received: &mut [u8],
+        segment: usize,
+        now: Monotonic,
+        openings: &'o mut [Opening; MAX_RUN],
+    ) -> &'o [Opening] {
+        let Some((slot, index)) = self.find(received, 4) else { return &[] };
+        let fits = |message: &&[u8]| {
+            message.len() >= TRANSPORT_OVERHEAD
+                && message[..4] == [TRANSPORT, 0, 0, 0]
+                && read_index(message, 4) == Some(index)
+        };
+        let count = received.chunks(segment).take(MAX_RUN).take_while(fits).count();
+        let tunnel = self.pair_mut(slot).and_then(|pair| pair.tunnel.as_mut());
+        let Some(tunnel) = tunnel.filter(|_| count > 0) else { return &[] };
+        let openings = &mut openings[..count];
+        let length = received.len().min(count * segment);
+        tunnel.open_run(&mut received[..length], segment, now, openings);
+        openings
+    }
+
+    /// Takes a datagram. An inner packet is opened where it stands, unless `opened` tells that it is already. `entitled` tells whether a peer has
     /// any live permission: without one, its handshakes get no answer.
     pub(crate) fn receive(
         &mut self,
         datagram: &mut [u8],
+        opened: Option<Opening>,
         from: SocketAddr,
         now: Monotonic,
         udp: &mut UdpBatch,
@@ -67,7 +92,9 @@ impl<W: Tunnels> Links<W> {
     ) -> Heard {
         // Type and three reserved bytes of zero (whitepaper §5.4).
         match (&*datagram, datagram.len()) {
-            ([TRANSPORT, 0, 0, 0, ..], TRANSPORT_OVERHEAD..) => self.receive_transport(datagram, from, now, udp),
+            ([TRANSPORT, 0, 0, 0, ..], TRANSPORT_OVERHEAD..) => {
+                self.receive_transport(datagram, opened, from, now, udp)
+            }
             ([INITIATION, 0, 0, 0, ..], INITIATION_LENGTH) => {
                 self.receive_initiation(datagram, from, now, udp, entitled)
             }
@@ -80,6 +107,7 @@ impl<W: Tunnels> Links<W> {
     fn receive_transport(
         &mut self,
         datagram: &mut [u8],
+        opened: Option<Opening>,
         from: SocketAddr,
         now: Monotonic,
         udp: &mut UdpBatch,
@@ -90,7 +118,7 @@ impl<W: Tunnels> Links<W> {
         };
         let Some(tunnel) = pair.tunnel.as_mut() else { return Heard::Dropped(DropReason::UnknownIndex) };
         let peer = pair.peer;
-        let length = match tunnel.open(datagram, now) {
+        let length = match opened.unwrap_or_else(|| tunnel.open(datagram, now)) {
             Opening::Packet(length) => Some(length),
             Opening::Keepalive => None,
             Opening::Refused => return Heard::Dropped(DropReason::BadTransport),

@@ -8,7 +8,7 @@ use super::{ATTEMPT_OVER, Links, NEXT_PAIR_AFTER, PairSlot, TICK, Waiting};
 use crate::{
     enforce::PeerSlot,
     packet::{batch::UdpBatch, offload::VirtioHeader},
-    wireguard::{Due, HEADER, INITIATION_LENGTH, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length},
+    wireguard::{Due, HEADER, INITIATION_LENGTH, Run, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length},
 };
 
 /// A session to send with, and where to. It is used up within the call that asked for it.
@@ -54,21 +54,29 @@ impl<W: Tunnels> Links<W> {
         Some(Route { pair, to: to? })
     }
 
-    /// Returns the room that [`Links::seal`] wants for a packet of `length` bytes.
-    pub(crate) fn room_for(&self, length: usize) -> usize {
-        padded_length(length, usize::from(self.settings.mtu)) + TRANSPORT_OVERHEAD
+    /// Returns the bytes of a message that carries a packet of `length` bytes to this peer, padded as its path allows.
+    pub(crate) fn message_length(&self, slot: PeerSlot, length: usize) -> usize {
+        let path = self.peers.get(slot.0 as usize).and_then(Option::as_ref).and_then(|peer| peer.path_mtu);
+        let longest = path.map_or(self.settings.mtu, |mtu| mtu.min(self.settings.mtu));
+        padded_length(length, usize::from(longest)) + TRANSPORT_OVERHEAD
     }
 
-    /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `room`, and returns the datagram's length.
-    /// `None`: the session cannot be used any more.
+    /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `room`, which has [`Links::message_length`], and returns the
+    /// datagram's length. `None`: the session cannot be used any more.
     pub(crate) fn seal(&mut self, route: Route, room: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+        let (stride, last) = (room.len(), room.len() - TRANSPORT_OVERHEAD);
+        room.get_mut(HEADER + length..HEADER + last)?.fill(0);
+        self.seal_run(route, room, &Run { stride, last, count: 1 }, now)?;
+        Some(stride)
+    }
+
+    /// Seals the padded packets of a run, each [`HEADER`] bytes into its stride of `room`. `None`: the session cannot be used
+    /// any more.
+    pub(crate) fn seal_run(&mut self, route: Route, room: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
         let pair = self.pairs[usize::from(route.pair.0)].as_mut()?;
         let peer = self.peers.get_mut(pair.peer.0 as usize)?.as_mut()?;
         peer.last_sent = Some(now);
-        let longest = peer.path_mtu.map_or(self.settings.mtu, |mtu| mtu.min(self.settings.mtu));
-        let padded = padded_length(length, usize::from(longest));
-        room.get_mut(HEADER + length..HEADER + padded)?.fill(0);
-        pair.tunnel.as_mut()?.seal(room, padded, now)
+        pair.tunnel.as_mut()?.seal_run(room, run, now)
     }
 
     /// Counts what was sent to a peer.
@@ -86,7 +94,7 @@ impl<W: Tunnels> Links<W> {
         }
         peer.last_sent = Some(now); // also when it only begins a handshake, which tries again by itself
         let Some(route) = self.route(slot, now, udp) else { return };
-        let length = self.room_for(0);
+        let length = self.message_length(slot, 0);
         if let Some(room) = Self::reserve(&mut self.counters, udp, length)
             && let Some(sealed) = self.seal(route, room, 0, now)
         {

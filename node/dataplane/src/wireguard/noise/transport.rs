@@ -9,12 +9,12 @@
 
 use std::time::Duration;
 
+use postern_aead::{Key, Sealed};
 use postern_common::time::Monotonic;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, UnboundKey};
 
 use super::{
-    super::{REJECT_AFTER_MESSAGES, TRANSPORT, TRANSPORT_OVERHEAD},
-    handshake::{Keys, nonce},
+    super::{REJECT_AFTER_MESSAGES, Run, TRANSPORT, TRANSPORT_OVERHEAD},
+    handshake::Keys,
     window::Window,
 };
 
@@ -22,6 +22,8 @@ use super::{
 pub(super) const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// Where the packet begins.
 const DATA: usize = 16;
+/// Messages that are opened at once.
+const TOGETHER: usize = 8;
 
 /// Which end began the handshake of a session: only that end renews it by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,14 +32,14 @@ pub(super) enum Role {
     Responder,
 }
 
-/// One session. ring does not wipe the keys that it holds.
+/// One session. `ring` does not wipe the keys that it holds.
 pub(super) struct Session {
     pub(super) local_index: u32,
     remote_index: u32,
     pub(super) role: Role,
     born: Monotonic,
-    sending: LessSafeKey,
-    receiving: LessSafeKey,
+    sending: Key,
+    receiving: Key,
     /// The counter of the next message.
     next: u64,
     window: Window,
@@ -45,16 +47,13 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(keys: &Keys, (local, remote): (u32, u32), role: Role, now: Monotonic) -> Self {
-        let key = |bytes: &[u8; 32]| {
-            LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, bytes).expect("the key has 32 bytes"))
-        };
         Self {
             local_index: local,
             remote_index: remote,
             role,
             born: now,
-            sending: key(&keys.sending),
-            receiving: key(&keys.receiving),
+            sending: Key::new(&keys.sending),
+            receiving: Key::new(&keys.receiving),
             next: 0,
             window: Window::new(),
         }
@@ -76,32 +75,67 @@ impl Session {
     /// Seals the packet of `length` bytes that stands 16 bytes into `message`; returns the message's length. `None` if
     /// the session is used up or the room is too small.
     pub(super) fn seal(&mut self, message: &mut [u8], length: usize) -> Option<usize> {
-        let counter = self.next;
-        if counter >= REJECT_AFTER_MESSAGES {
-            return None;
-        }
-        let message = message.get_mut(..length + TRANSPORT_OVERHEAD)?;
-        let (header, rest) = message.split_at_mut(DATA);
-        let (text, tag) = rest.split_at_mut(length);
-        header[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
-        header[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
-        header[8..].copy_from_slice(&counter.to_le_bytes());
-        self.next += 1;
-        tag.copy_from_slice(self.sending.seal_in_place_separate_tag(nonce(counter), Aad::empty(), text).ok()?.as_ref());
-        Some(length + TRANSPORT_OVERHEAD)
+        let stride = length + TRANSPORT_OVERHEAD;
+        self.seal_run(message, &Run { stride, last: length, count: 1 })?;
+        Some(stride)
     }
 
-    /// Opens a message in place: the packet, with its padding, stands 16 bytes into it. Returns the packet's length;
-    /// `None` if it is forged, replayed or too late.
-    pub(super) fn open(&mut self, message: &mut [u8]) -> Option<usize> {
-        let (header, sealed) = message.split_at_mut_checked(DATA)?;
-        let counter = u64::from_le_bytes(header[8..].try_into().ok()?);
-        if counter >= REJECT_AFTER_MESSAGES || !self.window.may_accept(counter) {
-            return None;
+    /// Seals the packets of a run. `None` if the session has not so many messages left, or the room is too small: then nothing was
+    /// sealed, and no counter is used twice.
+    pub(super) fn seal_run(&mut self, messages: &mut [u8], run: &Run) -> Option<()> {
+        let first = self.next;
+        let next = first.checked_add(run.count as u64).filter(|next| *next <= REJECT_AFTER_MESSAGES)?;
+        let layout = postern_aead::Run {
+            stride: run.stride,
+            header: DATA,
+            length: run.stride.checked_sub(TRANSPORT_OVERHEAD)?,
+            last_length: run.last,
+            count: run.count,
+        };
+        self.sending.seal_run(first, messages, &layout).ok()?;
+        self.next = next;
+        for (counter, message) in (first..next).zip(messages.chunks_mut(run.stride)) {
+            let header = message.first_chunk_mut::<DATA>()?;
+            header[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
+            header[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
+            header[8..].copy_from_slice(&counter.to_le_bytes());
         }
-        let length = self.receiving.open_in_place(nonce(counter), Aad::empty(), sealed).ok()?.len();
-        // Only what opened moves the window: a forger cannot shut anybody out.
-        self.window.accept(counter).then_some(length)
+        Some(())
+    }
+
+    #[cfg(test)]
+    fn open(&mut self, message: &mut [u8]) -> Option<usize> {
+        let segment = message.len().max(1);
+        let mut length = [None];
+        self.open_run(message, segment, &mut length);
+        length[0]
+    }
+
+    /// Opens messages of `segment` bytes each, the last may be shorter, in place: a packet, with its padding, stands 16 bytes into its
+    /// message. Tells the packets' lengths; `None` if one is forged, replayed or too late.
+    pub(super) fn open_run(&mut self, messages: &mut [u8], segment: usize, lengths: &mut [Option<usize>]) {
+        for (messages, lengths) in messages.chunks_mut(segment * TOGETHER).zip(lengths.chunks_mut(TOGETHER)) {
+            let mut sealed: [Sealed<'_>; TOGETHER] = std::array::from_fn(|_| Sealed::new(0, &mut []));
+            let mut places = [0; TOGETHER];
+            let mut count = 0;
+            for (place, message) in messages.chunks_mut(segment).enumerate() {
+                lengths[place] = None;
+                let Some((header, bytes)) = message.split_first_chunk_mut::<DATA>() else { continue };
+                let [.., a, b, c, d, e, f, g, h] = *header;
+                let counter = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+                if counter < REJECT_AFTER_MESSAGES && self.window.may_accept(counter) {
+                    sealed[count] = Sealed::new(counter, bytes);
+                    places[count] = place;
+                    count += 1;
+                }
+            }
+            self.receiving.open_many(&mut sealed[..count]);
+            for (sealed, place) in sealed.into_iter().zip(places).take(count) {
+                let counter = sealed.counter();
+                // Only what opened moves the window: a forger cannot shut anybody out. One counter twice is refused the second time.
+                lengths[place] = sealed.into_text().filter(|_| self.window.accept(counter)).map(|text| text.len());
+            }
+        }
     }
 }
 
@@ -149,6 +183,42 @@ mod tests {
         assert!(!a.is_usable(Monotonic::from_millis(0)) && a.seal(&mut [0; 32], 0).is_none());
         let (a, _) = pair();
         assert!(a.is_usable(Monotonic::from_millis(179_999)) && !a.is_usable(Monotonic::from_millis(180_000)));
+    }
+
+    #[test]
+    fn a_run_opens_as_its_messages_would_whatever_stands_between_them() {
+        let (mut a, mut b) = pair();
+        let run = Run { stride: 112, last: 16, count: 20 };
+        let mut messages = vec![0; 19 * 112 + 48];
+        for (index, message) in messages.chunks_mut(112).enumerate() {
+            message[16] = index as u8;
+        }
+        a.seal_run(&mut messages, &run).unwrap();
+        messages[5 * 112 + 40] ^= 1; // forged
+        let twice = messages[7 * 112..8 * 112].to_vec();
+        messages[9 * 112..10 * 112].copy_from_slice(&twice); // replayed within the run
+        let mut lengths = [None; 20];
+        b.open_run(&mut messages, 112, &mut lengths);
+        let mut expected = [Some(80); 20];
+        (expected[5], expected[9], expected[19]) = (None, None, Some(16));
+        assert_eq!(lengths, expected);
+        assert!(
+            messages
+                .chunks(112)
+                .enumerate()
+                .all(|(index, m)| expected[index].is_none() || m[16] == index as u8 || index == 9)
+        );
+        assert_eq!(b.open(&mut twice.clone()), None, "and later");
+    }
+
+    #[test]
+    fn a_run_that_would_pass_the_limit_is_not_sealed_at_all() {
+        let (mut a, _) = pair();
+        a.next = REJECT_AFTER_MESSAGES - 2;
+        let mut messages = vec![0; 3 * 48];
+        assert_eq!(a.seal_run(&mut messages, &Run { stride: 48, last: 16, count: 3 }), None);
+        assert_eq!((a.next, &messages), (REJECT_AFTER_MESSAGES - 2, &vec![0; 3 * 48]));
+        assert!(a.seal_run(&mut messages, &Run { stride: 48, last: 16, count: 2 }).is_some());
     }
 
     #[test]

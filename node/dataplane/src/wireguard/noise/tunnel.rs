@@ -21,8 +21,8 @@ use super::{
     transport::{REJECT_AFTER_TIME, Role, Session},
 };
 use crate::wireguard::{
-    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, Opening, REKEY_AFTER_MESSAGES, RESPONSE, RESPONSE_LENGTH,
-    Received, TRANSPORT_OVERHEAD, Tunnel, read_index,
+    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, MAX_RUN, Opening, REKEY_AFTER_MESSAGES, RESPONSE,
+    RESPONSE_LENGTH, Received, Run, TRANSPORT_OVERHEAD, Tunnel, read_index,
 };
 
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
@@ -170,14 +170,20 @@ impl Tunnel for NoiseTunnel {
     }
 
     fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+        let stride = length + TRANSPORT_OVERHEAD;
+        self.seal_run(message, &Run { stride, last: length, count: 1 }, now)?;
+        Some(stride)
+    }
+
+    fn seal_run(&mut self, messages: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
         let session = self.current.as_mut().filter(|session| session.is_usable(now))?;
-        let sealed = session.seal(message, length)?;
+        session.seal_run(messages, run)?;
         if self.unanswered.is_none() {
             self.unanswered = Some(now);
         }
         self.owed = None;
         self.has_sent = true;
-        Some(sealed)
+        Some(())
     }
 
     fn wants_rekey(&self) -> bool {
@@ -189,25 +195,41 @@ impl Tunnel for NoiseTunnel {
     }
 
     fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening {
-        let Some(index) = read_index(message, 4) else { return Opening::Refused };
+        let segment = message.len().max(1);
+        let mut opening = [Opening::Refused];
+        self.open_run(message, segment, now, &mut opening);
+        opening[0]
+    }
+
+    fn open_run(&mut self, messages: &mut [u8], segment: usize, now: Monotonic, openings: &mut [Opening]) {
+        openings.fill(Opening::Refused);
+        let Some(index) = read_index(messages, 4) else { return };
         let Some(session) = self.session_of(index).filter(|session| session.age(now) < REJECT_AFTER_TIME) else {
-            return Opening::Refused;
+            return;
         };
-        let Some(length) = session.open(message) else { return Opening::Refused };
+        let mut lengths = [None; MAX_RUN];
+        let lengths = &mut lengths[..openings.len().min(MAX_RUN)];
+        session.open_run(messages, segment, lengths);
+        if lengths.iter().all(Option::is_none) {
+            return;
+        }
         if self.unconfirmed.as_ref().is_some_and(|session| session.local_index == index) {
             self.previous = self.current.take();
             self.current = self.unconfirmed.take();
             self.attempt = None;
         }
         self.unanswered = None;
-        if length == 0 {
-            return Opening::Keepalive;
+        for ((message, length), opening) in messages.chunks(segment).zip(lengths).zip(openings) {
+            *opening = match *length {
+                None => Opening::Refused,
+                Some(0) => Opening::Keepalive,
+                Some(length) => {
+                    self.owed.get_or_insert(now);
+                    self.has_heard = true;
+                    Opening::Packet(inner_length(&message[16..16 + length]))
+                }
+            };
         }
-        if self.owed.is_none() {
-            self.owed = Some(now);
-        }
-        self.has_heard = true;
-        Opening::Packet(inner_length(&message[16..16 + length]))
     }
 
     fn receive(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Received {
