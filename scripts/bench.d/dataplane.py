@@ -315,7 +315,7 @@ def plot(results, path):
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}" font-family="sans-serif" font-size="11">',
              '<rect width="100%" height="100%" fill="white"/>']
     for place, name in enumerate(results):
-        x = left + place * 110
+        x = left + place * 140
         parts.append(f'<rect x="{x}" y="8" width="10" height="10" fill="{colours[place % len(colours)]}"/><text x="{x + 14}" y="17">{name}</text>')
     y = 32
     for key, title in shown:
