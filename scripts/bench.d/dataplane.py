@@ -310,7 +310,7 @@ def plot(results, path):
     median = lambda rounds, key: statistics.median(figures[key] for figures in rounds)
     shown = [(key, title) for key, title in COLUMNS if key != "rss"]
     colours = ["#2f6f4f", "#8a8f98", "#c08a3e", "#5b7fb5", "#a45b8a", "#6b8e23", "#999966"]
-    bar, gap, left, scale = 12, 14, 120, 110
+    bar, gap, left, scale = 12, 14, 120, 80
     height = len(shown) * (len(results) * bar + gap) + 40
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}" font-family="sans-serif" font-size="11">',
              '<rect width="100%" height="100%" fill="white"/>']
@@ -324,7 +324,7 @@ def plot(results, path):
             ratio = median(rounds, key) / max(median(reference, key), 1e-9)
             smaller_is_better = key == "cpu" or key.startswith(("rtt", "busy"))
             ratio = 1 / max(ratio, 1e-9) if smaller_is_better else ratio
-            width = min(ratio, 5.5) * scale
+            width = min(ratio, 8.0) * scale
             parts.append(f'<rect x="{left}" y="{y}" width="{width:.0f}" height="{bar - 2}" fill="{colours[place % len(colours)]}"/>'
                          f'<text x="{left + width + 4:.0f}" y="{y + bar - 3}">{ratio:.2f}</text>')
             y += bar
