@@ -26,6 +26,8 @@ mod outbound;
 #[cfg(test)]
 mod arrival_tests;
 #[cfg(test)]
+mod lane_tests;
+#[cfg(test)]
 mod path_tests;
 #[cfg(test)]
 mod policy_tests;

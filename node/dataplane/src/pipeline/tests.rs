@@ -11,7 +11,6 @@ use postern_common::{
 use crate::{
     Direction, DropReason, PlaneEvent, Settings,
     packet::{
-        batch::Lane,
         build::{Tcp, icmp, ip, udp_body},
         view::{PacketView, TcpFlags, Transport},
     },
@@ -19,13 +18,19 @@ use crate::{
     wireguard::{Tunnels, WireGuard, simulated::Simulated},
 };
 
-const HOUR: u64 = 3_600_000;
+pub(super) const HOUR: u64 = 3_600_000;
 
-fn segment(from: (IpAddr, u16), to: (IpAddr, u16), flags: u8, sequence: u32, acknowledgement: u32) -> Vec<u8> {
+pub(super) fn segment(
+    from: (IpAddr, u16),
+    to: (IpAddr, u16),
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+) -> Vec<u8> {
     Tcp { source: from, destination: to, sequence, acknowledgement, flags, options: &[], payload: b"" }.packet()
 }
 
-fn datagram(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
+pub(super) fn datagram(from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -> Vec<u8> {
     ip(from.0, to.0, 17, &udp_body(from, to, payload))
 }
 
@@ -46,12 +51,12 @@ fn couple<W: Tunnels>(a: W, b: W, remaining_ms: u64) -> (Node<W>, Node<W>) {
     (a, b)
 }
 
-fn simulated(remaining_ms: u64) -> (Node<Simulated>, Node<Simulated>) {
+pub(super) fn simulated(remaining_ms: u64) -> (Node<Simulated>, Node<Simulated>) {
     couple(Simulated::new(1), Simulated::new(2), remaining_ms)
 }
 
 /// Opens tcp/443 from 1 to 2 and returns both ends.
-fn connect<W: Tunnels>(a: &mut Node<W>, b: &mut Node<W>, family: usize, ms: u64) -> [(IpAddr, u16); 2] {
+pub(super) fn connect<W: Tunnels>(a: &mut Node<W>, b: &mut Node<W>, family: usize, ms: u64) -> [(IpAddr, u16); 2] {
     let (client, server) = ((inner(1)[family], 40_000), (inner(2)[family], 443));
     a.local_sends(&segment(client, server, TcpFlags::SYN, 100, 0), at(ms));
     settle(&mut [a, b], at(ms));
@@ -521,34 +526,6 @@ fn rotation_of_a_key_moves_to_the_new_pair_and_drops_no_packet() {
         .collect();
     assert_eq!(confirmed, [public(1), public(11)]);
     assert_eq!(b.plane.counters().flows_begun, 1, "it is the same flow");
-}
-
-#[test]
-fn a_flow_stays_on_the_lane_on_which_the_kernel_put_it() {
-    let (mut a, mut b) = simulated(HOUR);
-    a.sends_on = Lane(200);
-    let [client, server] = connect(&mut a, &mut b, 0, 10);
-    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(20));
-    settle(&mut [&mut a, &mut b], at(20));
-    assert_eq!(a.delivered_on, Some(Lane(200)));
-    // The kernel forgot the flow in a long silence, and chose again.
-    a.sends_on = Lane(7);
-    a.local_sends(&segment(client, server, TcpFlags::ACK, 101, 501), at(30));
-    b.local_sends(&segment(server, client, TcpFlags::ACK, 501, 101), at(30));
-    settle(&mut [&mut a, &mut b], at(30));
-    assert_eq!(a.delivered_on, Some(Lane(7)));
-}
-
-#[test]
-fn flows_that_peers_open_are_spread_over_the_lanes() {
-    let (mut a, mut b) = simulated(HOUR);
-    let mut lanes = std::collections::BTreeSet::new();
-    for port in 0..64 {
-        a.local_sends(&datagram((inner(1)[0], 1_000 + port), (inner(2)[0], 53), b"?"), at(10));
-        settle(&mut [&mut a, &mut b], at(10));
-        lanes.insert(b.delivered_on.map(|lane| lane.0));
-    }
-    assert_eq!(lanes.len(), 64);
 }
 
 #[test]
