@@ -112,6 +112,21 @@ pub struct OwnGrant<T> {
     pub keys: Vec<WireGuardPublicKey>,
     /// When the login session ends; absent for services and when nobody is signed in.
     pub session_until: Option<T>,
+    /// Why nothing passes to this machine or from it, if it is in quarantine. It changes nothing by itself: a machine in
+    /// quarantine is told of no peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantine: Option<QuarantineNotice>,
+}
+
+/// What the person at a machine in quarantine is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuarantineNotice {
+    /// What is in quarantine: this machine, or its subject everywhere.
+    pub what: String,
+    /// Why, as the administrator wrote it.
+    pub reason: String,
+    /// Since when.
+    pub since: WallTime,
 }
 
 /// One device that the node may meet, and everything it may do with it.
@@ -413,9 +428,10 @@ impl<T> Change<T> {
 impl<T> OwnGrant<T> {
     /// Turns every time into another kind of time.
     pub fn map_time<U>(self, map: &impl Fn(T) -> U) -> OwnGrant<U> {
-        let Self { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until } = self;
+        let Self { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until, quarantine } =
+            self;
         let session_until = session_until.map(map);
-        OwnGrant { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until }
+        OwnGrant { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until, quarantine }
     }
 }
 

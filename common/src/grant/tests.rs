@@ -20,6 +20,7 @@ fn own<T>() -> OwnGrant<T> {
         domain: "internal".into(),
         keys: vec![],
         session_until: None,
+        quarantine: None,
     }
 }
 

@@ -18,6 +18,7 @@
 //! neither `valid_until` nor a plan could be computed from it.
 
 mod check;
+mod closed;
 mod condition;
 mod evaluate;
 mod explain;

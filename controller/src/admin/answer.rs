@@ -7,12 +7,12 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    request::{Request, Response, Revocable},
+    request::{Holdable, Request, Response, Revocable},
     server::{Administrator, Office},
 };
 use crate::{
     identity::local::{Account, AccountError, AccountRole, AccountStatus, Credential, NewAccount},
-    records::{RevokeTarget, SubjectKind},
+    records::{Quarantined, RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
     stream::{Core, CoreError, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, SubjectUpdate},
 };
@@ -182,6 +182,26 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             end_browsers(office, person).await?;
             await_revocation(office, id, Duration::from_millis(wait_ms)).await
         }
+        Request::Quarantine { what, name, reason, wait_ms } => {
+            let begun = office.handle.call(move |turn, now| {
+                let target = holdable(turn.core, what, &name)?;
+                turn.core.quarantine(target, &reason, &by, now)
+            });
+            await_revocation(office, begun.await??, Duration::from_millis(wait_ms)).await
+        }
+        Request::QuarantineRelease { what, name } => {
+            let done = office.handle.call(move |turn, now| {
+                let target = match what {
+                    // It may have left the policy meanwhile.
+                    Holdable::Resource => resource(&name)?,
+                    Holdable::Subject | Holdable::Device | Holdable::Node => holdable(turn.core, what, &name)?,
+                };
+                turn.core.release(&target, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        Request::QuarantineList => ask(office, |core| value(&core.list_quarantines())).await,
         Request::Lift { what, name } => {
             let done = office.handle.call(move |turn, now| {
                 let target = target(turn.core, what, &name)?;
@@ -401,6 +421,20 @@ fn target(core: &Core, what: Revocable, name: &str) -> Result<RevokeTarget, Core
             RevokeTarget::Rule(rule)
         }
     })
+}
+
+fn holdable(core: &Core, what: Holdable, name: &str) -> Result<Quarantined, CoreError> {
+    match what {
+        Holdable::Subject => core.find_subject(name).map(Quarantined::Subject),
+        Holdable::Device => core.find_device(name).map(Quarantined::Device),
+        Holdable::Node => core.find_node(name).map(Quarantined::Device),
+        Holdable::Resource => resource(name),
+    }
+}
+
+fn resource(name: &str) -> Result<Quarantined, CoreError> {
+    let parsed = name.parse().map(Quarantined::Resource);
+    parsed.map_err(|_| CoreError::NotFound { what: "resource", name: name.chars().take(80).collect() })
 }
 
 /// Returns issuer and `sub` of the person whom a revocation names.

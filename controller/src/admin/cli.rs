@@ -16,6 +16,7 @@ mod machines;
 mod people;
 mod plan;
 mod policy;
+mod quarantine;
 mod revoke;
 mod serve;
 
@@ -79,6 +80,9 @@ enum Command {
     Revoke(revoke::Revoke),
     /// Lift a revocation.
     Lift(revoke::Lift),
+    /// Hold something: nothing in and nothing out until it is released.
+    #[command(subcommand)]
+    Quarantine(quarantine::Quarantine),
     /// The policy document: check, plan, apply, show.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -183,6 +187,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Refuse(command) => command.refuse(desk),
         Command::Revoke(command) => command.run(desk),
         Command::Lift(command) => command.run(desk),
+        Command::Quarantine(command) => command.run(desk),
         Command::Policy(command) => command.run(desk),
         Command::Explain(command) => command.run(desk),
         Command::Flows(command) => command.run(desk),

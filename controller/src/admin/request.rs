@@ -149,6 +149,26 @@ pub enum Request {
         /// Which.
         name: String,
     },
+    /// Puts somebody or something in quarantine.
+    Quarantine {
+        /// What.
+        what: Holdable,
+        /// Which.
+        name: String,
+        /// Why.
+        reason: String,
+        /// How long to wait for acknowledgements, milliseconds.
+        wait_ms: u64,
+    },
+    /// Releases somebody or something from quarantine.
+    QuarantineRelease {
+        /// What.
+        what: Holdable,
+        /// Which.
+        name: String,
+    },
+    /// Lists what is in quarantine.
+    QuarantineList,
     /// Names the machines at which flows are recorded.
     Places {
         /// A resource, machine or overlay address.
@@ -215,6 +235,32 @@ impl Revocable {
             Self::Subject => "subject",
             Self::Node => "node",
             Self::Rule => "rule",
+        }
+    }
+}
+
+/// Whom or what a quarantine holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Holdable {
+    /// A person or service: every machine of theirs.
+    Subject,
+    /// A machine, whoever signs in there.
+    Device,
+    /// A machine that runs our agent: the same, and it must be one.
+    Node,
+    /// A resource: nobody may open it.
+    Resource,
+}
+
+impl Holdable {
+    /// Returns the word that people type.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Subject => "subject",
+            Self::Device => "device",
+            Self::Node => "node",
+            Self::Resource => "resource",
         }
     }
 }

@@ -9,6 +9,8 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::Quarantined;
+
 /// Whom or what a revocation cuts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "name")]
@@ -23,6 +25,8 @@ pub enum RevokeTarget {
     Node(DeviceId),
     /// A rule: it gives nothing until the revocation is lifted.
     Rule(RuleName),
+    /// Somebody or something came into quarantine.
+    Quarantine(Quarantined),
 }
 
 /// Why a lease ended.
@@ -43,6 +47,11 @@ pub enum LeaseEnd {
     },
     /// The subject was disabled.
     Disabled {
+        /// Why, for people.
+        reason: String,
+    },
+    /// The device or its subject came into quarantine.
+    Quarantined {
         /// Why, for people.
         reason: String,
     },
@@ -251,6 +260,28 @@ pub enum AuditEvent {
     RevocationLifted {
         /// What.
         target: RevokeTarget,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// Somebody or something came into quarantine.
+    Quarantined {
+        /// Whom or what.
+        target: Quarantined,
+        /// Its name.
+        name: String,
+        /// Why.
+        reason: String,
+        /// By which operating system's user, or by which signal.
+        by: String,
+        /// Since when.
+        since: WallTime,
+    },
+    /// Somebody or something was released from quarantine.
+    QuarantineReleased {
+        /// Whom or what.
+        target: Quarantined,
+        /// Its name.
+        name: String,
         /// By which operating system's user.
         by: String,
     },

@@ -13,6 +13,7 @@
 
 mod audit;
 mod identity;
+mod quarantine;
 
 use std::{
     collections::BTreeSet,
@@ -28,6 +29,7 @@ use postern_common::{
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     time::WallTime,
 };
+pub use quarantine::{Covered, QuarantineRecord, Quarantined};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -59,13 +61,6 @@ pub enum Standing {
     /// Nothing is held against it.
     #[default]
     Good,
-    /// Its stream stays, and nothing passes to it or from it until an administrator lifts this.
-    Quarantined {
-        /// Since when.
-        since: WallTime,
-        /// Why, for people.
-        reason: String,
-    },
     /// Its device key is refused until an administrator lifts this.
     Revoked {
         /// Since when.
@@ -367,6 +362,8 @@ pub struct Loaded {
     pub holds: Vec<HoldRecord>,
     /// Revoked rules.
     pub revoked_rules: Vec<RevokedRule>,
+    /// Whom and what is in quarantine.
+    pub quarantines: Vec<QuarantineRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -404,4 +401,8 @@ pub enum StoreChange {
     PutRevokedRule(RevokedRule),
     /// Forgets that a rule was revoked.
     DeleteRevokedRule(RuleName),
+    /// Writes a quarantine, named by whom or what it holds.
+    PutQuarantine(QuarantineRecord),
+    /// Forgets a quarantine that was released.
+    DeleteQuarantine(Quarantined),
 }

@@ -139,6 +139,7 @@ impl SqliteStore {
             "pairs" => "SELECT record FROM pairs ORDER BY id",
             "holds" => "SELECT record FROM holds ORDER BY id",
             "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
+            "quarantines" => "SELECT record FROM quarantines ORDER BY id",
             _ => "SELECT record FROM meta",
         };
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
@@ -202,6 +203,7 @@ impl Store for SqliteStore {
             pairs: self.all("pairs").await?,
             holds: self.all("holds").await?,
             revoked_rules: self.all("revoked_rules").await?,
+            quarantines: self.all("quarantines").await?,
         })
     }
 
@@ -321,6 +323,8 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeleteHold(addresses) => delete!("holds", addresses.v6),
         StoreChange::PutRevokedRule(rule) => put!("revoked_rules", rule.rule, rule),
         StoreChange::DeleteRevokedRule(rule) => delete!("revoked_rules", rule),
+        StoreChange::PutQuarantine(record) => put!("quarantines", record.target, record),
+        StoreChange::DeleteQuarantine(target) => delete!("quarantines", target),
     };
     query.execute(to).await.map(drop)
 }

@@ -22,8 +22,8 @@ use super::{
 use crate::{
     decision::{Extend, context},
     records::{
-        AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, NameClaim, Person, RevokeTarget, StoreChange, SubjectKind,
-        SubjectRecord, TokenHash, TokenRecord,
+        AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, NameClaim, Person, Quarantined, RevokeTarget, StoreChange,
+        SubjectKind, SubjectRecord, TokenHash, TokenRecord,
     },
 };
 
@@ -224,6 +224,13 @@ impl Core {
     /// [`CoreError::NotFound`].
     pub fn remove_device(&mut self, id: DeviceId, by: &str, now: Now) -> Result<RevocationId, CoreError> {
         let device = self.known(id)?;
+        // It would come back as another machine, of which nobody knows why it was held.
+        if self.registry.quarantine(&Quarantined::Device(id)).is_some() {
+            let name = device.name;
+            let message =
+                format!("{name} is in quarantine: `postern-controller quarantine release device {name}` first");
+            return Err(CoreError::NotPermitted(message));
+        }
         let event = AuditEvent::DeviceRemoved { device: id, machine: device.name, by: by.to_owned() };
         self.out.audit(event);
         let revocation = self.while_noting(RevokeTarget::Device(id), "removed", by, now, |core| {

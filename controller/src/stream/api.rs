@@ -13,7 +13,8 @@ use postern_common::{
 use serde::Serialize;
 
 use crate::records::{
-    AuditEvent, DeviceRecord, LeaseRecord, RevokeTarget, SessionRecord, StoreChange, SubjectRecord, TokenRecord,
+    AuditEvent, DeviceRecord, LeaseRecord, QuarantineRecord, RevokeTarget, SessionRecord, StoreChange, SubjectRecord,
+    TokenRecord,
 };
 
 /// Names one stream of a node; never used twice in one life of the core.
@@ -258,6 +259,17 @@ pub struct TokenView {
     pub short: String,
 }
 
+/// A quarantine and whom it concerns now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct QuarantineView {
+    /// The quarantine.
+    pub record: QuarantineRecord,
+    /// The name for people of whom or what it holds.
+    pub name: String,
+    /// The machines that are held; none for a resource.
+    pub machines: Vec<MachineName>,
+}
+
 /// Names a revocation within one life of the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -431,6 +443,8 @@ pub struct CoreStatus {
     pub pending_joins: usize,
     /// Revoked rules.
     pub revoked_rules: Vec<RuleName>,
+    /// What is in quarantine.
+    pub quarantines: Vec<String>,
     /// What was counted since the core began.
     pub counters: Counters,
 }

@@ -267,7 +267,20 @@ impl Core {
 
     /// Tells whether `policy` may name this device as a place, and under which name.
     fn target_of(&self, policy: &Policy, device: &DeviceRecord) -> Option<TargetNode> {
-        if device.kind == DeviceKind::StockClient || !self.registry.may_take_part(device) {
+        self.registry.may_take_part(device).then(|| self.named_by(policy, device)).flatten()
+    }
+
+    /// Lists the nodes that policy could name if nothing were in quarantine: what an explanation is made from.
+    pub(super) fn targets_but_for_quarantine(&self) -> Arc<Targets> {
+        if self.registry.quarantines().next().is_none() {
+            return self.targets.clone();
+        }
+        let would = self.registry.devices().filter(|device| self.registry.would_take_part(device));
+        Arc::new(Targets::new(would.filter_map(|device| self.named_by(&self.policy, device))))
+    }
+
+    fn named_by(&self, policy: &Policy, device: &DeviceRecord) -> Option<TargetNode> {
+        if device.kind == DeviceKind::StockClient {
             return None;
         }
         let by_name = device.name_claim == NameClaim::Approved && policy.is_destination_name(&device.name);
@@ -328,6 +341,7 @@ impl Core {
             domain: self.config.domain.clone(),
             keys: device.wireguard_keys.clone(),
             session_until: session.map(|session| session.expires),
+            quarantine: self.quarantine_notice(device),
         }
     }
 

@@ -28,7 +28,7 @@ impl Core {
     ) -> Explanation {
         let Some(device) = self.registry.device(id).cloned() else { return nothing_there("this machine", to, service) };
         let Some(context) = self.context_of(&device, now) else { return nothing_there("this machine", to, service) };
-        let targets = self.targets.clone();
+        let targets = self.targets_but_for_quarantine();
         self.explain_context(&context, Some(&device), to, service, Audience::Subject, &targets, now)
     }
 
@@ -48,8 +48,9 @@ impl Core {
     ) -> Result<Explanation, CoreError> {
         let (context, device) = self.who(who, now)?;
         // An administrator may ask about any machine, not only about those that policy names.
-        let mut nodes: Vec<TargetNode> = self.targets.nodes().to_vec();
-        for other in self.registry.devices().filter(|other| self.targets.node(other.id).is_none()) {
+        let named = self.targets_but_for_quarantine();
+        let mut nodes: Vec<TargetNode> = named.nodes().to_vec();
+        for other in self.registry.devices().filter(|other| named.node(other.id).is_none()) {
             let name = if self.name_waits(other) { self.unclaimed(other) } else { other.name.clone() };
             nodes.push(TargetNode { device: other.id, name, tags: Default::default() });
         }
@@ -187,6 +188,7 @@ impl Core {
                 Audience::Subject => None,
             };
         }
+        self.explain_quarantine(&destination, service, targets, &mut explanation);
         self.destination_state(&destination, asker, audience, &mut explanation, now);
         if audience == Audience::Operator {
             self.name_claims(bare, &mut explanation);
@@ -208,8 +210,8 @@ impl Core {
     fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation) -> bool {
         let owner = self.registry.subject(device.owner);
         let blocked = match (&device.standing, owner) {
-            (Standing::Quarantined { reason, .. }, _) => {
-                Some((format!("{} is quarantined: {reason}", device.name), None))
+            (_, Some(_)) if self.registry.quarantine_on(device).is_some() => {
+                self.registry.quarantine_on(device).map(|held| (self.quarantine_reason(held), None))
             }
             (Standing::Revoked { reason, .. }, _) => Some((format!("{} is revoked: {reason}", device.name), None)),
             (Standing::Good, Some(owner)) if owner.disabled.is_some() => {

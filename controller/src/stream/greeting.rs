@@ -268,7 +268,7 @@ impl Core {
         self.out.audit(AuditEvent::StreamOpened { device: id, machine: device.name, from: remote.ip(), version });
         self.offer_probe(id);
         self.endpoints_changed(id, now);
-        if self.registry.device(id).is_some_and(|device| self.registry.may_take_part(device)) {
+        if self.registry.device(id).is_some_and(|device| self.registry.would_take_part(device)) {
             self.reconcile_keys(id, &hello.keys, now);
         }
         match self.leases.get(&id) {

@@ -364,7 +364,7 @@ impl Core {
                         device.name
                     )));
                 }
-                if device.standing != Standing::Good {
+                if device.standing != Standing::Good || self.registry.quarantine_on(&device).is_some() {
                     return Err(CoreError::NotPermitted(format!("an administrator has stopped {}", device.name)));
                 }
                 self.registry.change_device(device.id, &mut self.out, |device| {

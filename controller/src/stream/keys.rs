@@ -41,7 +41,8 @@ impl Core {
         if device.wireguard_keys.contains(&key) {
             return;
         }
-        let permitted = self.registry.may_take_part(&device) && self.key_is_free(Some(id), key);
+        // A machine in quarantine goes on rotating: its keys open nothing, and are the right ones when it is released.
+        let permitted = self.registry.would_take_part(&device) && self.key_is_free(Some(id), key);
         if !permitted || device.wireguard_keys.len() >= MAX_KEYS {
             self.counters.keys_refused += 1;
             return;

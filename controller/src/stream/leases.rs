@@ -63,6 +63,7 @@ impl Core {
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
         let revoked = self.registry.revoked_rules();
         entitlements.retain(|entitlement| !revoked.contains_key(&entitlement.rule));
+        entitlements = self.without_quarantined(&self.policy, &self.targets, entitlements);
         match device.kind {
             DeviceKind::Agent => {}
             DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
@@ -74,9 +75,11 @@ impl Core {
     pub(super) fn decide(&mut self, id: DeviceId, extend: Extend, now: Now) {
         let Some(device) = self.registry.device(id).cloned() else { return };
         if !self.registry.may_take_part(&device) {
-            let reason = match self.registry.subject(device.owner).and_then(|owner| owner.disabled.clone()) {
-                Some(reason) => LeaseEnd::Disabled { reason },
-                None => LeaseEnd::Device { reason: "the machine may not take part".into() },
+            let disabled = self.registry.subject(device.owner).and_then(|owner| owner.disabled.clone());
+            let reason = match (disabled, self.registry.quarantine_on(&device)) {
+                (Some(reason), _) => LeaseEnd::Disabled { reason },
+                (None, Some(held)) => LeaseEnd::Quarantined { reason: held.reason.clone() },
+                (None, None) => LeaseEnd::Device { reason: "the machine may not take part".into() },
             };
             self.end_lease(id, reason, now);
             return;

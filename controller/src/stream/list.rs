@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     decision::{Granted, Lease},
-    records::{DeviceRecord, NameClaim, SessionRecord, SubjectRecord, TokenHash},
+    records::{DeviceKind, DeviceRecord, NameClaim, SessionRecord, SubjectRecord, TokenHash},
 };
 
 fn one<T>(what: &'static str, name: &str, found: Vec<T>) -> Result<T, CoreError> {
@@ -149,6 +149,19 @@ impl Core {
         one("device", name, by_id.or_else(by_name).into_iter().collect())
     }
 
+    /// Finds a device that runs our agent.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`].
+    pub fn find_node(&self, name: &str) -> Result<DeviceId, CoreError> {
+        let device = self.find_device(name).ok().and_then(|id| self.registry.device(id));
+        one(
+            "node",
+            name,
+            device.filter(|device| device.kind == DeviceKind::Agent).map(|device| device.id).into_iter().collect(),
+        )
+    }
+
     /// Finds a subject by identifier, by name, or by `service:NAME`.
     ///
     /// # Errors
@@ -229,6 +242,7 @@ impl Core {
             leases: self.leases.len(),
             pending_joins: self.joins.len(),
             revoked_rules: self.registry.revoked_rules().keys().cloned().collect(),
+            quarantines: self.registry.quarantines().map(|held| self.quarantined_name(&held.target)).collect(),
             counters: self.counters,
         }
     }

@@ -39,6 +39,7 @@
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
 //! | `revocation` | cutting everywhere, with progress |
+//! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `plan` | what another policy would change, and which live flows it would cut |
 //! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
 //! | `limits`, `timers`, `outbox` | small parts |
@@ -60,6 +61,7 @@ mod outbox;
 mod peering;
 mod plan;
 mod portal;
+mod quarantine;
 mod registry;
 mod revocation;
 mod stock;

@@ -15,8 +15,8 @@ use postern_common::{
 
 use super::outbox::Outbox;
 use crate::records::{
-    Addresses, DeviceKind, DeviceRecord, HoldRecord, Loaded, RevokedRule, SessionEnd, SessionRecord, Standing,
-    StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined, RevokedRule, SessionEnd,
+    SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
@@ -47,6 +47,7 @@ pub(crate) struct Registry {
     tokens: BTreeMap<TokenHash, TokenRecord>,
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
+    quarantines: BTreeMap<Quarantined, QuarantineRecord>,
 }
 
 impl Registry {
@@ -79,6 +80,7 @@ impl Registry {
             registry.holds.push(hold);
         }
         registry.revoked_rules = loaded.revoked_rules.drain(..).map(|rule| (rule.rule.clone(), rule)).collect();
+        registry.quarantines = loaded.quarantines.drain(..).map(|record| (record.target.clone(), record)).collect();
         registry
     }
 
@@ -217,9 +219,15 @@ impl Registry {
     /// Tells whether a device may hold a lease and be a destination: nothing is held against it or its owner, and a
     /// person is signed in if it belongs to one.
     pub(crate) fn may_take_part(&self, device: &DeviceRecord) -> bool {
+        self.quarantine_on(device).is_none() && self.would_take_part(device)
+    }
+
+    /// Tells whether a device might take part if it were not in quarantine: for explanations, and for its keys, which have to be
+    /// right when it is released.
+    pub(crate) fn would_take_part(&self, device: &DeviceRecord) -> bool {
         let good = match device.standing {
             Standing::Good => true,
-            Standing::Quarantined { .. } | Standing::Revoked { .. } => false,
+            Standing::Revoked { .. } => false,
         };
         let owner = self.subjects.get(&device.owner).filter(|owner| owner.disabled.is_none());
         good && match owner.map(|owner| &owner.kind) {
@@ -345,6 +353,37 @@ impl Registry {
             out.store(StoreChange::DeleteRevokedRule(rule.clone()));
         }
         revoked
+    }
+
+    // --- quarantine
+
+    pub(crate) fn quarantine(&self, target: &Quarantined) -> Option<&QuarantineRecord> {
+        self.quarantines.get(target)
+    }
+
+    pub(crate) fn quarantines(&self) -> impl Iterator<Item = &QuarantineRecord> {
+        self.quarantines.values()
+    }
+
+    /// Returns the quarantine that holds a device: its own, or its owner's.
+    pub(crate) fn quarantine_on(&self, device: &DeviceRecord) -> Option<&QuarantineRecord> {
+        if self.quarantines.is_empty() {
+            return None;
+        }
+        let own = self.quarantines.get(&Quarantined::Device(device.id));
+        own.or_else(|| self.quarantines.get(&Quarantined::Subject(device.owner)))
+    }
+
+    pub(crate) fn quarantined_resources(&self) -> impl Iterator<Item = &QuarantineRecord> {
+        self.quarantines.values().filter(|record| matches!(record.target, Quarantined::Resource(_)))
+    }
+
+    pub(crate) fn hold(&mut self, record: QuarantineRecord) {
+        self.quarantines.insert(record.target.clone(), record);
+    }
+
+    pub(crate) fn release(&mut self, target: &Quarantined) -> Option<QuarantineRecord> {
+        self.quarantines.remove(target)
     }
 
     // --- addresses

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, LeaseEnd, RevokeTarget, RevokedRule, Standing},
+    records::{AuditEvent, LeaseEnd, Quarantined, RevokeTarget, RevokedRule, Standing},
 };
 
 /// The most revocations of which the progress is remembered; the oldest is forgotten first.
@@ -100,6 +100,12 @@ impl Core {
         by: &str,
         now: Now,
     ) -> Result<RevocationId, CoreError> {
+        match target {
+            // A node that is cut and stays connected is one in quarantine.
+            RevokeTarget::Node(node) => return self.quarantine(Quarantined::Device(node), reason, by, now),
+            RevokeTarget::Quarantine(held) => return self.quarantine(held, reason, by, now),
+            RevokeTarget::Session(_) | RevokeTarget::Device(_) | RevokeTarget::Subject(_) | RevokeTarget::Rule(_) => {}
+        }
         self.check_target(&target)?;
         let id = self.while_noting(target.clone(), reason, by, now, |core| core.cut(&target, reason, by, now));
         self.flush(now);
@@ -165,6 +171,7 @@ impl Core {
             RevokeTarget::Subject(id) => (self.registry.subject(*id).is_some(), "subject", id.to_string()),
             // Any name can be revoked: the rule may be one of a policy that somebody is about to apply.
             RevokeTarget::Rule(_) => (true, "rule", String::new()),
+            RevokeTarget::Quarantine(_) => (true, "quarantine", String::new()),
         };
         if found { Ok(()) } else { Err(CoreError::NotFound { what, name }) }
     }
@@ -183,12 +190,7 @@ impl Core {
                 self.targets_changed(now);
                 self.tell_own(*id);
             }
-            RevokeTarget::Node(id) => {
-                let standing = Standing::Quarantined { since: now.wall, reason: reason.to_owned() };
-                self.registry.change_device(*id, &mut self.out, |device| device.standing = standing);
-                self.end_lease(*id, LeaseEnd::Device { reason: told }, now);
-                self.targets_changed(now);
-            }
+            RevokeTarget::Node(_) | RevokeTarget::Quarantine(_) => {} // [`Core::quarantine`]
             RevokeTarget::Subject(id) => self.disable_subject(*id, &told, now),
             RevokeTarget::Rule(rule) => {
                 let revoked =
@@ -218,9 +220,14 @@ impl Core {
     /// # Errors
     /// [`CoreError::NotFound`] if nothing of that name is revoked.
     pub fn lift(&mut self, target: RevokeTarget, by: &str, now: Now) -> Result<(), CoreError> {
+        match &target {
+            RevokeTarget::Node(node) => return self.release(&Quarantined::Device(*node), by, now),
+            RevokeTarget::Quarantine(held) => return self.release(held, by, now),
+            RevokeTarget::Session(_) | RevokeTarget::Device(_) | RevokeTarget::Subject(_) | RevokeTarget::Rule(_) => {}
+        }
         let lifted = match &target {
-            RevokeTarget::Session(_) => false,
-            RevokeTarget::Device(id) | RevokeTarget::Node(id) => {
+            RevokeTarget::Session(_) | RevokeTarget::Node(_) | RevokeTarget::Quarantine(_) => false,
+            RevokeTarget::Device(id) => {
                 let held = self.registry.device(*id).is_some_and(|device| device.standing != Standing::Good);
                 self.registry.change_device(*id, &mut self.out, |device| device.standing = Standing::Good);
                 held
@@ -241,6 +248,7 @@ impl Core {
                 RevokeTarget::Device(id) | RevokeTarget::Node(id) => self.registry.machine_name(*id).to_string(),
                 RevokeTarget::Subject(id) => self.registry.subject_name(*id),
                 RevokeTarget::Rule(rule) => rule.to_string(),
+                RevokeTarget::Quarantine(held) => held.to_string(),
             };
             return Err(CoreError::NotFound { what: "revocation to lift of", name });
         }

@@ -86,6 +86,7 @@ pub(crate) fn own(number: u8) -> OwnGrant<Lifetime> {
         domain: "internal".into(),
         keys: vec![public(number)],
         session_until: None,
+        quarantine: None,
     }
 }
 

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use postern_common::{
     flow_record::{FlowRecord, PeerIdentity, PermitRecord},
+    grant::QuarantineNotice,
     id::{DeviceId, MachineName},
     net::{FiveTuple, Protocol, Service},
     protocol::Explanation,
@@ -163,6 +164,9 @@ pub struct StatusReport {
     /// When the last of what is permitted now ends, unless it is renewed.
     #[serde(default)]
     pub leases_until: Option<WallTime>,
+    /// Why nothing passes to this machine or from it, if it is in quarantine.
+    #[serde(default)]
+    pub quarantine: Option<QuarantineNotice>,
     /// Peers that may open something here.
     pub peers_in: usize,
     /// Resources that may be reached from here.
@@ -236,6 +240,9 @@ pub struct ExplainReport {
     pub controller_error: Option<String>,
     /// Who asks: `alice@corp.example on alice-laptop`.
     pub who: String,
+    /// Why nothing passes to this machine or from it, if it is in quarantine: known here without the controller.
+    #[serde(default)]
+    pub quarantine: Option<QuarantineNotice>,
 }
 
 /// What the data plane does with a flow.

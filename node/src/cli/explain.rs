@@ -100,10 +100,13 @@ fn lines(report: &ExplainReport, to: &str, service: Option<Service>, state: Opti
         None => {
             let service = service.map(|service| format!(" {service}")).unwrap_or_default();
             row("", &format!("{} -> {to}{service}", report.who));
+            if let Some(notice) = &report.quarantine {
+                row("reason", &status::quarantine(notice));
+            }
             for local in &report.local {
                 row("reason", &local.reason);
             }
-            if report.local.is_empty() {
+            if report.local.is_empty() && report.quarantine.is_none() {
                 row("reason", "nothing that this machine was told entitles it to reach that");
             }
             for (at, line) in state.unwrap_or_default().lines().enumerate() {
@@ -161,6 +164,7 @@ mod tests {
             }),
             controller_error: None,
             who: "alice@corp.example on alice-laptop".into(),
+            quarantine: None,
         };
         assert_eq!(
             lines(&report, "git", None, None),

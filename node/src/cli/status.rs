@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use postern_common::grant::QuarantineNotice;
 
 use super::{
     Failure, Outcome, Places, client,
@@ -52,7 +53,7 @@ fn is_well(report: &StatusReport) -> bool {
         Phase::Connected { .. } | Phase::Down => true,
         Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } | Phase::Offline { .. } => false,
     };
-    phase && report.problems.is_empty()
+    phase && report.problems.is_empty() && report.quarantine.is_none()
 }
 
 /// Asks the agent what the machine is doing, and says it in the words of `status`: for commands that would otherwise say
@@ -71,6 +72,9 @@ fn lines(report: &StatusReport) -> Vec<String> {
     let state = state(report);
     let mut lines =
         vec![format!("{machine}   {}{state}", who.iter().map(|who| format!("{who}   ")).collect::<String>())];
+    if let Some(notice) = &report.quarantine {
+        lines.push(show::paint(&quarantine(notice), "31"));
+    }
     match &report.phase {
         Phase::Connected { .. } | Phase::Offline { .. } => lines.push(format!(
             "{} may come in, {} may be reached, {}, {} denied in the last minute",
@@ -82,6 +86,12 @@ fn lines(report: &StatusReport) -> Vec<String> {
         Phase::Down | Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } => {}
     }
     lines
+}
+
+/// Says that a machine is in quarantine.
+pub(super) fn quarantine(notice: &QuarantineNotice) -> String {
+    let (what, since, reason) = (show::safe(&notice.what), show::time(notice.since), show::safe(&notice.reason));
+    format!("IN QUARANTINE: nothing passes to or from {what} since {since}: {reason}")
 }
 
 fn state(report: &StatusReport) -> String {
@@ -156,6 +166,7 @@ mod tests {
             policy_revision: Some(7),
             session_until: None,
             leases_until: None,
+            quarantine: None,
             peers_in: 41,
             resources_out: 2,
             live_flows: 128,
@@ -179,6 +190,19 @@ mod tests {
                 "41 peers may come in, 2 resources may be reached, 128 live flows, 0 denied in the last minute",
             ]
         );
+    }
+
+    #[test]
+    fn a_machine_in_quarantine_says_so_with_the_reason_and_is_not_well() {
+        let since = postern_common::time::WallTime::from_millis(0);
+        let notice = QuarantineNotice { what: "payroll-1".into(), reason: "it scans".into(), since };
+        let report = StatusReport { quarantine: Some(notice), ..report(Phase::Connected { current: true }) };
+        let shown = lines(&report).join("\n");
+        assert!(
+            shown.contains("IN QUARANTINE") && shown.contains("payroll-1") && shown.contains("it scans"),
+            "{shown}"
+        );
+        assert!(!is_well(&report));
     }
 
     #[test]

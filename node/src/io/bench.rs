@@ -201,6 +201,7 @@ pub(super) fn prepare(directory: &Path, outer: [SocketAddr; 2], rules: usize, pe
             domain: "internal".into(),
             keys: vec![public[side]],
             session_until: None,
+            quarantine: None,
         };
         let document = GrantDocument {
             version: DOCUMENT_VERSION,

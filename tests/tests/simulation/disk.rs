@@ -7,8 +7,8 @@ use postern_common::{
     key::WireGuardPublicKey,
 };
 use postern_controller::records::{
-    Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, RevokedRule, SessionRecord,
-    StoreChange, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, QuarantineRecord, Quarantined,
+    RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// The durable records.
@@ -23,6 +23,7 @@ pub(crate) struct Disk {
     pairs: BTreeMap<(WireGuardPublicKey, WireGuardPublicKey), PairRecord>,
     holds: BTreeMap<Addresses, HoldRecord>,
     pub(crate) revoked_rules: BTreeMap<RuleName, RevokedRule>,
+    pub(crate) quarantines: BTreeMap<Quarantined, QuarantineRecord>,
 }
 
 /// Whether a change can alter who may reach what.
@@ -45,6 +46,8 @@ impl Disk {
             StoreChange::DeleteSession(id) => drop(self.sessions.remove(&id)),
             StoreChange::PutRevokedRule(rule) => drop(self.revoked_rules.insert(rule.rule.clone(), rule)),
             StoreChange::DeleteRevokedRule(rule) => drop(self.revoked_rules.remove(&rule)),
+            StoreChange::PutQuarantine(held) => drop(self.quarantines.insert(held.target.clone(), held)),
+            StoreChange::DeleteQuarantine(target) => drop(self.quarantines.remove(&target)),
             StoreChange::PutLease(lease) => {
                 self.leases.insert(lease.id, lease);
                 return Matters::No;
@@ -93,6 +96,7 @@ impl Disk {
             pairs: self.pairs.values().cloned().collect(),
             holds: self.holds.values().cloned().collect(),
             revoked_rules: self.revoked_rules.values().cloned().collect(),
+            quarantines: self.quarantines.values().cloned().collect(),
         }
     }
 }

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use postern_common::id::DeviceId;
-use postern_controller::records::{DeviceKind, DeviceRecord, NameClaim, SessionRecord, Standing, SubjectKind};
+use postern_controller::records::{
+    DeviceKind, DeviceRecord, NameClaim, Quarantined, SessionRecord, Standing, SubjectKind,
+};
 
 use super::{disk::Disk, rng::Rng};
 
@@ -109,7 +111,13 @@ fn takes_part(disk: &Disk, device: &DeviceRecord) -> bool {
         SubjectKind::Person { .. } => session(disk, device).is_some(),
         SubjectKind::Service { .. } => true,
     };
-    device.kind == DeviceKind::Agent && device.standing == Standing::Good && owner.disabled.is_none() && signed_in
+    let held = |target: Quarantined| disk.quarantines.contains_key(&target);
+    let free = !held(Quarantined::Device(device.id)) && !held(Quarantined::Subject(device.owner));
+    device.kind == DeviceKind::Agent
+        && device.standing == Standing::Good
+        && owner.disabled.is_none()
+        && signed_in
+        && free
 }
 
 fn is_from(disk: &Disk, device: &DeviceRecord, from: &From) -> bool {
@@ -139,7 +147,9 @@ pub(crate) fn doors(disk: &Disk, spec: &Spec) -> BTreeSet<Door> {
             let revoked = disk.revoked_rules.keys().any(|name| name.as_str() == format!("rule-{rule}"));
             let denied =
                 spec.deny.iter().any(|(group, to)| *to == access.to && is_from(disk, source, &From::Group(*group)));
-            if revoked || denied || !is_from(disk, source, &access.from) {
+            let resource = format!("r{}", access.to).parse().expect("a name");
+            let held = disk.quarantines.contains_key(&Quarantined::Resource(resource));
+            if revoked || denied || held || !is_from(disk, source, &access.from) {
                 continue;
             }
             for destination in devices.iter().filter(|destination| is_at(destination, &spec.places[access.to])) {

@@ -77,6 +77,9 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
         if text(&core["revoked_rules"]) != "-" {
             println!("! revoked rules: {}", text(&core["revoked_rules"]));
         }
+        if text(&core["quarantines"]) != "-" {
+            println!("! in quarantine: {}", text(&core["quarantines"]));
+        }
         let rows = machines::device_rows(&value["nodes"], now);
         if !rows.is_empty() {
             println!();

@@ -208,7 +208,7 @@ impl Device {
             Self::Show { device } => desk.ask_and(&Request::DeviceShow { device }, print::json),
             Self::Remove { device } => {
                 let value = desk.ask(&Request::DeviceRemove { device, wait_ms: 10_000 })?;
-                desk.show(&value, revoke::progress);
+                desk.show(&value, |value| revoke::progress(value, "revoked"));
                 Ok(revoke::verdict(&value))
             }
             Self::Rename { device, name } => {

@@ -48,7 +48,7 @@ impl Revoke {
         let wait_ms = u64::try_from(self.wait.get().as_millis()).unwrap_or(u64::MAX);
         let request = Request::Revoke { what: self.what, name: self.name, reason: self.reason, wait_ms };
         let value = desk.ask(&request)?;
-        desk.show(&value, progress);
+        desk.show(&value, |value| progress(value, "revoked"));
         Ok(verdict(&value))
     }
 }
@@ -68,16 +68,16 @@ pub(super) fn verdict(value: &Value) -> ExitCode {
 }
 
 /// Tells how far a revocation has come.
-pub(super) fn progress(value: &Value) {
+pub(super) fn progress(value: &Value, done: &str) {
     let view = &value["revocation"];
     let empty = Vec::new();
     let nodes = view["nodes"].as_array().unwrap_or(&empty);
     if nodes.is_empty() {
-        print::done("revoked; no node had to cut anything");
+        print::done(&format!("{done}; no node had to cut anything"));
         return;
     }
     let line = format!(
-        "revoked on {} of {} nodes in {} ms; {}",
+        "{done} on {} of {} nodes in {} ms; {}",
         text(&view["acknowledged"]),
         nodes.len(),
         text(&view["elapsed_ms"]),

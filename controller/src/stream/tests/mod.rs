@@ -11,6 +11,7 @@ mod keys;
 mod node;
 mod plans;
 mod property;
+mod quarantine;
 mod restart;
 mod sessions;
 mod stock;

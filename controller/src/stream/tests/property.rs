@@ -20,7 +20,7 @@ use super::{
     world::{ISSUER, World, person, policy},
 };
 use crate::{
-    records::{NameClaim, RevokeTarget, Standing, SubjectKind},
+    records::{NameClaim, Quarantined, RevokeTarget, Standing, SubjectKind},
     stream::SubjectUpdate,
 };
 
@@ -48,11 +48,13 @@ fn policies() -> Vec<String> {
 fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
     let all = &world.store.loaded;
     let owner = |id| all.subjects.iter().find(|subject| subject.id == id).expect("an owner");
+    let held = |target: Quarantined| all.quarantines.iter().any(|record| record.target == target);
     let session = |device| all.sessions.iter().find(|s| s.device == device && s.ended.is_none());
     let takes_part: Vec<_> = all
         .devices
         .iter()
         .filter(|device| device.standing == Standing::Good && owner(device.owner).disabled.is_none())
+        .filter(|device| !held(Quarantined::Device(device.id)) && !held(Quarantined::Subject(device.owner)))
         .filter(|device| match owner(device.owner).kind {
             SubjectKind::Person { .. } => session(device.id).is_some(),
             SubjectKind::Service { .. } => true,
@@ -86,7 +88,8 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             now: world.now.wall,
         };
         for entitlement in policy.entitlements(&context, &targets) {
-            if all.revoked_rules.iter().any(|revoked| revoked.rule == entitlement.rule) {
+            let of_resource = Quarantined::Resource(entitlement.resource.clone());
+            if all.revoked_rules.iter().any(|revoked| revoked.rule == entitlement.rule) || held(of_resource) {
                 continue;
             }
             for node in entitlement.nodes.iter().filter(|node| **node != device.id) {
@@ -218,7 +221,12 @@ impl Life {
             }
             10 => self.world.freshen(node),
             11 => {
-                let target = RevokeTarget::Node(self.world.nodes[node].id());
+                let subject = self.world.core.find_subject(&format!("{name}@corp.example"));
+                let target = match (self.world.dice.below(3), subject) {
+                    (0, _) => RevokeTarget::Quarantine(Quarantined::Resource("wiki".parse().expect("a name"))),
+                    (1, Ok(subject)) => RevokeTarget::Quarantine(Quarantined::Subject(subject)),
+                    (_, _) => RevokeTarget::Node(self.world.nodes[node].id()),
+                };
                 match self.world.core.lift(target.clone(), "root", self.world.now) {
                     Ok(()) => {}
                     Err(_) => {

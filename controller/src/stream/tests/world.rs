@@ -86,6 +86,8 @@ impl Store {
             StoreChange::DeleteHold(addresses) => all.holds.retain(|old| old.addresses != addresses),
             StoreChange::PutRevokedRule(new) => put(&mut all.revoked_rules, |old| old.rule == new.rule, new.clone()),
             StoreChange::DeleteRevokedRule(rule) => all.revoked_rules.retain(|old| old.rule != rule),
+            StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
+            StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),
         }
     }
 }

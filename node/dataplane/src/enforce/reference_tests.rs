@@ -342,6 +342,7 @@ impl Both {
             domain: "internal".into(),
             keys: vec![],
             session_until: None,
+            quarantine: None,
         };
         fast.set_own(own, now);
         Self { fast, slow: Reference::default(), now }

@@ -80,6 +80,7 @@ pub fn grants(number: u8, other: u8, rules: usize) -> VerifiedGrants {
                 domain: "internal".into(),
                 keys: vec![],
                 session_until: None,
+                quarantine: None,
             },
             peers: vec![PeerGrant {
                 device: device(other),

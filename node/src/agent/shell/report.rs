@@ -116,6 +116,7 @@ impl Agent {
                 let permissions = stand.peers.values().flat_map(|peer| peer.inbound.iter().chain(&peer.outbound));
                 permissions.filter(|permission| live(&permission.until)).map(|permission| permission.until.wall).max()
             }),
+            quarantine: own.and_then(|own| own.quarantine.clone()),
             peers_in: stand.map_or(0, |stand| {
                 let may_come =
                     |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));

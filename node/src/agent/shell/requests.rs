@@ -183,7 +183,8 @@ impl Agent {
         };
         self.waiting.next_question += 1;
         let question = self.waiting.next_question;
-        let report = ExplainReport { local, controller: None, controller_error: None, who };
+        let quarantine = self.core.book().stand().and_then(|stand| stand.own.quarantine.clone());
+        let report = ExplainReport { local, controller: None, controller_error: None, who, quarantine };
         self.waiting.questions.insert(question, (replies, report));
         self.core.handle_command(Command::Explain { question, to, service }, self.clock.now());
     }

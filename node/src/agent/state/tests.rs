@@ -69,6 +69,7 @@ fn saved(generation: u64) -> SavedGrants {
             domain: "internal".into(),
             keys: vec![],
             session_until: None,
+            quarantine: None,
         },
         peers: vec![],
     }

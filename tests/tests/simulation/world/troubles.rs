@@ -1,7 +1,7 @@
 //! What goes wrong, at random.
 
 use postern_common::id::{DeviceId, SessionId};
-use postern_controller::records::{DeviceKind, RevokeTarget, Standing};
+use postern_controller::records::{DeviceKind, Quarantined, RevokeTarget, Standing};
 use postern_node::agent::core::Command;
 
 use super::{super::oracle::Spec, Event, Trouble, World};
@@ -134,11 +134,16 @@ impl World {
         let Some(device) = self.machines[i].device() else { return };
         let Some(record) = self.host.disk.devices.get(&device).cloned() else { return };
         let session = self.host.disk.sessions.values().find(|s| s.device == device && s.ended.is_none()).map(|s| s.id);
-        let target = match (self.rng.below(5), session) {
+        let target = match (self.rng.below(7), session) {
             (0, _) => RevokeTarget::Device(device),
             (1, _) => RevokeTarget::Subject(record.owner),
             (2, _) => RevokeTarget::Node(device),
             (3, _) => RevokeTarget::Rule(format!("rule-{}", self.rng.below(6)).parse().expect("a rule's name")),
+            (4, _) => RevokeTarget::Quarantine(Quarantined::Subject(record.owner)),
+            (5, _) => {
+                let resource = format!("r{}", self.rng.below(6)).parse().expect("a resource's name");
+                RevokeTarget::Quarantine(Quarantined::Resource(resource))
+            }
             (_, Some(session)) => RevokeTarget::Session(session),
             (_, None) => return,
         };
@@ -165,7 +170,8 @@ impl World {
         let device = disk.devices.keys().find(|id| held(id)).map(|id| RevokeTarget::Device(*id));
         let subject = disk.subjects.values().find(|s| s.disabled.is_some()).map(|s| RevokeTarget::Subject(s.id));
         let rule = disk.revoked_rules.keys().next().map(|rule| RevokeTarget::Rule(rule.clone()));
-        let Some(target) = device.or(subject).or(rule) else { return false };
+        let held = disk.quarantines.keys().next().map(|held| RevokeTarget::Quarantine(held.clone()));
+        let Some(target) = device.or(subject).or(rule).or(held) else { return false };
         self.note(|| format!("lift {target:?}"));
         self.with_controller(|core, now| core.lift(target, "root", now)).is_some()
     }

@@ -289,6 +289,7 @@ impl Controller {
             domain: "internal".into(),
             keys: self.keys.get(&device).cloned().unwrap_or_default(),
             session_until: None,
+            quarantine: None,
         };
         let peer = PeerGrant {
             device: DeviceId::from_bytes([3; 16]),

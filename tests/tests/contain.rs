@@ -1,0 +1,117 @@
+//! Containment: what is held is held at once, both ways, whatever anybody does afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use postern_tests::{
+    Background, Signal,
+    deployment::{Deployment, Family, Node, PATIENCE},
+    eventually,
+    programs::can_connect,
+};
+
+const POLICY: &str = r#"
+[resource.app]
+node = "app"
+ports = ["tcp/7000"]
+
+[resource.db]
+node = "db"
+ports = ["tcp/7000"]
+
+[[access]]
+name = "staff use the app"
+from = ["group:staff"]
+to = ["app"]
+lease = "30s"
+
+[[access]]
+name = "the app uses its database"
+from = ["service:app"]
+to = ["db"]
+lease = "30s"
+"#;
+
+/// A server that joined with a token made for its name, with an echo on port 7000.
+fn server(world: &Deployment, name: &str) -> Result<(Node, Background)> {
+    let node = world.machine(name, "")?;
+    let token = world.ctl_json(&["token", "create", "--machine", name, "--service", name])?;
+    node.host.write("/run/token", token["token"].as_str().unwrap_or_default())?;
+    node.postern(&["up", world.join_url(), "--token-file", "/run/token"])?;
+    let echo = node.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    Ok((node, echo))
+}
+
+/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
+fn chatter(from: &Node, to: &Node) -> Result<Background> {
+    let at = to.overlay(Family::V6)?;
+    eventually(PATIENCE, "the door does not open", || can_connect(&from.host, at, 7000).then_some(()))?;
+    let script =
+        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:7000");
+    let mut client = from.host.command("sh").args(["-c", &script]).spawn()?;
+    client.wait_for_output("line 5", PATIENCE)?;
+    Ok(client)
+}
+
+/// A server that was taken over is held: the connections that others have to it and those that it has to others are cut, and it
+/// moves nowhere; it is told why. Neither its restart nor the controller's nor another policy lets it out.
+#[test]
+fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_them() -> Result<()> {
+    let world = Deployment::start("quarantine")?;
+    world.apply_policy(POLICY)?;
+    world.add_user("alice", &["staff"])?;
+    let (app, _app_echo) = server(&world, "app")?;
+    let (db, _db_echo) = server(&world, "db")?;
+    let laptop = world.laptop("laptop")?;
+    world.sign_in(&laptop, "alice")?;
+    let mut inbound = chatter(&laptop, &app)?;
+    let mut outbound = chatter(&app, &db)?;
+    let (app_at, db_at) = (app.overlay(Family::V6)?, db.overlay(Family::V6)?);
+
+    let said = world.ctl(&["quarantine", "node", "app", "--reason", "it scans"])?;
+    ensure!(said.starts_with("in quarantine on 3 of 3 nodes in ") && said.contains("2 live flows cut"), "{said}");
+    for (client, what) in [(&mut inbound, "into it"), (&mut outbound, "out of it")] {
+        eventually(Duration::from_secs(5), &format!("the connection {what} lives on"), || {
+            (!client.is_running()).then_some(())
+        })?;
+    }
+    let closed = |when: &str| -> Result<()> {
+        ensure!(!can_connect(&laptop.host, app_at, 7000), "{when}: the laptop reaches it");
+        ensure!(!can_connect(&app.host, db_at, 7000), "{when}: it reaches the database");
+        Ok(())
+    };
+    closed("at once")?;
+
+    // It is told, and so is whoever asks.
+    let status = app.command().arg("status").run()?.stdout;
+    ensure!(
+        status.contains("IN QUARANTINE") && status.contains("it scans") && status.contains("connected"),
+        "{status}"
+    );
+    for (asks, what) in [(&app, "db:7000"), (&laptop, "app:7000")] {
+        let why = asks.command().args(["explain", what]).run()?.stdout;
+        ensure!(why.contains("app is in quarantine since") && why.contains("it scans"), "{what}: {why}");
+    }
+    let why = world.ctl(&["explain", "--as", "alice", "--to", "app:7000"]).unwrap_or_else(|error| error.to_string());
+    ensure!(why.contains("app is in quarantine since"), "{why}");
+    let listed = world.ctl(&["quarantine", "list"])?;
+    ensure!(listed.contains("app") && listed.contains("it scans"), "{listed}");
+
+    world.stop_controller(Signal::Kill)?;
+    let alone = app.command().args(["explain", "db:7000"]).run()?.stdout;
+    ensure!(alone.contains("IN QUARANTINE") && alone.contains("it scans"), "without the controller: {alone}");
+    app.stop(Signal::Kill)?;
+    app.start()?;
+    closed("after a restart without the controller")?;
+    world.start_controller()?;
+    world.apply_policy(&POLICY.replace("staff use the app", "everybody in staff uses the app"))?;
+    world.ctl(&["session", "list"])?;
+    let back = || world.ctl(&["status"]).ok().filter(|status| status.contains("3 of 3 machines connected, 3 current"));
+    eventually(PATIENCE, "not everybody came back", back)?;
+    closed("after the controller's restart and another policy")?;
+
+    world.ctl(&["quarantine", "release", "node", "app"])?;
+    chatter(&laptop, &app)?;
+    chatter(&app, &db)?;
+    Ok(())
+}
