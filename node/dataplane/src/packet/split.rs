@@ -79,6 +79,18 @@ impl<'a> Segmenter<'a> {
         }
     }
 
+    /// Returns how many bytes the next `count` packets have together.
+    pub fn bytes_of(&self, count: usize) -> usize {
+        match self.work {
+            Work::Copy | Work::Complete { .. } => self.packet.len() * count.min(1),
+            Work::Cut { size, headers, done, .. } => {
+                let count = count.min(self.remaining());
+                count * headers + (count * size).min(self.packet.len() - headers - done)
+            }
+            Work::Done => 0,
+        }
+    }
+
     /// Writes the next packet to the front of `out` and returns its length; `None` at the end.
     ///
     /// A buffer shorter than [`Segmenter::longest`] ends the work: the rest is lost, as on a link that is too narrow.

@@ -7,17 +7,19 @@ use postern_common::{net::FiveTuple, reason::DenyReason, time::Now};
 use super::{
     DataPlane, Out,
     authenticated::{Authenticated, Suspect},
+    intake::Intake,
     outbound::datagram_of,
 };
 use crate::{
     counters::{Direction, DropReason},
     enforce::{Facts, PeerSlot, Permit, Verdict},
     packet::{
+        batch::TunBatch,
         replies::{Reply, reject},
         view::{Layout, Transport},
     },
     wireguard::{
-        HEADER, MAX_RUN, Opening, Tunnels,
+        HEADER, OpenerOf, Opening, Tunnels,
         links::{Heard, Opened},
     },
 };
@@ -42,6 +44,8 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// Takes what was received into the TUN batch's own room ([`TunBatch::receive_room`]): datagrams of `segment` bytes each,
     /// the last may be shorter, all from `from`. They are opened where they stand.
+    ///
+    /// [`TunBatch::receive_room`]: crate::packet::batch::TunBatch::receive_room
     pub fn handle_received(
         &mut self,
         received: Range<usize>,
@@ -50,20 +54,23 @@ impl<W: Tunnels> DataPlane<W> {
         now: Now,
         out: &mut Out<'_>,
     ) {
+        let mut intake = std::mem::take(&mut self.intake);
+        intake.add(received, segment, from);
+        self.plan(&mut intake, now, out.tun);
+        intake.open(out.tun);
+        self.take(&mut intake, now, out);
+        self.intake = intake;
+    }
+
+    /// Finds what opens each datagram of an intake. [`Intake::open`] and [`DataPlane::take`] follow, the former without this plane.
+    pub fn plan(&self, intake: &mut Intake<OpenerOf<W>>, now: Now, tun: &mut TunBatch) {
+        intake.plan(tun, |received, segment| self.links.opener(received, segment, now.monotonic));
+    }
+
+    /// Judges what an intake has opened, in the order in which it came, and empties it. Packets that may pass stand in the same batch.
+    pub fn take(&mut self, intake: &mut Intake<OpenerOf<W>>, now: Now, out: &mut Out<'_>) {
         self.enforcer.glance_at_clock(now);
-        let Range { mut start, end } = received;
-        let segment = segment.max(1);
-        let mut openings = [Opening::Refused; MAX_RUN];
-        while start < end {
-            let bytes = out.tun.received_bytes(start..end);
-            let opened = self.links.open_run(bytes, segment, now.monotonic, &mut openings);
-            // A datagram that is no transport data goes alone.
-            for opening in opened.iter().copied().map(Some).chain(opened.is_empty().then_some(None)) {
-                let stop = end.min(start + segment);
-                self.hear(start..stop, opening, from, now, out);
-                start = stop;
-            }
-        }
+        intake.drain(|datagram, opening, from| self.hear(datagram, opening, from, now, out));
         self.finish(now, out);
     }
 

@@ -13,6 +13,10 @@
 //!
 //! A super-packet of up to 64 KiB is viewed and judged once; its segments share the verdict because they share the
 //! 5-tuple.
+//!
+//! Each way has a part that needs the plane (looking, judging, counting: well under a microsecond) and one that does not (cutting,
+//! sealing, opening: most of the work). Threads that share a plane hold it for the first alone: [`DataPlane::admit`] and
+//! [`Sealing::run`]; [`DataPlane::plan`], [`Intake::open`] and [`DataPlane::take`]. The whole is the parts in a row.
 
 mod authenticated;
 mod control;
@@ -20,6 +24,7 @@ mod control;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inbound;
+mod intake;
 mod keepalive;
 mod outbound;
 
@@ -44,6 +49,7 @@ use postern_common::{
 };
 
 use self::keepalive::Keepalives;
+pub use self::{intake::Intake, outbound::Sealing};
 use crate::{
     counters::Counters,
     enforce::{Enforcer, Facts},
@@ -54,7 +60,7 @@ use crate::{
     },
     settings::Settings,
     status::{FlowStatus, InboundFlows, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
-    wireguard::{Tunnels, WireGuard, links::Links},
+    wireguard::{OpenerOf, Tunnels, WireGuard, links::Links},
 };
 
 /// Where the data plane puts what it gives. The caller drains both before the next burst.
@@ -76,6 +82,8 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
     settings: Settings,
     events: VecDeque<PlaneEvent>,
     keepalives: Keepalives,
+    /// Kept for its room.
+    intake: Intake<OpenerOf<W>>,
 }
 
 impl DataPlane<WireGuard> {
@@ -102,6 +110,7 @@ impl<W: Tunnels> DataPlane<W> {
             inbound_fragments: FragmentTable::new(),
             events: VecDeque::new(),
             keepalives: Keepalives::default(),
+            intake: Intake::default(),
             settings,
         }
     }

@@ -1,6 +1,6 @@
 //! From the TUN to the network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use postern_common::{reason::DenyReason, time::Now};
 
@@ -9,7 +9,7 @@ use crate::{
     counters::{Direction, DropReason},
     enforce::{Facts, PeerSlot, Permit, Reminder, Verdict},
     packet::{
-        batch::Lane,
+        batch::{Lane, UdpBatch},
         fragments::DatagramKey,
         offload::VirtioHeader,
         replies::{Reply, keepalive_probe, reject, too_big},
@@ -17,8 +17,41 @@ use crate::{
         view::{PacketView, Transport},
     },
     settings::LocalRefusal,
-    wireguard::{HEADER, Run, TRANSPORT_OVERHEAD, Tunnels, links::Route},
+    wireguard::{HEADER, Run, Sealer, SealerOf, TRANSPORT_OVERHEAD, Tunnels, links::Route, padded_length},
 };
+
+/// A frame that may go, with a session's counters for it: it is cut and sealed without the data plane, on any thread.
+#[derive(Debug)]
+pub struct Sealing<'p, S> {
+    segments: Segmenter<'p>,
+    sealer: S,
+    to: SocketAddr,
+    /// How many packets: the batch has room for them.
+    count: usize,
+    /// Padding does not go beyond this length.
+    longest: usize,
+}
+
+impl<S: Sealer> Sealing<'_, S> {
+    /// Cuts and seals into the batch that [`DataPlane::admit`] was given, into which nothing may have been put since.
+    pub fn run(mut self, udp: &mut UdpBatch) {
+        let padded = |length| padded_length(length, self.longest);
+        let stride = padded(self.segments.longest()) + TRANSPORT_OVERHEAD;
+        let Ok(room) = udp.reserve(self.count * stride) else { return }; // the batch counts it
+        let mut run = Run { stride, last: 0, count: 0 };
+        for message in room.chunks_mut(stride) {
+            let Some(length) = self.segments.next_into(&mut message[HEADER..]) else { break };
+            run.last = padded(length);
+            message[HEADER + length..HEADER + run.last].fill(0);
+            run.count += 1;
+        }
+        if self.sealer.seal_run(room, &run).is_some() {
+            for index in 0..run.count {
+                udp.commit(self.to, run.length_of(index) + TRANSPORT_OVERHEAD);
+            }
+        }
+    }
+}
 
 impl<W: Tunnels> DataPlane<W> {
     /// Takes one frame of the TUN: a packet of up to 64 KiB, and the virtio header that stood before it.
@@ -28,29 +61,47 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// As [`DataPlane::handle_tun`], for a TUN with several queues: the flow's answers go to the same one.
     pub fn handle_tun_lane(&mut self, lane: Lane, header: VirtioHeader, packet: &[u8], now: Now, out: &mut Out<'_>) {
+        if let Some(sealing) = self.admit(lane, header, packet, now, out) {
+            sealing.run(out.udp);
+        }
+    }
+
+    /// The first part of [`DataPlane::handle_tun_lane`], for threads that share this plane: looks at the frame and judges it.
+    /// [`Sealing::run`] is the rest; what is revoked in between is still sent, so a change of the plane waits for all.
+    pub fn admit<'p>(
+        &mut self,
+        lane: Lane,
+        header: VirtioHeader,
+        packet: &'p [u8],
+        now: Now,
+        out: &mut Out<'_>,
+    ) -> Option<Sealing<'p, SealerOf<W>>> {
         self.enforcer.glance_at_clock(now);
-        self.send(Some(lane), header, packet, now, out);
+        let sealing = self.send(Some(lane), header, packet, now, out);
         self.finish(now, out);
+        sealing
     }
 
     /// `lane` is absent for what has waited: its flow is where it is by now.
-    pub(super) fn send(
+    pub(super) fn send<'p>(
         &mut self,
         lane: Option<Lane>,
         header: VirtioHeader,
-        packet: &[u8],
+        packet: &'p [u8],
         now: Now,
         out: &mut Out<'_>,
-    ) {
+    ) -> Option<Sealing<'p, SealerOf<W>>> {
         let view = match PacketView::parse(packet) {
             Ok(view) => view,
             Err(error) => {
                 self.enforcer.counters.parse_error(error);
-                return self.enforcer.refuse(Direction::Outbound, None, None, error.deny_reason(), now);
+                self.enforcer.refuse(Direction::Outbound, None, None, error.deny_reason(), now);
+                return None;
             }
         };
         if is_noise(view.source()) || is_noise(view.destination()) {
-            return self.enforcer.counters.drop(DropReason::NotUnicast);
+            self.enforcer.counters.drop(DropReason::NotUnicast);
+            return None;
         }
         let slot = self.enforcer.owner(view.destination());
         match self.judge_outbound(slot, &view, now) {
@@ -58,11 +109,12 @@ impl<W: Tunnels> DataPlane<W> {
                 if let Some(lane) = lane {
                     self.enforcer.note_lane(&permit, lane);
                 }
-                self.send_permitted(permit, header, view, now, out);
+                self.send_permitted(permit, header, view, now, out)
             }
             Verdict::Deny(reason) => {
                 self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, now);
                 self.answer_local(&view, reason, out);
+                None
             }
         }
     }
@@ -95,59 +147,50 @@ impl<W: Tunnels> DataPlane<W> {
         }
     }
 
-    fn send_permitted(
+    fn send_permitted<'p>(
         &mut self,
         permit: Permit,
         header: VirtioHeader,
-        view: PacketView<'_>,
+        view: PacketView<'p>,
         now: Now,
         out: &mut Out<'_>,
-    ) {
-        let Ok(mut segments) = Segmenter::new(header, view) else {
-            return self.enforcer.counters.drop(DropReason::Offload);
+    ) -> Option<Sealing<'p, SealerOf<W>>> {
+        let Ok(segments) = Segmenter::new(header, view) else {
+            self.enforcer.counters.drop(DropReason::Offload);
+            return None;
         };
-        if let Some(mtu) = self.links.path_mtu(permit.peer(), view.destination().is_ipv4())
+        let peer = permit.peer();
+        if let Some(mtu) = self.links.path_mtu(peer, view.destination().is_ipv4())
             && segments.longest() > usize::from(mtu)
             && !view.may_be_fragmented()
         {
             self.enforcer.counters.drop(DropReason::TooBig);
-            return self.tell_local(too_big(&view, mtu), out);
+            self.tell_local(too_big(&view, mtu), out);
+            return None;
         }
-        let Some(route) = self.links.route(permit.peer(), now.monotonic, out.udp) else {
-            return self.links.wait(permit.peer(), header, view.bytes(), now.monotonic);
+        let Some(route) = self.links.route(peer, now.monotonic, out.udp) else {
+            self.links.wait(peer, header, view.bytes(), now.monotonic);
+            return None;
         };
-        let (mut packets, mut bytes) = (0, 0);
-        while segments.remaining() > 0 {
-            let stride = self.links.message_length(permit.peer(), segments.longest());
-            let count = segments.remaining().min(out.udp.room() / stride);
-            let Ok(room) = out.udp.reserve((count * stride).max(stride)) else {
-                self.enforcer.counters.drop_many(DropReason::UdpBatchFull, segments.remaining() as u64);
-                break;
-            };
-            let mut run = Run { stride, last: 0, count: 0 };
-            let mut cut = 0;
-            for message in room.chunks_mut(stride).take(count) {
-                let Some(length) = segments.next_into(&mut message[HEADER..]) else { break };
-                run.last = self.links.message_length(permit.peer(), length) - TRANSPORT_OVERHEAD;
-                message[HEADER + length..HEADER + run.last].fill(0);
-                run.count += 1;
-                cut += length as u64;
-            }
-            if self.links.seal_run(route, room, &run, now.monotonic).is_none() {
-                let lost = run.count + segments.remaining();
-                self.enforcer.counters.drop_many(DropReason::NoSession, lost as u64);
-                break;
-            }
-            for index in 0..run.count {
-                out.udp.commit(route.to(), run.length_of(index) + TRANSPORT_OVERHEAD);
-            }
-            packets += run.count as u64;
-            bytes += cut;
+        let longest = self.links.longest(peer);
+        let wanted = segments.remaining();
+        let count = wanted.min(out.udp.room() / (padded_length(segments.longest(), longest) + TRANSPORT_OVERHEAD));
+        if count < wanted {
+            self.enforcer.counters.drop_many(DropReason::UdpBatchFull, (wanted - count) as u64);
         }
-        self.links.count_sent(permit.peer(), bytes);
+        if count == 0 {
+            return None;
+        }
+        let Some(sealer) = self.links.sealer(route, count, now.monotonic) else {
+            self.enforcer.counters.drop_many(DropReason::NoSession, count as u64);
+            return None;
+        };
+        let (packets, bytes) = (count as u64, segments.bytes_of(count) as u64);
+        self.links.count_sent(peer, bytes);
         self.enforcer.account(&permit, packets, bytes);
         self.enforcer.counters.packets_out += packets;
         self.enforcer.counters.bytes_out += bytes;
+        Some(Sealing { segments, sealer, to: route.to(), count, longest })
     }
 
     /// Tells a local program that its packet was refused.
@@ -224,7 +267,9 @@ impl<W: Tunnels> DataPlane<W> {
                 let datagram = datagram_of(&view, fragment.id);
                 self.outbound_fragments.retain(|key, _| *key != datagram);
             }
-            self.send(None, waiting.header, &waiting.packet, now, out);
+            if let Some(sealing) = self.send(None, waiting.header, &waiting.packet, now, out) {
+                sealing.run(out.udp);
+            }
         }
     }
 }

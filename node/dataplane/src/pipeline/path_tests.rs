@@ -10,7 +10,7 @@ use crate::{
         view::{IcmpErrorKind, PacketView, TcpFlags, Transport},
     },
     testing::*,
-    wireguard::{WireGuard, simulated::Simulated},
+    wireguard::{Tunnels, WireGuard, simulated::Simulated},
 };
 
 const HOUR: u64 = 3_600_000;
@@ -119,8 +119,13 @@ fn a_super_packet_counts_by_its_segments() {
 /// 1 is behind a NAT; 2 may open flows there, 3 may be reached from there, 4 is a peer without a living permission.
 #[test]
 fn keepalives_go_to_who_may_call_and_to_nobody_else() {
-    let mut node = Node::new(1, Settings { greetings: 0, ..Settings::default() }, Simulated::new(1), at(0));
-    let mut server = Node::new(2, Settings { greetings: 0, ..Settings::default() }, Simulated::new(2), at(0));
+    keepalives_go_to_who_may_call(Simulated::new);
+    keepalives_go_to_who_may_call(|_| WireGuard::new(at(0)));
+}
+
+fn keepalives_go_to_who_may_call<W: Tunnels>(tunnels: impl Fn(u64) -> W) {
+    let mut node = Node::new(1, Settings { greetings: 0, ..Settings::default() }, tunnels(1), at(0));
+    let mut server = Node::new(2, Settings { greetings: 0, ..Settings::default() }, tunnels(2), at(0));
     let rule = |ms| vec![permission("rule", &["tcp/443"], ms)];
     node.snapshot(
         vec![peer(1, 2, rule(HOUR), vec![]), peer(1, 3, vec![], rule(HOUR)), peer(1, 4, rule(10), vec![])],
@@ -131,13 +136,13 @@ fn keepalives_go_to_who_may_call_and_to_nobody_else() {
     assert!(node.plane.peers(at(5_000)).iter().all(|peer| peer.bytes_out == 0 && peer.session_since.is_none()));
     node.plane.set_keepalive(Some(Duration::from_secs(25)));
     pass_time(&mut [&mut node, &mut server], 5_000, 7_000);
-    let with_session = |node: &Node<Simulated>, ms| {
+    let with_session = |node: &Node<W>, ms| {
         let peers = node.plane.peers(at(ms));
         peers.iter().filter(|peer| peer.session_since.is_some()).map(|peer| peer.peer.device).collect::<Vec<_>>()
     };
     assert_eq!(with_session(&node, 7_000), vec![device(2)]);
     assert_eq!(node.plane.counters().handshakes_begun, 1, "nobody else was asked");
-    let heard = |server: &Node<Simulated>| server.plane.counters().keepalives;
+    let heard = |server: &Node<W>| server.plane.counters().keepalives;
     let before = heard(&server);
     pass_time(&mut [&mut node, &mut server], 7_000, 407_000);
     assert!(

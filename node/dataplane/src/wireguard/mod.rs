@@ -1,9 +1,9 @@
 //! WireGuard: peers, pairs of keys, sessions, endpoints, and packets that wait for a handshake.
 //!
 //! ```text
-//! datagram ─> links: which message, which tunnel ─> Tunnel::receive ─> opened packet ─> Authenticated
-//!                     └─ initiation: mac1, load, whose key? ─ unknown: silence
-//! Permit + packet ─> links: first pair with a session ─> Tunnel::seal ─> UdpBatch
+//! datagram ─> links: which message, which tunnel ─┬ Opener: decrypted in place ─> Tunnel::accept: replayed? ─> Authenticated
+//!                                                 └ handshake: mac1, load, whose key? ─ unknown: silence
+//! Permit + packet ─> links: first pair with a session ─> Tunnel::sealer: counters ─> Sealer: sealed in place ─> UdpBatch
 //!                     └─ none: the packet waits, the newest pair begins a handshake
 //! ```
 //!
@@ -17,7 +17,8 @@
 //! (whitepaper §5.4.6), the least time between initiations of one key, queues, endpoints.
 //!
 //! Transport data is sealed and opened where it stands: outbound in the room of the UDP batch, inbound in the room of
-//! the TUN batch, into which it was received.
+//! the TUN batch, into which it was received. Both need nothing of the tunnel but a [`Sealer`] or an [`Opener`], so threads that share
+//! a data plane encrypt at the same time; counters and the replay window stay with the tunnel.
 //!
 //! Threats: scans and floods of handshakes (mac1, cookies, least time between initiations, all before a session
 //! exists); replayed initiations, also after a restart (they may be answered, but neither move the endpoint nor
@@ -54,8 +55,6 @@ pub(crate) const COOKIE_REPLY_LENGTH: usize = 64;
 pub(crate) const TRANSPORT_OVERHEAD: usize = 32;
 /// Bytes before the packet in transport data; its tag of as many bytes stands behind it.
 pub(crate) const HEADER: usize = 16;
-/// The most messages of one run: what the kernel joins or cuts.
-pub(crate) const MAX_RUN: usize = 64;
 /// Plaintext is padded to a multiple of this (whitepaper §5.4.6).
 pub(crate) const PADDING: usize = 16;
 /// After so many messages a session is replaced, and after so many it is used no more (whitepaper §6.1).
@@ -167,35 +166,62 @@ pub trait Tunnels: std::fmt::Debug {
     fn draw(&mut self) -> u64;
 }
 
+/// Counters of a session that were set apart: they seal without the tunnel, on any thread, and nobody else has them.
+pub trait Sealer: std::fmt::Debug + Send {
+    /// Seals packets where they stand: each [`HEADER`] bytes into its stride of `messages`, padded by the caller, with room for
+    /// 16 bytes behind it. `None` if they are more than the counters, or the room is too small: then nothing was sealed.
+    fn seal_run(self, messages: &mut [u8], run: &Run) -> Option<()>;
+}
+
+/// What opens the messages of one session, on any thread. It knows nothing of replays: [`Tunnel::accept`] does.
+pub trait Opener: std::fmt::Debug + Send {
+    /// Opens messages of `segment` bytes each, the last may be shorter, where they stand; `openings` has a place for each.
+    fn open_run(&self, messages: &mut [u8], segment: usize, openings: &mut [Opening]);
+}
+
 /// One pair of keys with its sessions.
 pub trait Tunnel: std::fmt::Debug {
+    /// Seals with this tunnel's session.
+    type Sealer: Sealer;
+    /// Opens for one of this tunnel's sessions.
+    type Opener: Opener;
+
     /// Tells whether there is a session to send with.
     fn is_ready(&self, now: Monotonic) -> bool;
 
-    /// Seals the packet of `length` bytes, padded by the caller, that stands [`HEADER`] bytes into `message`, where it
-    /// stands; behind it there is room for 16 bytes. Returns the message's length; `None` if there is no session or it
-    /// has used up its messages.
-    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize>;
+    /// Sets the counters of `count` messages apart. `None` if there is no session or it has used up its messages.
+    fn sealer(&mut self, count: u64, now: Monotonic) -> Option<Self::Sealer>;
 
-    /// Seals several packets where they stand, as [`Tunnel::seal`] does, with one header's room before each. `None`: none was
-    /// sealed.
-    fn seal_run(&mut self, messages: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
-        for index in 0..run.count {
-            let message = messages.get_mut(index * run.stride..)?;
-            self.seal(message, run.length_of(index), now)?;
-        }
-        Some(())
+    /// Returns what opens the messages of the session `index`; `None` if there is none, or it is too old.
+    fn opener(&self, index: u32, now: Monotonic) -> Option<Self::Opener>;
+
+    /// Takes what an opener of the session `index` made of the message with this counter. What was replayed, came too late or
+    /// belongs to a session that has ended meanwhile is refused.
+    fn accept(&mut self, index: u32, counter: u64, opening: Opening, now: Monotonic) -> Opening;
+
+    /// Seals a keepalive, to which nobody owes an answer (whitepaper §6.5): silence after it is no sign of a dead session. Returns
+    /// its length.
+    fn seal_keepalive(&mut self, message: &mut [u8], now: Monotonic) -> Option<usize>;
+
+    /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `message`; returns the message's length. See
+    /// [`Sealer::seal_run`].
+    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+        let stride = length + TRANSPORT_OVERHEAD;
+        self.sealer(1, now)?.seal_run(message, &Run { stride, last: length, count: 1 })?;
+        Some(stride)
     }
 
-    /// Opens transport data where it stands.
-    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening;
-
-    /// Opens several messages for one session, of `segment` bytes each, the last may be shorter; `openings` has a place for
-    /// each.
-    fn open_run(&mut self, messages: &mut [u8], segment: usize, now: Monotonic, openings: &mut [Opening]) {
-        for (message, opening) in messages.chunks_mut(segment).zip(openings) {
-            *opening = self.open(message, now);
+    /// Opens one message where it stands.
+    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening {
+        let (Some(index), Some(counter)) = (read_index(message, 4), read_counter(message)) else {
+            return Opening::Refused;
+        };
+        let mut opening = [Opening::Refused];
+        if let Some(opener) = self.opener(index, now) {
+            let segment = message.len();
+            opener.open_run(message, segment, &mut opening);
         }
+        self.accept(index, counter, opening[0], now)
     }
 
     /// Tells whether the session should be replaced because of the number of its messages.
@@ -211,9 +237,19 @@ pub trait Tunnel: std::fmt::Debug {
     fn handle_timeout(&mut self, buffer: &mut [u8], now: Monotonic) -> Due;
 }
 
+/// What seals for tunnels of a kind.
+pub type SealerOf<W> = <<W as Tunnels>::Tunnel as Tunnel>::Sealer;
+/// What opens for tunnels of a kind.
+pub type OpenerOf<W> = <<W as Tunnels>::Tunnel as Tunnel>::Opener;
+
 /// Reads a little-endian index at `at`.
 pub(crate) fn read_index(message: &[u8], at: usize) -> Option<u32> {
     message.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes)
+}
+
+/// Reads the counter of transport data.
+pub(crate) fn read_counter(message: &[u8]) -> Option<u64> {
+    message.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes)
 }
 
 /// Returns the length to which a packet of `length` bytes is padded: a multiple of 16, not beyond the MTU (whitepaper

@@ -15,8 +15,8 @@ use postern_common::{
 };
 
 use super::{
-    Admission, Due, HEADER, INITIATION, INITIATION_LENGTH, Opening, RESPONSE, RESPONSE_LENGTH, Received, TRANSPORT,
-    TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
+    Admission, Due, HEADER, INITIATION, INITIATION_LENGTH, Opener, Opening, RESPONSE, RESPONSE_LENGTH, Received, Run,
+    Sealer, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
 };
 use crate::counters::DropReason;
 
@@ -175,22 +175,24 @@ impl SimulatedTunnel {
         Some(INITIATION_LENGTH)
     }
 
-    fn write_transport(&mut self, place: usize, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+    fn sealer_of(&mut self, place: usize, count: u64, now: Monotonic) -> SimulatedSealer {
         let session = &mut self.sessions[place];
-        let message = message.get_mut(..length + TRANSPORT_OVERHEAD)?;
-        message[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
-        message[4..8].copy_from_slice(&session.remote_index.to_le_bytes());
-        message[8..16].copy_from_slice(&session.counter.to_le_bytes());
-        let tag = &mut message[HEADER + length..];
-        tag[..8].copy_from_slice(&session.secret.to_le_bytes());
-        tag[8..].copy_from_slice(&self.preshared.to_le_bytes());
-        session.counter += 1;
+        let sealer = SimulatedSealer {
+            remote_index: session.remote_index,
+            first: session.counter,
+            count,
+            tag: [session.secret, self.preshared],
+        };
+        session.counter += count;
         self.last_sent = now;
         self.owes_answer = false;
-        if length > 0 {
-            self.data_sent.get_or_insert(now);
-        }
-        Some(length + TRANSPORT_OVERHEAD)
+        sealer
+    }
+
+    fn write_keepalive(&mut self, place: usize, message: &mut [u8], now: Monotonic) -> Option<usize> {
+        let run = Run { stride: TRANSPORT_OVERHEAD, last: 0, count: 1 };
+        self.sealer_of(place, 1, now).seal_run(message, &run)?;
+        Some(TRANSPORT_OVERHEAD)
     }
 
     fn receive_initiation(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Option<Received> {
@@ -223,31 +225,69 @@ impl SimulatedTunnel {
         self.last_received = now;
         self.data_sent = None;
         let place = self.sessions.len() - 1;
-        self.write_transport(place, buffer, 0, now).map(Received::Established)
+        self.write_keepalive(place, buffer, now).map(Received::Established)
     }
 
-    fn open_transport(&mut self, message: &mut [u8], now: Monotonic) -> Option<Opening> {
-        let index = read_index(message, 4)?;
-        let counter = u64::from_le_bytes(message.get(8..16)?.try_into().ok()?);
-        let live = |session: &&mut Session| session.local_index == index && now.since(session.born) < REJECT_AFTER;
-        let session = self.sessions.iter_mut().find(live)?;
-        let (body, tag) = message.get(HEADER..)?.split_at_checked(message.len().checked_sub(TRANSPORT_OVERHEAD)?)?;
-        if tag[..8] != session.secret.to_le_bytes()
-            || tag[8..] != self.preshared.to_le_bytes()
-            || !session.take(counter)
-        {
+    fn session(&self, index: u32, now: Monotonic) -> Option<usize> {
+        let live = |session: &Session| session.local_index == index && now.since(session.born) < REJECT_AFTER;
+        self.sessions.iter().position(live)
+    }
+}
+
+/// Counters of a session.
+#[derive(Debug)]
+pub struct SimulatedSealer {
+    remote_index: u32,
+    first: u64,
+    count: u64,
+    tag: [u64; 2],
+}
+
+impl Sealer for SimulatedSealer {
+    fn seal_run(self, messages: &mut [u8], run: &Run) -> Option<()> {
+        if run.count as u64 > self.count {
             return None;
         }
-        session.confirmed = true;
-        self.last_received = now;
-        self.data_sent = None;
+        for (index, message) in messages.chunks_mut(run.stride).take(run.count).enumerate() {
+            let length = run.length_of(index);
+            let message = message.get_mut(..length + TRANSPORT_OVERHEAD)?;
+            message[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
+            message[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
+            message[8..16].copy_from_slice(&(self.first + index as u64).to_le_bytes());
+            let tag = &mut message[HEADER + length..];
+            tag[..8].copy_from_slice(&self.tag[0].to_le_bytes());
+            tag[8..].copy_from_slice(&self.tag[1].to_le_bytes());
+        }
+        Some(())
+    }
+}
+
+/// Opens the messages of one session.
+#[derive(Debug)]
+pub struct SimulatedOpener {
+    tag: [u64; 2],
+}
+
+impl SimulatedOpener {
+    fn open_one(&self, message: &[u8]) -> Option<Opening> {
+        let (body, tag) = message.get(HEADER..)?.split_at_checked(message.len().checked_sub(TRANSPORT_OVERHEAD)?)?;
+        if tag[..8] != self.tag[0].to_le_bytes() || tag[8..] != self.tag[1].to_le_bytes() {
+            return None;
+        }
         let Some(first) = body.first() else { return Some(Opening::Keepalive) };
-        self.owes_answer = true;
         let length = match first >> 4 {
             4 => usize::from(u16::from_be_bytes([*body.get(2)?, *body.get(3)?])),
             _six => usize::from(u16::from_be_bytes([*body.get(4)?, *body.get(5)?])) + 40,
         };
         (length <= body.len()).then_some(Opening::Packet(length))
+    }
+}
+
+impl Opener for SimulatedOpener {
+    fn open_run(&self, messages: &mut [u8], segment: usize, openings: &mut [Opening]) {
+        for (message, opening) in messages.chunks(segment).zip(openings) {
+            *opening = self.open_one(message).unwrap_or(Opening::Refused);
+        }
     }
 }
 
@@ -276,17 +316,42 @@ impl Session {
 }
 
 impl Tunnel for SimulatedTunnel {
+    type Sealer = SimulatedSealer;
+    type Opener = SimulatedOpener;
+
     fn is_ready(&self, now: Monotonic) -> bool {
         self.current(now).is_some()
     }
 
-    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
+    fn sealer(&mut self, count: u64, now: Monotonic) -> Option<SimulatedSealer> {
         let place = self.current(now)?;
-        self.write_transport(place, message, length, now)
+        self.data_sent.get_or_insert(now);
+        Some(self.sealer_of(place, count, now))
     }
 
-    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening {
-        self.open_transport(message, now).unwrap_or(Opening::Refused)
+    fn seal_keepalive(&mut self, message: &mut [u8], now: Monotonic) -> Option<usize> {
+        let place = self.current(now)?;
+        self.write_keepalive(place, message, now)
+    }
+
+    fn opener(&self, index: u32, now: Monotonic) -> Option<SimulatedOpener> {
+        let session = &self.sessions[self.session(index, now)?];
+        Some(SimulatedOpener { tag: [session.secret, self.preshared] })
+    }
+
+    fn accept(&mut self, index: u32, counter: u64, opening: Opening, now: Monotonic) -> Opening {
+        let Some(place) = self.session(index, now).filter(|_| opening != Opening::Refused) else {
+            return Opening::Refused;
+        };
+        let session = &mut self.sessions[place];
+        if !session.take(counter) {
+            return Opening::Refused;
+        }
+        session.confirmed = true;
+        self.last_received = now;
+        self.data_sent = None;
+        self.owes_answer |= opening != Opening::Keepalive;
+        opening
     }
 
     fn wants_rekey(&self) -> bool {
@@ -331,7 +396,7 @@ impl Tunnel for SimulatedTunnel {
         }
         match current {
             Some(place) if self.owes_answer && now.since(self.last_received) >= KEEPALIVE => {
-                self.write_transport(place, buffer, 0, now).map_or(Due::Nothing, Due::Keepalive)
+                self.write_keepalive(place, buffer, now).map_or(Due::Nothing, Due::Keepalive)
             }
             Some(_) | None => Due::Nothing,
         }

@@ -11,8 +11,8 @@ use crate::{
     packet::batch::UdpBatch,
     status::PlaneEvent,
     wireguard::{
-        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, MAX_RUN, Opening, RESPONSE,
-        RESPONSE_LENGTH, Received, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_index,
+        Admission, COOKIE_REPLY, COOKIE_REPLY_LENGTH, INITIATION, INITIATION_LENGTH, OpenerOf, Opening, RESPONSE,
+        RESPONSE_LENGTH, Received, TRANSPORT, TRANSPORT_OVERHEAD, Tunnel, Tunnels, read_counter, read_index,
     },
 };
 
@@ -55,31 +55,25 @@ impl Opened {
 }
 
 impl<W: Tunnels> Links<W> {
-    /// Opens the messages at the front of what was received together that are for one session, and tells of each what it brought; they
-    /// then go to [`Links::receive`]. Empty if the first is no transport data.
-    pub(crate) fn open_run<'o>(
-        &mut self,
-        received: &mut [u8],
-        segment: usize,
-        now: Monotonic,
-        openings: &'o mut [Opening; MAX_RUN],
-    ) -> &'o [Opening] {
-        let Some((slot, index)) = self.find(received, 4) else { return &[] };
+    /// Finds what opens the messages at the front of what was received together: how many are for one session, and its opener. One
+    /// that is no transport data, or for no session, has none.
+    pub(crate) fn opener(&self, received: &[u8], segment: usize, now: Monotonic) -> (usize, Option<OpenerOf<W>>) {
+        let Some((slot, index)) = self.find(received, 4) else { return (1, None) };
         let fits = |message: &&[u8]| {
             message.len() >= TRANSPORT_OVERHEAD
                 && message[..4] == [TRANSPORT, 0, 0, 0]
                 && read_index(message, 4) == Some(index)
         };
-        let count = received.chunks(segment).take(MAX_RUN).take_while(fits).count();
-        let tunnel = self.pair_mut(slot).and_then(|pair| pair.tunnel.as_mut());
-        let Some(tunnel) = tunnel.filter(|_| count > 0) else { return &[] };
-        let openings = &mut openings[..count];
-        let length = received.len().min(count * segment);
-        tunnel.open_run(&mut received[..length], segment, now, openings);
-        openings
+        let count = received.chunks(segment).take_while(fits).count();
+        let tunnel = self.pair_if_any(slot).and_then(|pair| pair.tunnel.as_ref()).filter(|_| count > 0);
+        match tunnel.and_then(|tunnel| tunnel.opener(index, now)) {
+            Some(opener) => (count, Some(opener)),
+            None => (1, None),
+        }
     }
 
-    /// Takes a datagram. An inner packet is opened where it stands, unless `opened` tells that it is already. `entitled` tells whether a peer has
+    /// Takes a datagram. `opened` is what its session's opener made of it; without one, an inner packet is opened here: its session may
+    /// have begun by the datagram before. `entitled` tells whether a peer has
     /// any live permission: without one, its handshakes get no answer.
     pub(crate) fn receive(
         &mut self,
@@ -118,7 +112,12 @@ impl<W: Tunnels> Links<W> {
         };
         let Some(tunnel) = pair.tunnel.as_mut() else { return Heard::Dropped(DropReason::UnknownIndex) };
         let peer = pair.peer;
-        let length = match opened.unwrap_or_else(|| tunnel.open(datagram, now)) {
+        let accepted = match (opened, read_counter(datagram)) {
+            (Some(opened), Some(counter)) => tunnel.accept(index, counter, opened, now),
+            (None, _) => tunnel.open(datagram, now),
+            (Some(_), None) => Opening::Refused,
+        };
+        let length = match accepted {
             Opening::Packet(length) => Some(length),
             Opening::Keepalive => None,
             Opening::Refused => return Heard::Dropped(DropReason::BadTransport),

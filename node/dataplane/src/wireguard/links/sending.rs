@@ -8,7 +8,9 @@ use super::{ATTEMPT_OVER, Links, NEXT_PAIR_AFTER, PairSlot, TICK, Waiting};
 use crate::{
     enforce::PeerSlot,
     packet::{batch::UdpBatch, offload::VirtioHeader},
-    wireguard::{Due, HEADER, INITIATION_LENGTH, Run, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length},
+    wireguard::{
+        Due, HEADER, INITIATION_LENGTH, Run, Sealer, SealerOf, TRANSPORT_OVERHEAD, Tunnel, Tunnels, padded_length,
+    },
 };
 
 /// A session to send with, and where to. It is used up within the call that asked for it.
@@ -54,11 +56,23 @@ impl<W: Tunnels> Links<W> {
         Some(Route { pair, to: to? })
     }
 
+    /// Returns the longest inner packet in bytes that goes to this peer whole: padding does not go beyond.
+    pub(crate) fn longest(&self, slot: PeerSlot) -> usize {
+        let path = self.peers.get(slot.0 as usize).and_then(Option::as_ref).and_then(|peer| peer.path_mtu);
+        usize::from(path.map_or(self.settings.mtu, |mtu| mtu.min(self.settings.mtu)))
+    }
+
     /// Returns the bytes of a message that carries a packet of `length` bytes to this peer, padded as its path allows.
     pub(crate) fn message_length(&self, slot: PeerSlot, length: usize) -> usize {
-        let path = self.peers.get(slot.0 as usize).and_then(Option::as_ref).and_then(|peer| peer.path_mtu);
-        let longest = path.map_or(self.settings.mtu, |mtu| mtu.min(self.settings.mtu));
-        padded_length(length, usize::from(longest)) + TRANSPORT_OVERHEAD
+        padded_length(length, self.longest(slot)) + TRANSPORT_OVERHEAD
+    }
+
+    /// Sets the counters of `count` messages apart. `None`: the session cannot be used any more.
+    pub(crate) fn sealer(&mut self, route: Route, count: usize, now: Monotonic) -> Option<SealerOf<W>> {
+        let pair = self.pairs[usize::from(route.pair.0)].as_mut()?;
+        let peer = self.peers.get_mut(pair.peer.0 as usize)?.as_mut()?;
+        peer.last_sent = Some(now);
+        pair.tunnel.as_mut()?.sealer(count as u64, now)
     }
 
     /// Seals the packet of `length` bytes that stands [`HEADER`] bytes into `room`, which has [`Links::message_length`], and returns the
@@ -66,17 +80,8 @@ impl<W: Tunnels> Links<W> {
     pub(crate) fn seal(&mut self, route: Route, room: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
         let (stride, last) = (room.len(), room.len() - TRANSPORT_OVERHEAD);
         room.get_mut(HEADER + length..HEADER + last)?.fill(0);
-        self.seal_run(route, room, &Run { stride, last, count: 1 }, now)?;
+        self.sealer(route, 1, now)?.seal_run(room, &Run { stride, last, count: 1 })?;
         Some(stride)
-    }
-
-    /// Seals the padded packets of a run, each [`HEADER`] bytes into its stride of `room`. `None`: the session cannot be used
-    /// any more.
-    pub(crate) fn seal_run(&mut self, route: Route, room: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
-        let pair = self.pairs[usize::from(route.pair.0)].as_mut()?;
-        let peer = self.peers.get_mut(pair.peer.0 as usize)?.as_mut()?;
-        peer.last_sent = Some(now);
-        pair.tunnel.as_mut()?.seal_run(room, run, now)
     }
 
     /// Counts what was sent to a peer.
@@ -94,9 +99,10 @@ impl<W: Tunnels> Links<W> {
         }
         peer.last_sent = Some(now); // also when it only begins a handshake, which tries again by itself
         let Some(route) = self.route(slot, now, udp) else { return };
-        let length = self.message_length(slot, 0);
-        if let Some(room) = Self::reserve(&mut self.counters, udp, length)
-            && let Some(sealed) = self.seal(route, room, 0, now)
+        let Self { counters, pairs, .. } = self;
+        if let Some(room) = Self::reserve(counters, udp, TRANSPORT_OVERHEAD)
+            && let Some(tunnel) = pairs[usize::from(route.pair.0)].as_mut().and_then(|pair| pair.tunnel.as_mut())
+            && let Some(sealed) = tunnel.seal_keepalive(room, now)
         {
             udp.commit(route.to(), sealed);
         }

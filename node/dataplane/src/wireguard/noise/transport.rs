@@ -7,13 +7,13 @@
 //!
 //! Nothing is copied: the caller leaves [`DATA`] bytes before the packet and a tag's room behind it.
 
-use std::time::Duration;
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use postern_aead::{Key, Sealed};
 use postern_common::time::Monotonic;
 
 use super::{
-    super::{REJECT_AFTER_MESSAGES, Run, TRANSPORT, TRANSPORT_OVERHEAD},
+    super::{Opener, Opening, REJECT_AFTER_MESSAGES, Run, Sealer, TRANSPORT, TRANSPORT_OVERHEAD},
     handshake::Keys,
     window::Window,
 };
@@ -38,8 +38,8 @@ pub(super) struct Session {
     remote_index: u32,
     pub(super) role: Role,
     born: Monotonic,
-    sending: Key,
-    receiving: Key,
+    sending: Arc<Key>,
+    receiving: Arc<Key>,
     /// The counter of the next message.
     next: u64,
     window: Window,
@@ -52,8 +52,8 @@ impl Session {
             remote_index: remote,
             role,
             born: now,
-            sending: Key::new(&keys.sending),
-            receiving: Key::new(&keys.receiving),
+            sending: Arc::new(Key::new(&keys.sending)),
+            receiving: Arc::new(Key::new(&keys.receiving)),
             next: 0,
             window: Window::new(),
         }
@@ -72,19 +72,50 @@ impl Session {
         self.next
     }
 
-    /// Seals the packet of `length` bytes that stands 16 bytes into `message`; returns the message's length. `None` if
-    /// the session is used up or the room is too small.
-    pub(super) fn seal(&mut self, message: &mut [u8], length: usize) -> Option<usize> {
-        let stride = length + TRANSPORT_OVERHEAD;
-        self.seal_run(message, &Run { stride, last: length, count: 1 })?;
-        Some(stride)
+    /// Sets the counters of `count` messages apart. `None` if the session has not so many left.
+    pub(super) fn sealer(&mut self, count: u64) -> Option<SessionSealer> {
+        let first = self.next;
+        self.next = first.checked_add(count).filter(|next| *next <= REJECT_AFTER_MESSAGES)?;
+        Some(SessionSealer { key: self.sending.clone(), remote_index: self.remote_index, counters: first..self.next })
     }
 
-    /// Seals the packets of a run. `None` if the session has not so many messages left, or the room is too small: then nothing was
-    /// sealed, and no counter is used twice.
-    pub(super) fn seal_run(&mut self, messages: &mut [u8], run: &Run) -> Option<()> {
-        let first = self.next;
-        let next = first.checked_add(run.count as u64).filter(|next| *next <= REJECT_AFTER_MESSAGES)?;
+    /// Seals a keepalive; returns its length.
+    pub(super) fn seal_keepalive(&mut self, message: &mut [u8]) -> Option<usize> {
+        let run = Run { stride: TRANSPORT_OVERHEAD, last: 0, count: 1 };
+        self.sealer(1)?.seal_run(message, &run)?;
+        Some(TRANSPORT_OVERHEAD)
+    }
+
+    pub(super) fn opener(&self) -> SessionOpener {
+        SessionOpener { key: self.receiving.clone() }
+    }
+
+    /// Notes the counter of a message that opened. Only what opened moves the window: a forger cannot shut anybody out. One counter
+    /// twice is refused the second time.
+    pub(super) fn accept(&mut self, counter: u64) -> bool {
+        counter < REJECT_AFTER_MESSAGES && self.window.accept(counter)
+    }
+}
+
+/// Counters of a session that nobody else has: neither it nor a copy of it can seal twice with one.
+pub struct SessionSealer {
+    key: Arc<Key>,
+    remote_index: u32,
+    counters: Range<u64>,
+}
+
+impl std::fmt::Debug for SessionSealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionSealer").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+impl Sealer for SessionSealer {
+    fn seal_run(self, messages: &mut [u8], run: &Run) -> Option<()> {
+        let Range { start, end } = self.counters;
+        if run.count as u64 > end - start {
+            return None;
+        }
         let layout = postern_aead::Run {
             stride: run.stride,
             header: DATA,
@@ -92,9 +123,8 @@ impl Session {
             last_length: run.last,
             count: run.count,
         };
-        self.sending.seal_run(first, messages, &layout).ok()?;
-        self.next = next;
-        for (counter, message) in (first..next).zip(messages.chunks_mut(run.stride)) {
+        self.key.seal_run(start, messages, &layout).ok()?;
+        for (counter, message) in (start..end).zip(messages.chunks_mut(run.stride).take(run.count)) {
             let header = message.first_chunk_mut::<DATA>()?;
             header[..4].copy_from_slice(&[TRANSPORT, 0, 0, 0]);
             header[4..8].copy_from_slice(&self.remote_index.to_le_bytes());
@@ -102,41 +132,55 @@ impl Session {
         }
         Some(())
     }
+}
 
-    #[cfg(test)]
-    fn open(&mut self, message: &mut [u8]) -> Option<usize> {
-        let segment = message.len().max(1);
-        let mut length = [None];
-        self.open_run(message, segment, &mut length);
-        length[0]
+/// Opens the messages of one session.
+pub struct SessionOpener {
+    key: Arc<Key>,
+}
+
+impl std::fmt::Debug for SessionOpener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionOpener").finish_non_exhaustive()
     }
+}
 
-    /// Opens messages of `segment` bytes each, the last may be shorter, in place: a packet, with its padding, stands 16 bytes into its
-    /// message. Tells the packets' lengths; `None` if one is forged, replayed or too late.
-    pub(super) fn open_run(&mut self, messages: &mut [u8], segment: usize, lengths: &mut [Option<usize>]) {
-        for (messages, lengths) in messages.chunks_mut(segment * TOGETHER).zip(lengths.chunks_mut(TOGETHER)) {
+impl Opener for SessionOpener {
+    fn open_run(&self, messages: &mut [u8], segment: usize, openings: &mut [Opening]) {
+        for (messages, openings) in messages.chunks_mut(segment * TOGETHER).zip(openings.chunks_mut(TOGETHER)) {
             let mut sealed: [Sealed<'_>; TOGETHER] = std::array::from_fn(|_| Sealed::new(0, &mut []));
             let mut places = [0; TOGETHER];
             let mut count = 0;
             for (place, message) in messages.chunks_mut(segment).enumerate() {
-                lengths[place] = None;
+                openings[place] = Opening::Refused;
                 let Some((header, bytes)) = message.split_first_chunk_mut::<DATA>() else { continue };
                 let [.., a, b, c, d, e, f, g, h] = *header;
-                let counter = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
-                if counter < REJECT_AFTER_MESSAGES && self.window.may_accept(counter) {
-                    sealed[count] = Sealed::new(counter, bytes);
-                    places[count] = place;
-                    count += 1;
-                }
+                sealed[count] = Sealed::new(u64::from_le_bytes([a, b, c, d, e, f, g, h]), bytes);
+                places[count] = place;
+                count += 1;
             }
-            self.receiving.open_many(&mut sealed[..count]);
+            self.key.open_many(&mut sealed[..count]);
             for (sealed, place) in sealed.into_iter().zip(places).take(count) {
-                let counter = sealed.counter();
-                // Only what opened moves the window: a forger cannot shut anybody out. One counter twice is refused the second time.
-                lengths[place] = sealed.into_text().filter(|_| self.window.accept(counter)).map(|text| text.len());
+                openings[place] = match sealed.into_text() {
+                    None => Opening::Refused,
+                    Some([]) => Opening::Keepalive,
+                    Some(text) => Opening::Packet(inner_length(text)),
+                };
             }
         }
     }
+}
+
+/// Returns the length that the packet's own header tells, without the padding. One that does not fit is left whole, for
+/// the view to refuse.
+fn inner_length(packet: &[u8]) -> usize {
+    let number = |at: usize| packet.get(at..at + 2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])));
+    let length = match packet.first().map(|first| first >> 4) {
+        Some(4) => number(2),
+        Some(6) => number(4).map(|payload| payload + 40),
+        Some(_) | None => None,
+    };
+    length.filter(|length| (1..=packet.len()).contains(length)).unwrap_or(packet.len())
 }
 
 #[cfg(test)]
@@ -144,6 +188,7 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
+    use crate::wireguard::read_counter;
 
     fn pair() -> (Session, Session) {
         let keys = |sending: u8, receiving: u8| Keys {
@@ -155,6 +200,58 @@ mod tests {
             Session::new(&keys(1, 2), (7, 8), Role::Initiator, now),
             Session::new(&keys(2, 1), (8, 7), Role::Responder, now),
         )
+    }
+
+    impl Session {
+        fn seal(&mut self, message: &mut [u8], length: usize) -> Option<usize> {
+            let stride = length + TRANSPORT_OVERHEAD;
+            self.seal_run(message, &Run { stride, last: length, count: 1 })?;
+            Some(stride)
+        }
+
+        fn seal_run(&mut self, messages: &mut [u8], run: &Run) -> Option<()> {
+            self.sealer(run.count as u64)?.seal_run(messages, run)
+        }
+
+        fn open(&mut self, message: &mut [u8]) -> Option<usize> {
+            let segment = message.len();
+            let mut length = [None];
+            self.open_run(message, segment, &mut length);
+            length[0]
+        }
+
+        fn open_run(&mut self, messages: &mut [u8], segment: usize, lengths: &mut [Option<usize>]) {
+            let mut openings = vec![Opening::Refused; lengths.len()];
+            let counters: Vec<_> = messages.chunks(segment).map(|message| read_counter(message).unwrap()).collect();
+            self.opener().open_run(messages, segment, &mut openings);
+            for ((length, opening), counter) in lengths.iter_mut().zip(openings).zip(counters) {
+                *length = match opening {
+                    Opening::Packet(length) => self.accept(counter).then_some(length),
+                    Opening::Keepalive => self.accept(counter).then_some(0),
+                    Opening::Refused => None,
+                };
+            }
+        }
+    }
+
+    #[test]
+    fn counters_that_were_set_apart_are_nobody_elses_and_seal_no_more_than_they_are() {
+        let (mut a, mut b) = pair();
+        let (first, second) = (a.sealer(2).unwrap(), a.sealer(1).unwrap());
+        let mut late = vec![0; 3 * 48];
+        let run = Run { stride: 48, last: 16, count: 2 };
+        assert!(second.seal_run(&mut late, &run).is_none(), "two with the counter of one");
+        assert_eq!(late, vec![0; 3 * 48]);
+        let mut early = vec![0; 96];
+        first.seal_run(&mut early, &run).unwrap();
+        let mut third = [0; 48];
+        a.seal(&mut third, 16).unwrap();
+        let counters: Vec<_> = early.chunks(48).chain([&third[..]]).map(read_counter).collect();
+        assert_eq!(counters, [Some(0), Some(1), Some(3)]);
+        assert_eq!(b.open(&mut third), Some(16));
+        let mut lengths = [None; 2];
+        b.open_run(&mut early, 48, &mut lengths);
+        assert_eq!(lengths, [Some(16); 2], "what was sealed later may come first");
     }
 
     #[test]
@@ -222,12 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn a_message_beyond_the_limit_is_not_opened() {
-        let (mut a, mut b) = pair();
-        let mut message = [0; 32];
-        a.next = REJECT_AFTER_MESSAGES - 1;
-        a.seal(&mut message, 0).unwrap();
-        message[8..16].copy_from_slice(&REJECT_AFTER_MESSAGES.to_le_bytes());
-        assert_eq!(b.open(&mut message), None);
+    fn a_message_beyond_the_limit_is_not_taken() {
+        let (a, mut b) = pair();
+        for (counter, expected) in [(REJECT_AFTER_MESSAGES, None), (REJECT_AFTER_MESSAGES - 1, Some(0))] {
+            let mut message = [0; 32];
+            let counters = counter..counter + 1;
+            let beyond = SessionSealer { key: a.sending.clone(), remote_index: a.remote_index, counters };
+            beyond.seal_run(&mut message, &Run { stride: 32, last: 0, count: 1 }).unwrap();
+            assert_eq!(b.open(&mut message), expected);
+        }
     }
 }

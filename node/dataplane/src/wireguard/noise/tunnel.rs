@@ -18,11 +18,11 @@ use super::{
     Stamper,
     cookies::Stamps,
     handshake::{INITIATION_BODY, Initiation, RESPONSE_BODY, Statics, Timestamp, identify},
-    transport::{REJECT_AFTER_TIME, Role, Session},
+    transport::{REJECT_AFTER_TIME, Role, Session, SessionOpener, SessionSealer},
 };
 use crate::wireguard::{
-    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, MAX_RUN, Opening, REKEY_AFTER_MESSAGES, RESPONSE,
-    RESPONSE_LENGTH, Received, Run, TRANSPORT_OVERHEAD, Tunnel, read_index,
+    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, Opening, REKEY_AFTER_MESSAGES, RESPONSE, RESPONSE_LENGTH, Received,
+    TRANSPORT_OVERHEAD, Tunnel, read_index,
 };
 
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
@@ -135,7 +135,7 @@ impl NoiseTunnel {
         let keys = attempt.initiation.finish(&self.statics, body)?;
         self.attempt = None;
         let mut session = Session::new(&keys, (to, from), Role::Initiator, now);
-        let length = session.seal(buffer, 0)?;
+        let length = session.seal_keepalive(buffer)?;
         // What the peer may still send with stays: the session before, and the one that it asked for meanwhile. The latter may be the
         // fruit of a replay, so it displaces nothing.
         if let Some(before) = self.current.replace(session) {
@@ -165,25 +165,53 @@ impl NoiseTunnel {
 }
 
 impl Tunnel for NoiseTunnel {
+    type Sealer = SessionSealer;
+    type Opener = SessionOpener;
+
     fn is_ready(&self, now: Monotonic) -> bool {
         self.current.as_ref().is_some_and(|session| session.is_usable(now))
     }
 
-    fn seal(&mut self, message: &mut [u8], length: usize, now: Monotonic) -> Option<usize> {
-        let stride = length + TRANSPORT_OVERHEAD;
-        self.seal_run(message, &Run { stride, last: length, count: 1 }, now)?;
-        Some(stride)
-    }
-
-    fn seal_run(&mut self, messages: &mut [u8], run: &Run, now: Monotonic) -> Option<()> {
-        let session = self.current.as_mut().filter(|session| session.is_usable(now))?;
-        session.seal_run(messages, run)?;
+    fn sealer(&mut self, count: u64, now: Monotonic) -> Option<SessionSealer> {
+        let sealer = self.current.as_mut().filter(|session| session.is_usable(now))?.sealer(count)?;
         if self.unanswered.is_none() {
             self.unanswered = Some(now);
         }
         self.owed = None;
         self.has_sent = true;
-        Some(())
+        Some(sealer)
+    }
+
+    fn seal_keepalive(&mut self, message: &mut [u8], now: Monotonic) -> Option<usize> {
+        let session = self.current.as_mut().filter(|session| session.is_usable(now))?;
+        session.seal_keepalive(message.get_mut(..TRANSPORT_OVERHEAD)?)
+    }
+
+    fn opener(&self, index: u32, now: Monotonic) -> Option<SessionOpener> {
+        let sessions = [&self.current, &self.unconfirmed, &self.previous].into_iter().flatten();
+        let session = sessions.into_iter().find(|session| session.local_index == index)?;
+        (session.age(now) < REJECT_AFTER_TIME).then(|| session.opener())
+    }
+
+    fn accept(&mut self, index: u32, counter: u64, opening: Opening, now: Monotonic) -> Opening {
+        if opening == Opening::Refused {
+            return opening;
+        }
+        let session = self.session_of(index).filter(|session| session.age(now) < REJECT_AFTER_TIME);
+        if !session.is_some_and(|session| session.accept(counter)) {
+            return Opening::Refused;
+        }
+        if self.unconfirmed.as_ref().is_some_and(|session| session.local_index == index) {
+            self.previous = self.current.take();
+            self.current = self.unconfirmed.take();
+            self.attempt = None;
+        }
+        self.unanswered = None;
+        if opening != Opening::Keepalive {
+            self.owed.get_or_insert(now);
+            self.has_heard = true;
+        }
+        opening
     }
 
     fn wants_rekey(&self) -> bool {
@@ -192,44 +220,6 @@ impl Tunnel for NoiseTunnel {
 
     fn initiate(&mut self, message: &mut [u8], now: Monotonic) -> Option<usize> {
         if self.attempt.is_some() { None } else { self.begin(message, now, now) }
-    }
-
-    fn open(&mut self, message: &mut [u8], now: Monotonic) -> Opening {
-        let segment = message.len().max(1);
-        let mut opening = [Opening::Refused];
-        self.open_run(message, segment, now, &mut opening);
-        opening[0]
-    }
-
-    fn open_run(&mut self, messages: &mut [u8], segment: usize, now: Monotonic, openings: &mut [Opening]) {
-        openings.fill(Opening::Refused);
-        let Some(index) = read_index(messages, 4) else { return };
-        let Some(session) = self.session_of(index).filter(|session| session.age(now) < REJECT_AFTER_TIME) else {
-            return;
-        };
-        let mut lengths = [None; MAX_RUN];
-        let lengths = &mut lengths[..openings.len().min(MAX_RUN)];
-        session.open_run(messages, segment, lengths);
-        if lengths.iter().all(Option::is_none) {
-            return;
-        }
-        if self.unconfirmed.as_ref().is_some_and(|session| session.local_index == index) {
-            self.previous = self.current.take();
-            self.current = self.unconfirmed.take();
-            self.attempt = None;
-        }
-        self.unanswered = None;
-        for ((message, length), opening) in messages.chunks(segment).zip(lengths).zip(openings) {
-            *opening = match *length {
-                None => Opening::Refused,
-                Some(0) => Opening::Keepalive,
-                Some(length) => {
-                    self.owed.get_or_insert(now);
-                    self.has_heard = true;
-                    Opening::Packet(inner_length(&message[16..16 + length]))
-                }
-            };
-        }
     }
 
     fn receive(&mut self, message: &[u8], buffer: &mut [u8], now: Monotonic) -> Received {
@@ -273,25 +263,10 @@ impl Tunnel for NoiseTunnel {
         }
         if self.owed.is_some_and(|since| now.since(since) >= KEEPALIVE_TIMEOUT) {
             self.owed = None;
-            // A keepalive asks for no answer: it does not go through `Tunnel::seal`.
-            let session = self.current.as_mut().filter(|session| session.is_usable(now));
-            let sealed = session.and_then(|session| session.seal(buffer.get_mut(..TRANSPORT_OVERHEAD)?, 0));
-            return sealed.map_or(Due::Nothing, Due::Keepalive);
+            return self.seal_keepalive(buffer, now).map_or(Due::Nothing, Due::Keepalive);
         }
         Due::Nothing
     }
-}
-
-/// Returns the length that the packet's own header tells, without the padding. One that does not fit is left whole, for
-/// the view to refuse.
-fn inner_length(packet: &[u8]) -> usize {
-    let number = |at: usize| packet.get(at..at + 2).map(|bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])));
-    let length = match packet.first().map(|first| first >> 4) {
-        Some(4) => number(2),
-        Some(6) => number(4).map(|payload| payload + 40),
-        Some(_) | None => None,
-    };
-    length.filter(|length| (1..=packet.len()).contains(length)).unwrap_or(packet.len())
 }
 
 fn random<const N: usize>() -> Option<[u8; N]> {
