@@ -36,7 +36,7 @@ mod testing;
 pub mod wireguard;
 
 pub use counters::{Counters, Direction, DropReason};
-pub use pipeline::{DataPlane, Intake, Out, Sealing};
+pub use pipeline::{DataPlane, Intake, Out, Released, Sealing};
 pub use settings::{Ceiling, LocalRefusal, Settings};
 pub use status::{
     Applied, FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus, PlaneEvent, WhoIs,

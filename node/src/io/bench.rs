@@ -9,6 +9,7 @@ use std::{
     fs,
     io::Write,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -83,6 +84,9 @@ enum Step {
         /// Do without TUN offloads, GSO and GRO.
         #[arg(long)]
         plain: bool,
+        /// Threads that handle packets.
+        #[arg(long, default_value_t = NonZeroUsize::MIN)]
+        workers: NonZeroUsize,
         /// Judge nothing: what the policy path is compared with.
         #[arg(long, hide = true)]
         unjudged: bool,
@@ -111,13 +115,13 @@ impl BenchPlane {
     pub fn run(self) -> anyhow::Result<()> {
         match self.step {
             Step::Prepare { directory, a, b, rules, peers } => prepare(&directory, [a, b], rules, peers),
-            Step::Run { file, interface, mtu, plain, unjudged, counters } => {
+            Step::Run { file, interface, mtu, plain, workers, unjudged, counters } => {
                 let (offloads, segmentation) = match plain {
                     false => (Offloads::All, Segmentation::Offloaded),
                     true => (Offloads::None, Segmentation::Off),
                 };
                 let judging = if unjudged { Judging::Off } else { Judging::On };
-                let (handle, mut events) = start(&file, &interface, mtu, (offloads, segmentation), judging)?;
+                let (handle, mut events) = start(&file, &interface, mtu, (offloads, segmentation), workers, judging)?;
                 if counters {
                     let handle = handle.clone();
                     std::thread::spawn(move || {
@@ -151,6 +155,7 @@ pub(super) fn start(
     interface: &str,
     mtu: u16,
     (offloads, segmentation): (Offloads, Segmentation),
+    workers: NonZeroUsize,
     judging: Judging,
 ) -> anyhow::Result<(worker::WorkerHandle, tokio::sync::mpsc::Receiver<worker::WorkerEvent>)> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -166,10 +171,17 @@ pub(super) fn start(
     if judging == Judging::Off {
         plane.stop_judging_to_measure();
     }
-    let (handle, events) = worker::spawn(plane, tun, sockets, clock)?;
+    let (handle, events) = worker::spawn(plane, tun, sockets, clock, workers)?;
     handle.set_local_keys_blocking(vec![WireGuardPrivateKey::from_bytes(node.private_key)])?;
     handle.apply_blocking(grants)?;
     Ok((handle, events))
+}
+
+/// Reads the private key in a node's file.
+#[cfg(test)]
+pub(super) fn private_key(file: &Path) -> anyhow::Result<WireGuardPrivateKey> {
+    let node: NodeFile = serde_json::from_str(&fs::read_to_string(file)?)?;
+    Ok(WireGuardPrivateKey::from_bytes(node.private_key))
 }
 
 /// Writes both nodes' files.

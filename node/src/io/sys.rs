@@ -85,7 +85,16 @@ impl Poller {
 
     /// Watches `fd` for something to read, under the name `token`. Closing `fd` ends that.
     pub(super) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
-        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: token };
+        self.watch(fd, token, libc::EPOLLIN)
+    }
+
+    /// As [`Poller::add`], for a descriptor that several pollers watch: one that waits is woken, not all (`EPOLLEXCLUSIVE`).
+    pub(super) fn add_shared(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.watch(fd, token, libc::EPOLLIN | libc::EPOLLEXCLUSIVE)
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, token: u64, events: c_int) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: events as u32, u64: token };
         // SAFETY: `event` lives through the call.
         check(unsafe { libc::epoll_ctl(self.fd.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &mut event) })
             .map(drop)

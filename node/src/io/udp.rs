@@ -1,4 +1,5 @@
-//! The WireGuard sockets: one for IPv4 and one for IPv6 on one port, on every underlay interface.
+//! The WireGuard sockets: one for IPv4 and one for IPv6 on one port, on every underlay interface; with several workers a pair for
+//! each, among which the kernel spreads the peers ([`UdpSockets::siblings`]).
 //!
 //! Runs of equal datagrams leave by one `UDP_SEGMENT` send; the kernel joins what arrives (`UDP_GRO`). Where an interface refuses
 //! segmentation (`EIO`), or a datagram is longer than the path's MTU (`EMSGSIZE`, `EINVAL`), the run is sent one by one, and the
@@ -14,6 +15,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
 };
 
 use postern_dataplane::packet::batch::UdpRun;
@@ -82,8 +84,19 @@ pub struct SendCounters {
 /// One family's socket.
 #[derive(Debug)]
 struct FamilySocket {
-    socket: Socket,
+    door: Door,
     segmentation: Segmentation,
+}
+
+/// The receiving side of one socket; clones are the same one.
+#[derive(Debug, Clone)]
+pub struct Door(Arc<Socket>);
+
+/// Whether a port is for one socket of a family alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    Alone,
+    WithSiblings,
 }
 
 /// Both families' sockets.
@@ -141,14 +154,14 @@ impl UdpSockets {
     }
 
     fn bind_once(port: u16, segmentation: Segmentation) -> io::Result<Self> {
-        let ipv6 = match open((Ipv6Addr::UNSPECIFIED, port).into(), segmentation) {
+        let ipv6 = match open((Ipv6Addr::UNSPECIFIED, port).into(), segmentation, Sharing::Alone) {
             Ok(socket) => Some(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(_no_ipv6) => None,
         };
-        let bound = |socket: &FamilySocket| socket.socket.local_addr().ok()?.as_socket().map(|a| a.port());
+        let bound = |socket: &FamilySocket| socket.door.0.local_addr().ok()?.as_socket().map(|a| a.port());
         let port = ipv6.as_ref().and_then(bound).unwrap_or(port);
-        let ipv4 = match open((Ipv4Addr::UNSPECIFIED, port).into(), segmentation) {
+        let ipv4 = match open((Ipv4Addr::UNSPECIFIED, port).into(), segmentation, Sharing::Alone) {
             Ok(socket) => Some(socket),
             Err(error) if ipv6.is_none() || error.kind() == io::ErrorKind::AddrInUse => return Err(error),
             Err(_no_ipv4) => None,
@@ -167,28 +180,32 @@ impl UdpSockets {
         &self.counters
     }
 
-    /// Returns a family's descriptor, to wait for.
-    pub fn descriptor(&self, family: Family) -> Option<BorrowedFd<'_>> {
-        self.family(family).map(|socket| socket.socket.as_fd())
+    /// Returns a family's receiving side.
+    pub fn door(&self, family: Family) -> Option<&Door> {
+        match family {
+            Family::V4 => self.ipv4.as_ref(),
+            Family::V6 => self.ipv6.as_ref(),
+        }
+        .map(|socket| &socket.door)
     }
 
-    /// Receives what the kernel joined; `None` when there is no more at present.
+    /// Opens `count` further pairs of sockets on the same port (`SO_REUSEPORT`): the kernel gives all datagrams of a peer's address to
+    /// one of them. Until now nobody else could take the port; from now on a process of the same user could.
     ///
     /// # Errors
-    /// What the kernel says. Errors that an ICMP message caused are reported once and say nothing about the socket.
-    pub fn receive(&self, family: Family, buffer: &mut [u8]) -> io::Result<Option<Arrival>> {
-        let Some(socket) = self.family(family) else { return Ok(None) };
-        loop {
-            match sys::receive(socket.socket.as_fd(), buffer) {
-                Ok(Some(sys::Received { from, to, length, segment })) => {
-                    return Ok(Some(Arrival { from, to, length, segment }));
-                }
-                Ok(None) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+    /// What the kernel says.
+    pub fn siblings(&self, count: usize) -> io::Result<Vec<Self>> {
+        let again = |own: &Option<FamilySocket>, any: IpAddr| {
+            let Some(own) = own else { return Ok(None) };
+            sys::set_option(own.door.descriptor(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+            open((any, self.port).into(), own.segmentation, Sharing::WithSiblings).map(Some)
+        };
+        let sibling = |_| {
+            let ipv4 = again(&self.ipv4, Ipv4Addr::UNSPECIFIED.into())?;
+            let ipv6 = again(&self.ipv6, Ipv6Addr::UNSPECIFIED.into())?;
+            Ok(Self { ipv4, ipv6, port: self.port, counters: SendCounters::default() })
+        };
+        (0..count).map(sibling).collect()
     }
 
     /// Sends one run, from the local address `from` if it is given. What the kernel does not take is lost and counted, as on
@@ -242,11 +259,29 @@ impl UdpSockets {
             }
         }
     }
+}
 
-    const fn family(&self, family: Family) -> Option<&FamilySocket> {
-        match family {
-            Family::V4 => self.ipv4.as_ref(),
-            Family::V6 => self.ipv6.as_ref(),
+impl Door {
+    /// Returns the descriptor, to wait for.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Receives what the kernel joined; `None` when there is no more at present.
+    ///
+    /// # Errors
+    /// What the kernel says. Errors that an ICMP message caused are reported once and say nothing about the socket.
+    pub fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Arrival>> {
+        loop {
+            match sys::receive(self.descriptor(), buffer) {
+                Ok(Some(sys::Received { from, to, length, segment })) => {
+                    return Ok(Some(Arrival { from, to, length, segment }));
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 }
@@ -266,7 +301,7 @@ fn send_once(
     // address that went away is given up.
     let mut from = from;
     for _attempt in 0..2 {
-        match sys::send(socket.socket.as_fd(), to, from, bytes, segment) {
+        match sys::send(socket.door.descriptor(), to, from, bytes, segment) {
             Ok(_) => return Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EINTR) => {}
@@ -275,10 +310,10 @@ fn send_once(
             },
         }
     }
-    sys::send(socket.socket.as_fd(), to, None, bytes, segment).map(drop)
+    sys::send(socket.door.descriptor(), to, None, bytes, segment).map(drop)
 }
 
-fn open(address: SocketAddr, segmentation: Segmentation) -> io::Result<FamilySocket> {
+fn open(address: SocketAddr, segmentation: Segmentation, sharing: Sharing) -> io::Result<FamilySocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
@@ -296,6 +331,10 @@ fn open(address: SocketAddr, segmentation: Segmentation) -> io::Result<FamilySoc
             sys::set_option(socket.as_fd(), libc::SOL_SOCKET, plain, size)?;
         }
     }
+    match sharing {
+        Sharing::Alone => {}
+        Sharing::WithSiblings => sys::set_option(socket.as_fd(), libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?,
+    }
     socket.bind(&address.into())?;
     let segmentation = match segmentation {
         Segmentation::Off => Segmentation::Off,
@@ -305,7 +344,7 @@ fn open(address: SocketAddr, segmentation: Segmentation) -> io::Result<FamilySoc
             Segmentation::Offloaded
         }
     };
-    Ok(FamilySocket { socket, segmentation })
+    Ok(FamilySocket { door: Door(Arc::new(socket)), segmentation })
 }
 
 #[cfg(test)]
@@ -324,9 +363,9 @@ mod tests {
         let mut buffer = vec![0; MAX_RECEIVE];
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while datagrams.len() < want && std::time::Instant::now() < deadline {
-            let fd = sockets.descriptor(family).unwrap();
-            wait_for(fd, 100);
-            while let Some(arrival) = sockets.receive(family, &mut buffer).unwrap() {
+            let door = sockets.door(family).unwrap();
+            wait_for(door.descriptor(), 100);
+            while let Some(arrival) = door.receive(&mut buffer).unwrap() {
                 datagrams.extend(buffer[..arrival.length].chunks(arrival.segment).map(<[u8]>::to_vec));
             }
         }
@@ -368,14 +407,16 @@ mod tests {
         batch.push(SocketAddr::from(([127, 0, 0, 7], asked.port())), b"who is there").unwrap();
         asker.send(&batch.runs().next().unwrap(), None);
         let mut buffer = [0; 100];
-        wait_for(asked.descriptor(Family::V4).unwrap(), 5_000);
-        let arrival = asked.receive(Family::V4, &mut buffer).unwrap().unwrap();
+        let door = asked.door(Family::V4).unwrap().clone();
+        wait_for(door.descriptor(), 5_000);
+        let arrival = door.receive(&mut buffer).unwrap().unwrap();
         assert_eq!(arrival.to, Some(IpAddr::from([127, 0, 0, 7])));
         batch.clear();
         batch.push(arrival.from, b"a small door").unwrap();
         asked.send(&batch.runs().next().unwrap(), arrival.to);
-        wait_for(asker.descriptor(Family::V4).unwrap(), 5_000);
-        let answer = asker.receive(Family::V4, &mut buffer).unwrap().unwrap();
+        let door = asker.door(Family::V4).unwrap();
+        wait_for(door.descriptor(), 5_000);
+        let answer = door.receive(&mut buffer).unwrap().unwrap();
         assert_eq!(answer.from.ip(), IpAddr::from([127, 0, 0, 7]));
     }
 
@@ -384,5 +425,33 @@ mod tests {
         let first = UdpSockets::bind(0, Segmentation::Off).unwrap();
         let error = UdpSockets::bind(first.port(), Segmentation::Off).unwrap_err();
         assert!(error.to_string().contains(&first.port().to_string()), "{error}");
+    }
+
+    #[test]
+    fn siblings_share_the_port_and_each_peer_address_has_one_of_them() {
+        let first = UdpSockets::bind(0, Segmentation::Off).unwrap();
+        let mut all = first.siblings(3).unwrap();
+        all.push(first);
+        let to = SocketAddr::from(([127, 0, 0, 1], all[0].port()));
+        let mut heard = vec![std::collections::HashMap::<SocketAddr, usize>::new(); all.len()];
+        for _peer in 0..40 {
+            let mut peer = UdpSockets::bind(0, Segmentation::Off).unwrap();
+            for _datagram in 0..5 {
+                let mut batch = UdpBatch::new();
+                batch.push(to, b"who is there").unwrap();
+                peer.send(&batch.runs().next().unwrap(), None);
+            }
+        }
+        let mut buffer = [0; 100];
+        for (socket, heard) in all.iter().zip(&mut heard) {
+            while let Some(arrival) = socket.door(Family::V4).unwrap().receive(&mut buffer).unwrap() {
+                *heard.entry(arrival.from).or_default() += 1;
+            }
+        }
+        assert_eq!(heard.iter().map(|heard| heard.len()).sum::<usize>(), 40, "each peer has one socket");
+        assert!(heard.iter().flat_map(|heard| heard.values()).all(|count| *count == 5));
+        assert!(heard.iter().filter(|heard| !heard.is_empty()).count() >= 2, "and not all the same");
+        let taken = UdpSockets::bind(to.port(), Segmentation::Off).unwrap_err();
+        assert!(matches!(taken, UdpError::Occupied { .. }), "a second node that does not know better: {taken}");
     }
 }

@@ -7,7 +7,7 @@ use postern_common::{net::FiveTuple, reason::DenyReason, time::Now};
 use super::{
     DataPlane, Out,
     authenticated::{Authenticated, Suspect},
-    intake::Intake,
+    intake::{Intake, Released},
     outbound::datagram_of,
 };
 use crate::{
@@ -68,10 +68,11 @@ impl<W: Tunnels> DataPlane<W> {
     }
 
     /// Judges what an intake has opened, in the order in which it came, and empties it. Packets that may pass stand in the same batch.
-    pub fn take(&mut self, intake: &mut Intake<OpenerOf<W>>, now: Now, out: &mut Out<'_>) {
+    pub fn take(&mut self, intake: &mut Intake<OpenerOf<W>>, now: Now, out: &mut Out<'_>) -> Released {
         self.enforcer.glance_at_clock(now);
         intake.drain(|datagram, opening, from| self.hear(datagram, opening, from, now, out));
         self.finish(now, out);
+        std::mem::take(&mut self.released)
     }
 
     fn hear(&mut self, datagram: Range<usize>, opened: Option<Opening>, from: SocketAddr, now: Now, out: &mut Out<'_>) {

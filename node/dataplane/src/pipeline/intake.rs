@@ -89,3 +89,14 @@ impl<O: Opener> Intake<O> {
         }
     }
 }
+
+/// Whether packets that had waited for a session stand among the datagrams: threads that share a plane send them before another one
+/// uses it, so that nothing of their flows overtakes them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Released {
+    /// None.
+    #[default]
+    Nothing,
+    /// Some.
+    Waiting,
+}

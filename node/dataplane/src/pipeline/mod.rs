@@ -49,7 +49,10 @@ use postern_common::{
 };
 
 use self::keepalive::Keepalives;
-pub use self::{intake::Intake, outbound::Sealing};
+pub use self::{
+    intake::{Intake, Released},
+    outbound::Sealing,
+};
 use crate::{
     counters::Counters,
     enforce::{Enforcer, Facts},
@@ -84,6 +87,7 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
     keepalives: Keepalives,
     /// Kept for its room.
     intake: Intake<OpenerOf<W>>,
+    released: Released,
 }
 
 impl DataPlane<WireGuard> {
@@ -111,6 +115,7 @@ impl<W: Tunnels> DataPlane<W> {
             events: VecDeque::new(),
             keepalives: Keepalives::default(),
             intake: Intake::default(),
+            released: Released::Nothing,
             settings,
         }
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use postern_common::{reason::DenyReason, time::Now};
 
-use super::{DataPlane, Out};
+use super::{DataPlane, Out, Released};
 use crate::{
     counters::{Direction, DropReason},
     enforce::{Facts, PeerSlot, Permit, Reminder, Verdict},
@@ -269,6 +269,7 @@ impl<W: Tunnels> DataPlane<W> {
             }
             if let Some(sealing) = self.send(None, waiting.header, &waiting.packet, now, out) {
                 sealing.run(out.udp);
+                self.released = Released::Waiting;
             }
         }
     }

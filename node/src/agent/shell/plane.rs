@@ -51,7 +51,7 @@ impl Plane {
         };
         let settings = Settings { mtu, ..Settings::default() };
         let plane = DataPlane::new(settings, clock.now());
-        let (worker, events) = worker::spawn(plane, tun, sockets, clock)?;
+        let (worker, events) = worker::spawn(plane, tun, sockets, clock, worker::default_workers())?;
         worker.set_ceiling(config.ceiling()).await?;
         worker.set_local_keys(keys).await?;
         Ok(Self { worker, events, paths: Paths::default() })

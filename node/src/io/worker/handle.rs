@@ -1,4 +1,4 @@
-//! The agent's side of the worker: questions and orders that run on the worker's thread between two batches.
+//! The agent's side of the workers: questions and orders that run on the first one's thread, between two rounds of all.
 
 use std::{
     net::SocketAddr,
@@ -16,13 +16,13 @@ use postern_dataplane::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Batches, IoCounters, Link, sys};
+use super::{Batches, IoCounters, shared::Shared, sys};
 
 /// Commands that may wait for the worker. Beyond it the asker waits.
 pub(super) const COMMANDS: usize = 64;
 
-/// Runs between two batches, with everything that the worker owns.
-type Question = dyn FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) + Send;
+/// Runs between two rounds, with the plane.
+type Question = dyn FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) + Send;
 
 /// What runs on the worker's thread.
 pub(super) enum Command {
@@ -44,6 +44,8 @@ pub struct WorkerStatus {
     pub plane: Counters,
     /// The shell's counters.
     pub io: IoCounters,
+    /// How many threads handle packets.
+    pub workers: usize,
     /// How many peers there are.
     pub peers: usize,
     /// How many flows live.
@@ -95,7 +97,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`], as for every question here.
     pub async fn apply(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
-        self.ask(|plane, batches, _link, now| plane.apply(grants, now, &mut batches.out())).await
+        self.ask(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out())).await
     }
 
     /// Gives the plane this node's private keys, newest first; those not named are wiped with their sessions.
@@ -103,7 +105,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_local_keys(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
-        self.ask(move |plane, _batches, _link, now| plane.set_local_keys(&keys, now)).await
+        self.ask(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now)).await
     }
 
     /// Sets the owner's upper bound on what is let in.
@@ -111,7 +113,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_ceiling(&self, ceiling: Ceiling) -> Result<(), WorkerGone> {
-        self.ask(move |plane, batches, _link, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
+        self.ask(move |plane, batches, _shared, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
     }
 
     /// Counts the live flows that these peers have opened to this node.
@@ -119,7 +121,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn inbound_flows(&self, peers: Vec<DeviceId>) -> Result<InboundFlows, WorkerGone> {
-        self.ask(move |plane, _batches, _link, now| plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now)).await
+        self.ask(move |plane, _batches, _shared, now| plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now)).await
     }
 
     /// Returns every counter.
@@ -127,7 +129,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn status(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask(|plane, _batches, link, _now| status(plane, link)).await
+        self.ask(|plane, _batches, shared, _now| status(plane, shared)).await
     }
 
     /// Lists the live flows.
@@ -135,7 +137,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn flows(&self) -> Result<Vec<FlowStatus>, WorkerGone> {
-        self.ask(|plane, _batches, _link, _now| plane.flows()).await
+        self.ask(|plane, _batches, _shared, _now| plane.flows()).await
     }
 
     /// Lists the peers.
@@ -143,7 +145,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn peers(&self) -> Result<Vec<PeerStatus>, WorkerGone> {
-        self.ask(|plane, _batches, _link, now| plane.peers(now)).await
+        self.ask(|plane, _batches, _shared, now| plane.peers(now)).await
     }
 
     /// Tells who is behind an inner address and port.
@@ -151,7 +153,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn whois(&self, remote: SocketAddr) -> Result<Option<WhoIs>, WorkerGone> {
-        self.ask(move |plane, _batches, _link, _now| plane.whois(remote)).await
+        self.ask(move |plane, _batches, _shared, _now| plane.whois(remote)).await
     }
 
     /// Tells whether a flow may be opened now, and under what.
@@ -159,7 +161,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn explain(&self, flow: FiveTuple) -> Result<LocalExplanation, WorkerGone> {
-        self.ask(move |plane, _batches, _link, now| plane.explain(flow, now)).await
+        self.ask(move |plane, _batches, _shared, now| plane.explain(flow, now)).await
     }
 
     /// Lists the peers with which packets were exchanged lately, and where they are.
@@ -167,7 +169,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn paths_in_use(&self) -> Result<Vec<(DeviceId, SocketAddr)>, WorkerGone> {
-        self.ask(|plane, _batches, _link, now| plane.paths_in_use(now)).await
+        self.ask(|plane, _batches, _shared, now| plane.paths_in_use(now)).await
     }
 
     /// Tells how long an inner packet may be, in bytes, on the way to each of these peers.
@@ -175,7 +177,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_path_mtus(&self, paths: Vec<(DeviceId, SocketAddr, u16)>) -> Result<(), WorkerGone> {
-        self.ask(move |plane, _batches, _link, _now| {
+        self.ask(move |plane, _batches, _shared, _now| {
             paths.iter().for_each(|(device, endpoint, mtu)| plane.set_path_mtu(*device, *endpoint, *mtu));
         })
         .await
@@ -186,7 +188,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_keepalive(&self, every: Option<Duration>) -> Result<(), WorkerGone> {
-        self.ask(move |plane, _batches, _link, _now| plane.set_keepalive(every)).await
+        self.ask(move |plane, _batches, _shared, _now| plane.set_keepalive(every)).await
     }
 
     /// Sends bytes from the WireGuard socket of the address's family: the controller learns the node's outer address by it. As
@@ -195,7 +197,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn send_probe(&self, to: SocketAddr, bytes: Vec<u8>) -> Result<(), WorkerGone> {
-        self.ask(move |_plane, batches, _link, _now| match batches.udp.push(to, &bytes) {
+        self.ask(move |_plane, batches, _shared, _now| match batches.udp.push(to, &bytes) {
             Ok(()) | Err(Full) => {} // a full batch has counted it
         })
         .await
@@ -217,7 +219,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn apply_blocking(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
-        self.ask_blocking(|plane, batches, _link, now| plane.apply(grants, now, &mut batches.out()))
+        self.ask_blocking(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out()))
     }
 
     /// As [`WorkerHandle::set_local_keys`], for a thread outside any runtime.
@@ -225,7 +227,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_local_keys_blocking(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
-        self.ask_blocking(move |plane, _batches, _link, now| plane.set_local_keys(&keys, now))
+        self.ask_blocking(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now))
     }
 
     /// As [`WorkerHandle::status`], for a thread outside any runtime.
@@ -233,12 +235,12 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn status_blocking(&self) -> Result<WorkerStatus, WorkerGone> {
-        self.ask_blocking(|plane, _batches, link, _now| status(plane, link))
+        self.ask_blocking(|plane, _batches, shared, _now| status(plane, shared))
     }
 
     async fn ask<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+        question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
     ) -> Result<T, WorkerGone> {
         let (command, answer) = prepare(question);
         self.commands.send(command).await.map_err(|_| WorkerGone)?;
@@ -248,7 +250,7 @@ impl WorkerHandle {
 
     fn ask_blocking<T: Send + 'static>(
         &self,
-        question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+        question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
     ) -> Result<T, WorkerGone> {
         let (command, answer) = prepare(question);
         self.commands.blocking_send(command).map_err(|_| WorkerGone)?;
@@ -258,17 +260,22 @@ impl WorkerHandle {
 }
 
 fn prepare<T: Send + 'static>(
-    question: impl FnOnce(&mut DataPlane, &mut Batches, &mut Link, Now) -> T + Send + 'static,
+    question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
 ) -> (Command, oneshot::Receiver<T>) {
     let (answer, receiver) = oneshot::channel();
-    let run = Box::new(move |plane: &mut DataPlane, batches: &mut Batches, link: &mut Link, now: Now| {
-        let _nobody_waits_any_more = answer.send(question(plane, batches, link, now));
+    let run = Box::new(move |plane: &mut DataPlane, batches: &mut Batches, shared: &Shared, now: Now| {
+        let _nobody_waits_any_more = answer.send(question(plane, batches, shared, now));
     });
     (Command::Run(run), receiver)
 }
 
 /// Counts and copies no list: every local user may ask, and packets wait meanwhile.
-fn status(plane: &DataPlane, link: &Link) -> WorkerStatus {
-    let io = IoCounters { sent: *link.sockets.counters(), ..link.io };
-    WorkerStatus { plane: plane.counters().clone(), io, peers: plane.peer_count(), flows: plane.flow_count() }
+fn status(plane: &DataPlane, shared: &Shared) -> WorkerStatus {
+    WorkerStatus {
+        plane: plane.counters().clone(),
+        io: shared.counters(),
+        workers: shared.workers(),
+        peers: plane.peer_count(),
+        flows: plane.flow_count(),
+    }
 }

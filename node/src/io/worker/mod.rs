@@ -1,59 +1,53 @@
-//! The packet worker: one plain thread that owns the data plane and runs each batch to its end.
+//! The packet workers: plain threads that share the data plane and run each batch to its end.
 //!
 //! ```text
-//! wait (TUN lanes, sockets, eventfd; at most until the plane's next timeout)
-//!   commands        -> plane                                  (bounded a round)
-//!   UDP receives    -> plane -> TunBatch -> TUN, UdpBatch -> UDP    (a batch a round)
-//!   TUN lanes       -> plane -> UdpBatch -> UDP, TunBatch -> TUN    (a batch a round, a quantum a lane)
-//!   timeouts        -> plane -> both batches
+//! wait (own TUN lanes, all sockets, own eventfd; the first worker at most until the plane's next timeout)
+//!   commands        -> plane                                      (the first worker; all others stand still)
+//!   UDP receives    -> plan, OPEN, take -> TunBatch -> TUN        (a burst; delivered in order, see channel)
+//!   TUN lanes       -> admit, SEAL -> UdpBatch -> UDP             (a frame; a quantum a lane)
+//!   timeouts        -> plane -> both batches                      (the first worker)
 //!   records, events -> bounded channel to the agent
 //! ```
 //!
-//! Nothing here is shared and nothing locks: the agent asks by closures that run on this thread between two batches
-//! ([`WorkerHandle`]). What does not fit anywhere is dropped and counted, as on a wire.
+//! What is written small needs the plane, which is one for all and held for it alone; what is written large, and every system call,
+//! does not ([`shared`]). So several peers are spread over the workers, and one busy peer uses several: outbound by its flows' lanes,
+//! inbound because bursts of one socket are opened at the same time ([`channel`]). With one worker, the default on two cores, nobody
+//! ever waits for a lock.
 //!
-//! A flow has its lane ([`super::tun`]). Lanes are served in turn, [`QUANTUM`] bytes each; those that were idle come
+//! The agent asks by closures ([`WorkerHandle`]) that run when no worker is in a round: when an order returns, no packet is on its way
+//! that it forbids. What does not fit anywhere is dropped and counted, as on a wire.
+//!
+//! A flow has its lane ([`super::tun`]), a lane has its worker. Lanes are served in turn, [`QUANTUM`] bytes each; those that were idle come
 //! first. So a bulk flow keeps an interactive one waiting for a fraction of a millisecond, whatever stands in its own lane.
 //!
 //! Deadlines are enforced here without any packet: the plane's timeout bounds the wait, and [`HEARTBEAT`] bounds it again, because
-//! the wall clock may jump forward over a deadline while nothing else happens.
+//! the wall clock may jump forward over a deadline while nothing else happens, or another worker may have brought the timeout forward.
 //!
-//! Rejected: a task of the async runtime. Each wake-up would cost a scheduler's round, and a busy agent would delay packets.
+//! Rejected: a task of the async runtime. Each wake-up would cost a scheduler's round, and a busy agent would delay packets. A plane for
+//! each worker: what one peer is entitled to, its quota and its flows would have to be counted across them.
 
+mod channel;
 mod handle;
+mod round;
+mod shared;
 mod turn;
 
-use std::{
-    io,
-    os::fd::{AsFd, OwnedFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, num::NonZeroUsize, os::fd::AsFd, sync::Arc, time::Duration};
 
-use postern_common::{
-    flow_record::FlowRecord,
-    time::{Monotonic, Now},
-};
+use postern_common::flow_record::FlowRecord;
 use postern_dataplane::{
     DataPlane, Out, PlaneEvent,
-    packet::{
-        batch::{Lane, TunBatch, UdpBatch},
-        offload::VirtioHeader,
-    },
+    packet::batch::{TunBatch, UdpBatch},
 };
 use tokio::sync::mpsc;
 
 pub use self::handle::{WorkerGone, WorkerHandle, WorkerStatus};
-use self::{
-    handle::{COMMANDS, Command},
-    turn::Turn,
-};
+use self::{channel::Channel, handle::COMMANDS, round::Worker, shared::Shared};
 use super::{
     clock::Clock,
-    path::Sources,
     sys::{self, Poller},
-    tun::{LANES, MAX_FRAME, Tun},
-    udp::{Arrival, Family, MAX_RECEIVE, SendCounters, UdpSockets},
+    tun::{LANES, Tun},
+    udp::{Family, SendCounters, UdpSockets},
 };
 
 /// Receives from one socket in a round, as long as there is room: each may hold many datagrams.
@@ -72,8 +66,15 @@ const ROOM: usize = 80 << 10;
 
 /// Names of what is waited for; lanes have their numbers.
 const WAKE: u64 = 1 << 32;
-const IPV4: u64 = WAKE + 1;
-const IPV6: u64 = WAKE + 2;
+/// The first channel; the others follow.
+const CHANNELS: u64 = WAKE + 1;
+
+/// The most workers: more than that would wait for each other.
+pub const MAX_WORKERS: usize = 32;
+/// The most that [`default_workers`] gives.
+const DEFAULT_MAX_WORKERS: usize = 8;
+/// Bursts of one channel beside one for each worker: what may wait for its turn.
+const BURSTS_IN_TURN: usize = 2;
 
 /// What the worker tells the agent.
 #[expect(clippy::large_enum_variant, reason = "nearly every event is a record")]
@@ -119,55 +120,111 @@ pub struct IoCounters {
     pub events_dropped: u64,
 }
 
-/// Starts the worker's thread; it ends when [`WorkerHandle::shut_down`] is called or every handle is gone.
+impl IoCounters {
+    /// Adds what another worker has counted.
+    #[must_use]
+    fn plus(self, other: Self) -> Self {
+        let SendCounters { sent, bytes, calls, full, failed, split } = other.sent;
+        Self {
+            tun_reads: self.tun_reads + other.tun_reads,
+            tun_read_bytes: self.tun_read_bytes + other.tun_read_bytes,
+            tun_writes: self.tun_writes + other.tun_writes,
+            tun_packets: self.tun_packets + other.tun_packets,
+            tun_refused: self.tun_refused + other.tun_refused,
+            udp_receives: self.udp_receives + other.udp_receives,
+            udp_datagrams: self.udp_datagrams + other.udp_datagrams,
+            udp_bytes: self.udp_bytes + other.udp_bytes,
+            udp_errors: self.udp_errors + other.udp_errors,
+            sent: SendCounters {
+                sent: self.sent.sent + sent,
+                bytes: self.sent.bytes + bytes,
+                calls: self.sent.calls + calls,
+                full: self.sent.full + full,
+                failed: self.sent.failed + failed,
+                split: self.sent.split + split,
+            },
+            rounds: self.rounds + other.rounds,
+            events_dropped: self.events_dropped + other.events_dropped,
+        }
+    }
+}
+
+/// Returns how many workers this machine should have: one for each two cores, because the kernel's share of the work and the programs
+/// that talk need the others; at most eight.
+pub fn default_workers() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new((cores / 2).min(DEFAULT_MAX_WORKERS)).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Starts the workers' threads, at most [`MAX_WORKERS`]; they end when [`WorkerHandle::shut_down`] is called or every handle is gone.
 ///
 /// # Errors
-/// If the thread or its eventfd cannot be made.
+/// If a thread, a socket or an eventfd cannot be made.
 pub fn spawn(
     plane: DataPlane,
     tun: Tun,
     sockets: UdpSockets,
     clock: Arc<dyn Clock>,
+    workers: NonZeroUsize,
 ) -> io::Result<(WorkerHandle, mpsc::Receiver<WorkerEvent>)> {
-    let wake = Arc::new(sys::event_fd()?);
+    let workers = workers.get().min(MAX_WORKERS);
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (outbox, events) = mpsc::channel(EVENT_CAPACITY);
-    let handle = WorkerHandle::new(commands, wake.clone(), sockets.port(), tun.name().to_owned());
-    let batches = Batches { udp: UdpBatch::new(), tun: TunBatch::new(tun.joining()) };
-    let poller = Poller::new(LANES + 3)?;
-    for (lane, queue) in tun.lanes() {
-        poller.add(queue, u64::from(lane.0))?;
-    }
-    poller.add(wake.as_fd(), WAKE)?;
-    for (family, token) in [(Family::V4, IPV4), (Family::V6, IPV6)] {
-        if let Some(socket) = sockets.descriptor(family) {
-            poller.add(socket, token)?;
+    let wakes = (0..workers).map(|_| sys::event_fd().map(Arc::new)).collect::<io::Result<Vec<_>>>()?;
+    let handle = WorkerHandle::new(commands, wakes[0].clone(), sockets.port(), tun.name().to_owned());
+    let siblings = if workers > 1 { sockets.siblings(workers - 1)? } else { Vec::new() };
+    let sockets: Vec<_> = std::iter::once(sockets).chain(siblings).collect();
+    let joining = tun.joining();
+    let doors = sockets.iter().flat_map(|sockets| [Family::V4, Family::V6].map(|family| sockets.door(family)));
+    let channels: Vec<_> =
+        doors.flatten().map(|door| Channel::new(door.clone(), joining, workers + BURSTS_IN_TURN)).collect();
+    let pollers = pollers(&tun, &channels, &wakes)?;
+    let shared = Arc::new(Shared::new(plane, tun, channels, clock, wakes));
+    let mut crew = Vec::new();
+    let mut first = None;
+    for (number, (sockets, poller)) in sockets.into_iter().zip(pollers).enumerate() {
+        let batches = Batches { udp: UdpBatch::new(), tun: TunBatch::new(joining) };
+        let worker = Worker::new(number, shared.clone(), poller, sockets, batches, outbox.clone());
+        match number {
+            0 => first = Some(worker),
+            _ => crew.push(start(number, move || worker.follow())?),
         }
     }
-    let worker = Worker {
-        plane,
-        poller,
-        turn: Turn::default(),
-        link: Link { tun, sockets, sources: Sources::default(), io: IoCounters::default() },
-        clock,
-        batches,
-        inbox,
-        outbox,
-        wake,
-        arrivals: Vec::with_capacity(2 * RECEIVES_A_ROUND),
-        beat: Monotonic::default(),
-    };
-    std::thread::Builder::new().name("postern-packets".into()).spawn(move || worker.run())?;
+    if let Some(first) = first {
+        start(0, move || first.lead(inbox, crew))?;
+    }
     Ok((handle, events))
 }
 
-/// Everything outside the plane that packets touch.
-#[derive(Debug)]
-struct Link {
-    tun: Tun,
-    sockets: UdpSockets,
-    sources: Sources,
-    io: IoCounters,
+fn start(number: usize, run: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("postern-pkt-{number}")).spawn(run)
+}
+
+/// Gives each worker its lanes, its eventfd, and every channel: first the one of its own sockets, so that an idle node wakes always the
+/// same worker for a peer.
+fn pollers(tun: &Tun, channels: &[Channel], wakes: &[Arc<std::os::fd::OwnedFd>]) -> io::Result<Vec<Poller>> {
+    let workers = wakes.len();
+    let pollers = wakes.iter().map(|_| Poller::new(LANES + 1 + channels.len())).collect::<io::Result<Vec<_>>>()?;
+    for (poller, wake) in pollers.iter().zip(wakes) {
+        poller.add(wake.as_fd(), WAKE)?;
+    }
+    for (lane, queue) in tun.lanes() {
+        pollers[usize::from(lane.0) % workers].add(queue, u64::from(lane.0))?;
+    }
+    let families = channels.len() / workers;
+    for (index, channel) in channels.iter().enumerate() {
+        let token = CHANNELS + index as u64;
+        let door = channel.door().descriptor();
+        if workers == 1 {
+            pollers[0].add(door, token)?;
+            continue;
+        }
+        let owner = index / families;
+        for worker in (owner..workers).chain(0..owner) {
+            pollers[worker].add_shared(door, token)?;
+        }
+    }
+    Ok(pollers)
 }
 
 #[derive(Debug)]
@@ -184,243 +241,6 @@ impl Batches {
     fn are_roomy(&self) -> bool {
         self.udp.room() >= ROOM && self.tun.room() >= ROOM
     }
-}
-
-struct Worker {
-    plane: DataPlane,
-    poller: Poller,
-    turn: Turn,
-    link: Link,
-    clock: Arc<dyn Clock>,
-    batches: Batches,
-    inbox: mpsc::Receiver<Command>,
-    outbox: mpsc::Sender<WorkerEvent>,
-    wake: Arc<OwnedFd>,
-    /// Who was heard at which local address in this round.
-    arrivals: Vec<Arrival>,
-    /// When the plane's timeout was last handled.
-    beat: Monotonic,
-}
-
-/// What a command says about the loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Flow {
-    Continue,
-    Stop,
-}
-
-/// Whether a source has more than a round may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Drained,
-    HasMore,
-}
-
-impl Source {
-    fn or(self, other: Self) -> Self {
-        if self == Self::HasMore { self } else { other }
-    }
-}
-
-impl Worker {
-    fn run(mut self) {
-        let mut buffer = vec![0; MAX_FRAME].into_boxed_slice();
-        let mut waiting = Source::HasMore;
-        loop {
-            let ready = self.wait(waiting);
-            self.link.io.rounds += 1;
-            let now = self.clock.now();
-            if ready.wake && self.run_commands(now) == Flow::Stop {
-                self.plane.shut_down(now);
-                self.flush();
-                self.report();
-                return;
-            }
-            waiting = Source::Drained;
-            for (family, readable) in [(Family::V4, ready.ipv4), (Family::V6, ready.ipv6)] {
-                if readable {
-                    waiting = waiting.or(self.receive(family, now));
-                }
-            }
-            if ready.lanes {
-                match self.read(&mut buffer, now) {
-                    Ok(source) => waiting = waiting.or(source),
-                    Err(error) => {
-                        self.plane.shut_down(now);
-                        self.report();
-                        let _receiver_gone = self.outbox.try_send(WorkerEvent::TunLost { reason: error.to_string() });
-                        return;
-                    }
-                }
-            }
-            if now.monotonic >= self.plane.poll_timeout() || now.monotonic.since(self.beat) >= HEARTBEAT {
-                self.beat = now.monotonic;
-                self.plane.handle_timeout(now, &mut self.batches.out());
-                self.flush();
-            }
-            self.report();
-        }
-    }
-
-    /// Waits for something to do, and puts the lanes that have something into their order.
-    fn wait(&mut self, waiting: Source) -> Ready {
-        let timeout = match waiting {
-            Source::HasMore => Duration::ZERO,
-            Source::Drained => {
-                let now = self.clock.now().monotonic;
-                let left = self.plane.poll_timeout().since(now);
-                left.min(HEARTBEAT.saturating_sub(now.since(self.beat)))
-            }
-        };
-        let mut ready = Ready { wake: false, lanes: false, ipv4: false, ipv6: false };
-        self.turn.begin();
-        // Only a bug or memory at its end makes the wait fail: reading tells what is there.
-        let Ok(found) = self.poller.wait(timeout) else { return Ready { wake: true, ipv4: true, ipv6: true, ..ready } };
-        for token in found {
-            match token {
-                WAKE => ready.wake = true,
-                IPV4 => ready.ipv4 = true,
-                IPV6 => ready.ipv6 = true,
-                lane => self.turn.add(Lane(lane as u8)),
-            }
-        }
-        self.turn.order();
-        ready.lanes = !self.turn.is_empty();
-        ready
-    }
-
-    fn run_commands(&mut self, now: Now) -> Flow {
-        sys::event_clear(self.wake.as_fd());
-        for _command in 0..COMMANDS {
-            match self.inbox.try_recv() {
-                Ok(Command::Run(run)) => {
-                    run(&mut self.plane, &mut self.batches, &mut self.link, now);
-                    self.flush();
-                }
-                Ok(Command::ShutDown) | Err(mpsc::error::TryRecvError::Disconnected) => return Flow::Stop,
-                Err(mpsc::error::TryRecvError::Empty) => return Flow::Continue,
-            }
-        }
-        sys::event_signal(self.wake.as_fd()); // there may be more
-        Flow::Continue
-    }
-
-    fn receive(&mut self, family: Family, now: Now) -> Source {
-        let mut source = Source::HasMore;
-        for _receive in 0..RECEIVES_A_ROUND {
-            if !self.batches.are_roomy() {
-                self.flush();
-            }
-            let Ok(room) = self.batches.tun.receive_room(MAX_RECEIVE) else { break };
-            let arrival = match self.link.sockets.receive(family, room) {
-                Ok(Some(arrival)) => arrival,
-                Ok(None) => {
-                    source = Source::Drained;
-                    break;
-                }
-                Err(_about_an_earlier_send) => {
-                    self.link.io.udp_errors += 1;
-                    continue;
-                }
-            };
-            let segment = arrival.segment.max(1);
-            let io = &mut self.link.io;
-            io.udp_receives += 1;
-            io.udp_bytes += arrival.length as u64;
-            io.udp_datagrams += arrival.length.div_ceil(segment) as u64;
-            let start = self.batches.tun.received(arrival.length);
-            self.arrivals.push(arrival);
-            let range = start..start + arrival.length;
-            self.plane.handle_received(range, segment, arrival.from, now, &mut self.batches.out());
-        }
-        self.flush();
-        source
-    }
-
-    fn read(&mut self, buffer: &mut [u8], now: Now) -> io::Result<Source> {
-        let mut source = Source::Drained;
-        while !self.turn.is_empty() {
-            if !self.batches.are_roomy() {
-                source = Source::HasMore; // who is left out comes first in the next round
-                break;
-            }
-            let Some(lane) = self.turn.next() else { break };
-            let mut taken = 0;
-            for _frame in 0..FRAMES_A_LANE {
-                let Some(length) = self.link.tun.read(lane, buffer)? else { break };
-                self.link.io.tun_reads += 1;
-                self.link.io.tun_read_bytes += length as u64;
-                match VirtioHeader::split_frame(&mut buffer[..length]) {
-                    Ok((header, packet)) => {
-                        self.plane.handle_tun_lane(lane, header, packet, now, &mut self.batches.out());
-                    }
-                    Err(_) => self.link.io.tun_refused += 1,
-                }
-                taken += length;
-                if taken >= QUANTUM || !self.batches.are_roomy() {
-                    source = Source::HasMore;
-                    break;
-                }
-            }
-        }
-        self.flush();
-        Ok(source)
-    }
-
-    fn flush(&mut self) {
-        self.learn_sources();
-        let Link { tun, sockets, sources, io } = &mut self.link;
-        for run in self.batches.udp.runs() {
-            sockets.send(&run, sources.answer(&run.endpoint));
-        }
-        self.batches.udp.clear();
-        for frame in self.batches.tun.frames() {
-            match tun.write(&frame) {
-                Ok(()) => {
-                    io.tun_writes += 1;
-                    io.tun_packets += frame.segments() as u64;
-                }
-                Err(_) => io.tun_refused += 1,
-            }
-        }
-        self.batches.tun.clear();
-    }
-
-    /// Passes the plane's events on, and remembers at which local address a peer that moved was heard. Only the plane knows
-    /// which datagrams were authentic, so nothing is learnt from the others.
-    fn learn_sources(&mut self) {
-        while let Some(event) = self.plane.poll_event() {
-            match &event {
-                PlaneEvent::EndpointMoved { endpoint, .. } => {
-                    let arrival = self.arrivals.iter().rev().find(|arrival| arrival.from == *endpoint);
-                    if let Some(local) = arrival.and_then(|arrival| arrival.to) {
-                        self.link.sources.learn(*endpoint, local);
-                    }
-                }
-                PlaneEvent::PairConfirmed { .. } | PlaneEvent::PeerUnreachable { .. } => {}
-            }
-            if self.outbox.try_send(WorkerEvent::Plane(event)).is_err() {
-                self.link.io.events_dropped += 1;
-            }
-        }
-        self.arrivals.clear();
-    }
-
-    fn report(&mut self) {
-        while let Ok(permit) = self.outbox.try_reserve() {
-            let Some(record) = self.plane.poll_record() else { break };
-            permit.send(WorkerEvent::Record(record));
-        }
-    }
-}
-
-/// What the wait found.
-#[derive(Debug, Clone, Copy)]
-struct Ready {
-    wake: bool,
-    lanes: bool,
-    ipv4: bool,
-    ipv6: bool,
 }
 
 #[cfg(test)]

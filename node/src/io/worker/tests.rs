@@ -4,7 +4,7 @@ use std::{
     io::{Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -77,10 +77,12 @@ impl Drop for Namespaces {
 struct Pair {
     namespaces: Namespaces,
     nodes: Vec<(WorkerHandle, mpsc::Receiver<WorkerEvent>)>,
+    keys: Vec<postern_common::key::WireGuardPrivateKey>,
 }
 
 impl Pair {
-    fn new(offloads: Offloads, segmentation: Segmentation, outer_mtu: u16, outer: [&str; 2]) -> Self {
+    fn new(offloads: Offloads, segmentation: Segmentation, outer_mtu: u16, outer: [&str; 2], workers: usize) -> Self {
+        let workers = NonZeroUsize::new(workers).unwrap();
         let namespaces = Namespaces::new(2);
         let [a, b] = [&namespaces.0[0], &namespaces.0[1]];
         ip(&format!("-n {a} link add outer mtu {outer_mtu} type veth peer name outer mtu {outer_mtu} netns {b}"));
@@ -94,17 +96,18 @@ impl Pair {
         bench::prepare(directory.path(), [endpoint(0), endpoint(1)], 20, 3).unwrap();
         let start = |side: usize| {
             let file = directory.path().join(["a.json", "b.json"][side]);
-            let run =
-                move || bench::start(&file, "inner", 1_420, (offloads, segmentation), bench::Judging::On).unwrap();
+            let modes = (offloads, segmentation);
+            let run = move || bench::start(&file, "inner", 1_420, modes, workers, bench::Judging::On).unwrap();
             namespaces.inside(side, run).join().unwrap()
         };
+        let keys = ["a.json", "b.json"].map(|name| bench::private_key(&directory.path().join(name)).unwrap()).to_vec();
         let nodes = vec![start(0), start(1)];
         for (side, name) in namespaces.0.iter().enumerate() {
             ip(&format!("-n {name} addr add {}/16 dev inner", INNER[0][side]));
             ip(&format!("-n {name} addr add {}/64 dev inner nodad", INNER[1][side]));
             ip(&format!("-n {name} link set inner mtu 1420 up"));
         }
-        Self { namespaces, nodes }
+        Self { namespaces, nodes, keys }
     }
 
     /// Sends `length` bytes over TCP from the first node to the second and gets them back.
@@ -168,7 +171,16 @@ const OUTER_V6: [&str; 2] = ["fd00:97::1", "fd00:97::2"];
 
 #[test]
 fn everything_passes_whole_with_offloads() {
-    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    everything_passes_with_offloads(1);
+}
+
+#[test]
+fn everything_passes_whole_with_offloads_and_several_workers() {
+    everything_passes_with_offloads(4);
+}
+
+fn everything_passes_with_offloads(workers: usize) {
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, workers);
     for family in 0..2 {
         pair.tcp_echoes(family, 8 << 20);
         pair.udp_echoes(family, &[0, 1, 1_000, 1_392, 9_000, 60_000]); // the last two in fragments
@@ -182,7 +194,7 @@ fn everything_passes_whole_with_offloads() {
 
 #[test]
 fn a_gigabyte_costs_both_workers_few_system_calls() {
-    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 1);
     let calls = || -> u64 {
         let of = |io: IoCounters| io.rounds + io.tun_reads + io.tun_writes + io.udp_receives + io.sent.calls;
         pair.nodes.iter().map(|(handle, _)| of(handle.status_blocking().unwrap().io)).sum()
@@ -197,7 +209,16 @@ fn a_gigabyte_costs_both_workers_few_system_calls() {
 
 #[test]
 fn everything_passes_whole_without_offloads() {
-    let pair = Pair::new(Offloads::None, Segmentation::Off, 1_500, OUTER_V6);
+    everything_passes_without_offloads(1);
+}
+
+#[test]
+fn everything_passes_whole_without_offloads_and_several_workers() {
+    everything_passes_without_offloads(4);
+}
+
+fn everything_passes_without_offloads(workers: usize) {
+    let pair = Pair::new(Offloads::None, Segmentation::Off, 1_500, OUTER_V6, workers);
     for family in 0..2 {
         pair.tcp_echoes(family, 2 << 20);
         pair.udp_echoes(family, &[0, 1, 1_000, 1_392, 9_000, 60_000]);
@@ -210,16 +231,103 @@ fn everything_passes_whole_without_offloads() {
 #[test]
 fn an_underlay_that_is_too_narrow_costs_fragments_and_loses_nothing() {
     for outer in [OUTER_V4, OUTER_V6] {
-        let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_300, outer);
+        let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_300, outer, 2);
         pair.tcp_echoes(0, 1 << 20);
         let io = pair.nodes[0].0.status_blocking().unwrap().io;
         assert!(io.sent.split > 0, "runs were refused and sent one by one: {io:?}");
     }
 }
 
+/// Datagrams with numbers, in both directions and on several flows at once: more than the cores can carry.
+#[test]
+fn nothing_overtakes_within_a_flow_however_many_workers_there_are() {
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 4);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut receivers = Vec::new();
+    let mut senders = Vec::new();
+    for flow in 0..6_u16 {
+        let (from, to) = (usize::from(flow % 2), usize::from(1 - flow % 2));
+        let address = SocketAddr::new(INNER[usize::from(flow % 3 == 0)][to], 5_400 + flow);
+        let socket = pair.namespaces.inside(to, move || UdpSocket::bind(address).unwrap()).join().unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        receivers.push(thread::spawn(move || {
+            let (mut last, mut count, mut overtaken, mut buffer) = (0, 0_u64, 0_u64, [0; 2_000]);
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let number = u64::from_be_bytes(buffer[..8].try_into().unwrap());
+                assert!(length >= 200);
+                overtaken += u64::from(number <= last);
+                (last, count) = (number, count + 1);
+            }
+            (count, overtaken)
+        }));
+        let stop = stop.clone();
+        senders.push(pair.namespaces.inside(from, move || {
+            let socket = UdpSocket::bind(SocketAddr::new(INNER[usize::from(flow % 3 == 0)][from], 0)).unwrap();
+            socket.connect(address).unwrap();
+            let mut datagram = [7; 1_300];
+            for number in 1_u64.. {
+                datagram[..8].copy_from_slice(&number.to_be_bytes());
+                // Full buffers refuse some; that is no matter here.
+                let _full = socket.send(&datagram[..200 + usize::from(flow) * 200]);
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        }));
+    }
+    thread::sleep(Duration::from_secs(3)); // how long is sent: more finds more
+    stop.store(true, Ordering::Relaxed);
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
+    for (flow, receiver) in receivers.into_iter().enumerate() {
+        let (count, overtaken) = receiver.join().unwrap();
+        assert!(count > 1_000, "flow {flow}: {count}");
+        assert_eq!(overtaken, 0, "flow {flow}, of {count}");
+    }
+}
+
+/// The order takes the sessions away while four workers send as fast as they can.
+#[test]
+fn when_an_order_returns_nothing_leaves_that_it_forbids() {
+    let pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 4);
+    pair.udp_echoes(0, &[10]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let senders: Vec<_> = (0..4_u16)
+        .map(|flow| {
+            let stop = stop.clone();
+            pair.namespaces.inside(0, move || {
+                let socket = UdpSocket::bind(SocketAddr::new(INNER[0][0], 0)).unwrap();
+                while !stop.load(Ordering::Relaxed) {
+                    let _full = socket.send_to(&[7; 1_300], SocketAddr::new(INNER[0][1], 5_500 + flow));
+                }
+            })
+        })
+        .collect();
+    let handle = &pair.nodes[0].0;
+    let sent = || {
+        let io = handle.status_blocking().unwrap().io;
+        (io.sent.sent + io.sent.full + io.sent.failed, io.tun_reads)
+    };
+    for round in 0..40 {
+        let (before, _) = sent();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while sent().0 < before + 500 {
+            assert!(Instant::now() < deadline, "round {round}: nothing is sent");
+        }
+        handle.set_local_keys_blocking(Vec::new()).unwrap();
+        let (at_once, reads) = sent();
+        while sent().1 < reads + 500 {
+            assert!(Instant::now() < deadline, "round {round}: nothing is read");
+        }
+        assert_eq!(sent().0, at_once, "round {round}");
+        handle.set_local_keys_blocking(vec![pair.keys[0].clone()]).unwrap();
+    }
+    stop.store(true, Ordering::Relaxed);
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
+}
+
 #[test]
 fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
-    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 3);
     pair.tcp_echoes(0, 1_000);
     pair.udp_echoes(0, &[10]);
     let (handle, mut events) = pair.nodes.remove(1);
@@ -239,7 +347,7 @@ fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
 
 #[test]
 fn an_interface_that_is_taken_away_is_reported() {
-    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4);
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 3);
     ip(&format!("-n {} link del inner", pair.namespaces.0[0]));
     let deadline = Instant::now() + Duration::from_secs(10);
     let lost = std::iter::from_fn(|| pair.nodes[0].1.blocking_recv())

@@ -1,0 +1,106 @@
+//! What the workers of one node share, and who may use it when.
+//!
+//! | what | held |
+//! | --- | --- |
+//! | [`Shared::round`], shared | by each worker for a round: from the first packet that it looks at to the last that it has sent |
+//! | [`Shared::still`], alone | for a question or an order of the agent: no packet is on its way then, so what is revoked is gone when it returns |
+//! | [`Shared::plane`] | to look at packets and to judge them: under a microsecond for a super-packet; not to encrypt, not for system calls |
+//! | a channel's receiving side | for one receive |
+//! | `sources`, shared | for one flush |
+//!
+//! They are taken in this order. Lanes and sending sockets are a worker's own.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use postern_dataplane::DataPlane;
+
+use super::{
+    super::{clock::Clock, path::Sources, sys, tun::Tun},
+    IoCounters,
+    channel::Channel,
+};
+
+pub(super) struct Shared {
+    plane: Mutex<DataPlane>,
+    rounds: RwLock<()>,
+    pub(super) sources: RwLock<Sources>,
+    pub(super) tun: Tun,
+    pub(super) channels: Vec<Channel>,
+    pub(super) clock: Arc<dyn Clock>,
+    /// What each worker has counted up to its last round.
+    counters: Vec<Mutex<IoCounters>>,
+    /// Wakes each worker.
+    wakes: Vec<Arc<OwnedFd>>,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        plane: DataPlane,
+        tun: Tun,
+        channels: Vec<Channel>,
+        clock: Arc<dyn Clock>,
+        wakes: Vec<Arc<OwnedFd>>,
+    ) -> Self {
+        Self {
+            plane: Mutex::new(plane),
+            rounds: RwLock::new(()),
+            sources: RwLock::default(),
+            tun,
+            channels,
+            clock,
+            counters: wakes.iter().map(|_| Mutex::default()).collect(),
+            wakes,
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// Begins a round; while it lasts, nobody changes the plane from outside.
+    pub(super) fn round(&self) -> RwLockReadGuard<'_, ()> {
+        self.rounds.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until every worker's round is over, and lets none begin.
+    pub(super) fn still(&self) -> RwLockWriteGuard<'_, ()> {
+        self.rounds.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn plane(&self) -> MutexGuard<'_, DataPlane> {
+        self.plane.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        self.wakes.len()
+    }
+
+    pub(super) fn wake_of(&self, worker: usize) -> &OwnedFd {
+        &self.wakes[worker]
+    }
+
+    /// Publishes what a worker has counted.
+    pub(super) fn publish(&self, worker: usize, counters: IoCounters) {
+        *self.counters[worker].lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+
+    /// Adds up what all have counted.
+    pub(super) fn counters(&self) -> IoCounters {
+        let one = |counters: &Mutex<IoCounters>| *counters.lock().unwrap_or_else(PoisonError::into_inner);
+        self.counters.iter().map(one).fold(IoCounters::default(), IoCounters::plus)
+    }
+
+    /// Ends all workers.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wakes.iter().for_each(|wake| sys::event_signal(wake.as_fd()));
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+}
