@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +18,10 @@ use postern_common::{
 };
 use serde::Deserialize;
 
-use crate::host::guard::{PlainAllow, PlainNetwork};
+use crate::{
+    host::guard::{PlainAllow, PlainNetwork},
+    io::worker::MAX_WORKERS,
+};
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/postern/node.toml";
@@ -58,6 +62,8 @@ pub struct NodeConfig {
     pub ceiling: CeilingConfig,
     /// Flow records.
     pub flow_records: FlowRecordsConfig,
+    /// How packets are handled.
+    pub packets: PacketsConfig,
 }
 
 impl Default for NodeConfig {
@@ -75,6 +81,7 @@ impl Default for NodeConfig {
             plain_network: PlainNetworkConfig::default(),
             ceiling: CeilingConfig::default(),
             flow_records: FlowRecordsConfig::default(),
+            packets: PacketsConfig::default(),
         }
     }
 }
@@ -238,6 +245,70 @@ impl Default for FlowRecordsConfig {
     }
 }
 
+/// How packets are handled: speed alone, and ways around a kernel, a network card or a processor with a fault.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PacketsConfig {
+    /// How many threads there are.
+    pub workers: Workers,
+    /// Super-packets of the TUN, GSO and GRO of UDP.
+    pub offload: Offload,
+    /// How packets are sealed and opened.
+    pub cipher: Cipher,
+}
+
+/// How many threads handle packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Workers {
+    /// One for each two cores, at most eight.
+    #[default]
+    Auto,
+    /// So many.
+    Fixed(NonZeroUsize),
+}
+
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "\"auto\" or a number of threads, at least 1")]
+        enum Written {
+            Number(NonZeroUsize),
+            Word(Word),
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Word {
+            Auto,
+        }
+        Written::deserialize(deserializer).map(|written| match written {
+            Written::Number(number) => Self::Fixed(number),
+            Written::Word(Word::Auto) => Self::Auto,
+        })
+    }
+}
+
+/// Whether the kernel joins and cuts packets for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offload {
+    /// As far as it can.
+    #[default]
+    Auto,
+    /// Packet by packet.
+    Off,
+}
+
+/// How packets are sealed and opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cipher {
+    /// Several at once, where the processor can.
+    #[default]
+    Auto,
+    /// One after another, by `ring` alone.
+    OneByOne,
+}
+
 /// Why the file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -318,6 +389,11 @@ impl NodeConfig {
                 "ceiling.overlay: {wide} is too wide to be an overlay: use a prefix of at least 4 bits"
             ));
         }
+        if let Workers::Fixed(workers) = self.packets.workers
+            && workers.get() > MAX_WORKERS
+        {
+            return Err(format!("packets.workers {workers} is more than {MAX_WORKERS}"));
+        }
         if self.flow_records.enabled && self.flow_records.max_size.get() < 4096 {
             return Err("flow_records.max_size is smaller than 4KiB".into());
         }
@@ -356,6 +432,7 @@ impl NodeConfig {
             (self.log != new.log, "log"),
             (self.dns != new.dns, "dns"),
             (self.flow_records != new.flow_records, "flow_records"),
+            (self.packets != new.packets, "packets"),
         ]
         .into_iter()
         .filter_map(|(changed, key)| changed.then_some(key))

@@ -61,6 +61,13 @@ pub enum Ways {
     PacketByPacket,
 }
 
+impl Ways {
+    /// Tells whether packets are ever taken several at once, on this machine: for a node's status.
+    pub fn take_several(self) -> bool {
+        self == Self::Fastest && Wide::detect().is_some()
+    }
+}
+
 /// A key for one direction of one session. Prints no key; the words of its own are zeroized on drop.
 pub struct Key {
     ring: LessSafeKey,
@@ -93,11 +100,6 @@ impl Key {
                 Ways::PacketByPacket => None,
             },
         }
-    }
-
-    /// Whether this key ever takes several packets at once: says what a node's status should say.
-    pub fn takes_several(&self) -> bool {
-        self.several.is_some()
     }
 
     /// Seals the packets of `run` in place, with counters from `first_counter` on, and writes their tags behind them.

@@ -37,7 +37,7 @@ pub mod wireguard;
 
 pub use counters::{Counters, Direction, DropReason};
 pub use pipeline::{DataPlane, Intake, Out, Released, Sealing};
-pub use settings::{Ceiling, LocalRefusal, Settings};
+pub use settings::{Ceiling, LocalRefusal, Settings, Ways};
 pub use status::{
     Applied, FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus, PlaneEvent, WhoIs,
 };

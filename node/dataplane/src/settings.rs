@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use postern_aead::Ways;
 use postern_common::{
     id::Tag,
     net::{Protocol, Service},
@@ -42,6 +43,8 @@ pub struct Settings {
     pub greeting_spread: Duration,
     /// What a refused packet of this machine's own programs gets.
     pub refuse_local: LocalRefusal,
+    /// How packets are sealed and opened.
+    pub cipher: Ways,
 }
 
 impl Default for Settings {
@@ -62,6 +65,7 @@ impl Default for Settings {
             greetings: 256,
             greeting_spread: Duration::from_secs(3),
             refuse_local: LocalRefusal::Reject,
+            cipher: Ways::default(),
         }
     }
 }

@@ -177,6 +177,9 @@ pub struct StatusReport {
     pub denied_last_minute: u64,
     /// Drops since the start, by reason; zeros are left out.
     pub drops: Vec<(String, u64)>,
+    /// How packets are handled, while the tunnel is up.
+    #[serde(default)]
+    pub packets: Option<PacketsReport>,
     /// The WireGuard public keys, newest first.
     pub keys: Vec<String>,
     /// Outer addresses that were reported.
@@ -189,6 +192,17 @@ pub struct StatusReport {
     pub documents_refused: u64,
     /// The agent's version.
     pub version: String,
+}
+
+/// What `[packets]` in `node.toml` came to on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PacketsReport {
+    /// How many threads there are.
+    pub workers: usize,
+    /// What the kernel joins and cuts for us: `tcp and udp`, `tcp`, or `off`.
+    pub offload: String,
+    /// How packets are sealed and opened: `several at once` or `one by one`.
+    pub cipher: String,
 }
 
 /// Something that may be reached.

@@ -172,6 +172,7 @@ mod tests {
             live_flows: 128,
             denied_last_minute: 0,
             drops: vec![],
+            packets: None,
             keys: vec![],
             endpoints: vec![],
             problems: vec![],

@@ -93,7 +93,8 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
 impl DataPlane<WireGuard> {
     /// Makes a data plane that lets nothing pass and answers nobody.
     pub fn new(settings: Settings, now: Now) -> Self {
-        Self::with_tunnels(settings, WireGuard::new(now), now)
+        let tunnels = WireGuard::new(now).with_cipher(settings.cipher);
+        Self::with_tunnels(settings, tunnels, now)
     }
 }
 
@@ -157,6 +158,11 @@ impl<W: Tunnels> DataPlane<W> {
     /// alone, which their quotas bound: packets wait meanwhile.
     pub fn inbound_flows(&self, peers: &[DeviceId], room: usize, now: Now) -> InboundFlows {
         self.enforcer.inbound_flows(peers, room, now)
+    }
+
+    /// Tells whether packets are sealed and opened several at once on this machine.
+    pub fn takes_several(&self) -> bool {
+        self.settings.cipher.take_several()
     }
 
     /// Returns how many flows are live.

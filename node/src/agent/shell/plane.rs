@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use postern_common::key::WireGuardPrivateKey;
-use postern_dataplane::{DataPlane, Settings};
+use postern_dataplane::{DataPlane, Settings, Ways};
 use tokio::sync::mpsc;
 
 use super::paths::Paths;
 use crate::{
-    config::{Mtu, NodeConfig},
+    config::{Cipher, Mtu, NodeConfig, Offload, Workers},
     host::privileges,
     io::{
         clock::Clock,
@@ -43,15 +43,27 @@ impl Plane {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, anyhow::Error> {
         privileges::check()?;
-        let sockets = UdpSockets::bind(config.listen_port, Segmentation::default())?;
-        let tun = Tun::open(&config.interface, Offloads::default())?;
+        let (segmentation, offloads) = match config.packets.offload {
+            Offload::Auto => (Segmentation::Offloaded, Offloads::All),
+            Offload::Off => (Segmentation::Off, Offloads::None),
+        };
+        let sockets = UdpSockets::bind(config.listen_port, segmentation)?;
+        let tun = Tun::open(&config.interface, offloads)?;
         let mtu = match config.mtu {
             Mtu::Auto => DEFAULT_INNER_MTU,
             Mtu::Fixed(mtu) => mtu,
         };
-        let settings = Settings { mtu, ..Settings::default() };
+        let cipher = match config.packets.cipher {
+            Cipher::Auto => Ways::Fastest,
+            Cipher::OneByOne => Ways::PacketByPacket,
+        };
+        let workers = match config.packets.workers {
+            Workers::Auto => worker::default_workers(),
+            Workers::Fixed(workers) => workers,
+        };
+        let settings = Settings { mtu, cipher, ..Settings::default() };
         let plane = DataPlane::new(settings, clock.now());
-        let (worker, events) = worker::spawn(plane, tun, sockets, clock, worker::default_workers())?;
+        let (worker, events) = worker::spawn(plane, tun, sockets, clock, workers)?;
         worker.set_ceiling(config.ceiling()).await?;
         worker.set_local_keys(keys).await?;
         Ok(Self { worker, events, paths: Paths::default() })

@@ -1,12 +1,15 @@
 //! What `status` and the others show, made from the core, the book, the worker and the host.
 
 use postern_common::{flow_record::Originator, grant::Mode, reason::DenyReason, time::Now};
-use postern_dataplane::{Counters, Direction, DropReason, FlowStatus};
+use postern_dataplane::{Counters, Direction, DropReason, FlowStatus, packet::join::Joining};
 
 use super::Agent;
-use crate::agent::{
-    api::{FlowReport, ResourceReport, StatusReport},
-    core::{Phase, book::Book},
+use crate::{
+    agent::{
+        api::{FlowReport, PacketsReport, ResourceReport, StatusReport},
+        core::{Phase, book::Book},
+    },
+    io::worker::WorkerStatus,
 };
 
 /// Says in one line what the node is doing.
@@ -126,6 +129,7 @@ impl Agent {
             live_flows: worker.as_ref().map_or(0, |status| status.flows),
             denied_last_minute: denied_now.saturating_sub(denied_before),
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
+            packets: worker.as_ref().map(packets),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
             endpoints: self.endpoints.clone(),
             problems: self.problems(),
@@ -135,4 +139,15 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
         }
     }
+}
+
+/// Says in words what `[packets]` came to.
+fn packets(status: &WorkerStatus) -> PacketsReport {
+    let offload = match status.joining {
+        Joining::Nothing => "off",
+        Joining::Tcp => "tcp",
+        Joining::TcpAndUdp => "tcp and udp",
+    };
+    let cipher = if status.takes_several { "several at once" } else { "one by one" };
+    PacketsReport { workers: status.workers, offload: offload.into(), cipher: cipher.into() }
 }

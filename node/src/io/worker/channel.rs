@@ -33,8 +33,8 @@ pub(super) struct Burst {
 }
 
 impl Burst {
-    fn new(joining: Joining) -> Box<Self> {
-        Box::new(Self { tun: TunBatch::new(joining), intake: Intake::default(), arrivals: Vec::with_capacity(64) })
+    fn new(joining: Joining) -> Self {
+        Self { tun: TunBatch::new(joining), intake: Intake::default(), arrivals: Vec::with_capacity(64) }
     }
 }
 
@@ -60,8 +60,8 @@ struct Order {
     next: u64,
     /// Whether a worker delivers: it takes all that become ready.
     delivering: bool,
-    opened: Vec<(u64, Box<Burst>)>,
-    spare: Vec<Box<Burst>>,
+    opened: Vec<(u64, Burst)>,
+    spare: Vec<Burst>,
     made: usize,
 }
 
@@ -84,7 +84,7 @@ impl Channel {
     }
 
     /// Lends an empty burst.
-    pub(super) fn lend(&self) -> Box<Burst> {
+    pub(super) fn lend(&self) -> Burst {
         let mut order = lock(&self.order);
         loop {
             if let Some(burst) = order.spare.pop() {
@@ -99,7 +99,7 @@ impl Channel {
     }
 
     /// Takes an empty burst back.
-    pub(super) fn give_back(&self, burst: Box<Burst>) {
+    pub(super) fn give_back(&self, burst: Burst) {
         lock(&self.order).spare.push(burst);
         self.returned.notify_one();
     }
@@ -122,7 +122,7 @@ impl Channel {
 
     /// Takes an opened burst, and calls `deliver` for each whose turn has come, unless another worker is doing that: then it will
     /// find this one.
-    pub(super) fn deliver(&self, ticket: Ticket, burst: Box<Burst>, mut deliver: impl FnMut(&mut Burst)) {
+    pub(super) fn deliver(&self, ticket: Ticket, burst: Burst, mut deliver: impl FnMut(&mut Burst)) {
         let mut order = lock(&self.order);
         order.opened.push((ticket.0, burst));
         if std::mem::replace(&mut order.delivering, true) {
@@ -141,7 +141,7 @@ impl Channel {
 }
 
 impl Order {
-    fn take_next(&mut self) -> Option<Box<Burst>> {
+    fn take_next(&mut self) -> Option<Burst> {
         let place = self.opened.iter().position(|(ticket, _)| *ticket == self.next)?;
         Some(self.opened.swap_remove(place).1)
     }
@@ -203,7 +203,7 @@ mod tests {
                 });
             }
         });
-        assert_eq!(*delivered.lock().unwrap(), (0..BURSTS).collect::<Vec<_>>());
+        assert!(delivered.into_inner().unwrap().into_iter().eq(0..BURSTS));
         assert!(most.into_inner() <= 6, "no more bursts than were allowed");
         let order = lock(&channel.order);
         assert_eq!((order.opened.len(), order.spare.len(), order.delivering), (0, order.made, false));

@@ -12,7 +12,7 @@ use postern_common::{
 };
 use postern_dataplane::{
     Applied, Ceiling, Counters, DataPlane, FlowStatus, InboundFlows, LocalExplanation, PeerStatus, WhoIs,
-    packet::batch::Full,
+    packet::{batch::Full, join::Joining},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -46,6 +46,10 @@ pub struct WorkerStatus {
     pub io: IoCounters,
     /// How many threads handle packets.
     pub workers: usize,
+    /// What is joined for the TUN.
+    pub joining: Joining,
+    /// Whether packets are sealed and opened several at once.
+    pub takes_several: bool,
     /// How many peers there are.
     pub peers: usize,
     /// How many flows live.
@@ -275,6 +279,8 @@ fn status(plane: &DataPlane, shared: &Shared) -> WorkerStatus {
         plane: plane.counters().clone(),
         io: shared.counters(),
         workers: shared.workers(),
+        joining: shared.tun.joining(),
+        takes_several: plane.takes_several(),
         peers: plane.peer_count(),
         flows: plane.flow_count(),
     }

@@ -32,6 +32,7 @@ mod window;
 
 use std::{net::IpAddr, time::Duration};
 
+use postern_aead::Ways;
 use postern_common::{
     grant::KeyPair,
     key::{WireGuardPrivateKey, WireGuardPublicKey},
@@ -51,6 +52,7 @@ use crate::counters::DropReason;
 pub struct WireGuard {
     keys: Vec<LocalKey>,
     stamper: Stamper,
+    cipher: Ways,
 }
 
 struct LocalKey {
@@ -80,7 +82,13 @@ impl Stamper {
 impl WireGuard {
     /// Makes tunnels without any key.
     pub const fn new(now: Now) -> Self {
-        Self { keys: Vec::new(), stamper: Stamper { start: now } }
+        Self { keys: Vec::new(), stamper: Stamper { start: now }, cipher: Ways::Fastest }
+    }
+
+    /// Sets how packets are sealed and opened.
+    #[must_use]
+    pub fn with_cipher(self, cipher: Ways) -> Self {
+        Self { cipher, ..self }
     }
 }
 
@@ -116,11 +124,11 @@ impl Tunnels for WireGuard {
         self.keys.iter().any(|key| key.public == *local)
     }
 
-    fn open(&mut self, pair: &KeyPair, index: u32, now: Monotonic) -> Option<NoiseTunnel> {
+    fn open(&mut self, pair: &KeyPair, index: u32, _now: Monotonic) -> Option<NoiseTunnel> {
         let key = self.keys.iter().find(|key| key.public == pair.local)?;
         let remote = PublicKey::from(*pair.remote.as_bytes());
         let statics = Statics::new(key.secret.clone(), remote, *pair.preshared.expose())?;
-        Some(NoiseTunnel::new(statics, index, self.stamper, now))
+        Some(NoiseTunnel::new(statics, index, self.stamper, self.cipher))
     }
 
     fn admit_initiation(&mut self, message: &[u8], from: IpAddr, buffer: &mut [u8], now: Monotonic) -> Admission {

@@ -9,7 +9,7 @@
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use postern_aead::{Key, Sealed};
+use postern_aead::{Key, Sealed, Ways};
 use postern_common::time::Monotonic;
 
 use super::{
@@ -46,14 +46,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(keys: &Keys, (local, remote): (u32, u32), role: Role, now: Monotonic) -> Self {
+    pub(super) fn new(keys: &Keys, (local, remote): (u32, u32), role: Role, cipher: Ways, now: Monotonic) -> Self {
         Self {
             local_index: local,
             remote_index: remote,
             role,
             born: now,
-            sending: Arc::new(Key::new(&keys.sending)),
-            receiving: Arc::new(Key::new(&keys.receiving)),
+            sending: Arc::new(Key::with(&keys.sending, cipher)),
+            receiving: Arc::new(Key::with(&keys.receiving, cipher)),
             next: 0,
             window: Window::new(),
         }
@@ -197,8 +197,8 @@ mod tests {
         };
         let now = Monotonic::from_millis(0);
         (
-            Session::new(&keys(1, 2), (7, 8), Role::Initiator, now),
-            Session::new(&keys(2, 1), (8, 7), Role::Responder, now),
+            Session::new(&keys(1, 2), (7, 8), Role::Initiator, Ways::Fastest, now),
+            Session::new(&keys(2, 1), (8, 7), Role::Responder, Ways::PacketByPacket, now),
         )
     }
 

@@ -12,6 +12,7 @@
 
 use std::time::Duration;
 
+use postern_aead::Ways;
 use postern_common::time::Monotonic;
 
 use super::{
@@ -21,8 +22,8 @@ use super::{
     transport::{REJECT_AFTER_TIME, Role, Session, SessionOpener, SessionSealer},
 };
 use crate::wireguard::{
-    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, Opening, REKEY_AFTER_MESSAGES, RESPONSE, RESPONSE_LENGTH, Received,
-    TRANSPORT_OVERHEAD, Tunnel, read_index,
+    COOKIE_REPLY, Due, INITIATION, INITIATION_LENGTH, Opening, REKEY_AFTER_MESSAGES, RESPONSE, RESPONSE_LENGTH,
+    Received, TRANSPORT_OVERHEAD, Tunnel, read_index,
 };
 
 const REKEY_AFTER_TIME: Duration = Duration::from_secs(120);
@@ -37,6 +38,7 @@ pub struct NoiseTunnel {
     statics: Statics,
     stamps: Stamps,
     stamper: Stamper,
+    cipher: Ways,
     /// The upper 24 bits of our session indices; the lower 8 count up.
     index: u32,
     attempt: Option<Attempt>,
@@ -71,11 +73,12 @@ impl std::fmt::Debug for NoiseTunnel {
 }
 
 impl NoiseTunnel {
-    pub(super) fn new(statics: Statics, index: u32, stamper: Stamper, _now: Monotonic) -> Self {
+    pub(super) fn new(statics: Statics, index: u32, stamper: Stamper, cipher: Ways) -> Self {
         Self {
             stamps: Stamps::new(statics.remote.as_bytes()),
             statics,
             stamper,
+            cipher,
             index: index << 8,
             attempt: None,
             newest: None,
@@ -123,7 +126,7 @@ impl NoiseTunnel {
         self.stamps.stamp(response, index, now);
         self.newest = Some(timestamp);
         // An attempt of our own goes on: if both ends began at once, both get a session.
-        self.unconfirmed = Some(Session::new(&keys, (index, to), Role::Responder, now));
+        self.unconfirmed = Some(Session::new(&keys, (index, to), Role::Responder, self.cipher, now));
         self.owed = None;
         Some(Received::Response(RESPONSE_LENGTH))
     }
@@ -134,7 +137,7 @@ impl NoiseTunnel {
         let attempt = self.attempt.as_ref().filter(|attempt| attempt.index == to)?;
         let keys = attempt.initiation.finish(&self.statics, body)?;
         self.attempt = None;
-        let mut session = Session::new(&keys, (to, from), Role::Initiator, now);
+        let mut session = Session::new(&keys, (to, from), Role::Initiator, self.cipher, now);
         let length = session.seal_keepalive(buffer)?;
         // What the peer may still send with stays: the session before, and the one that it asked for meanwhile. The latter may be the
         // fruit of a replay, so it displaces nothing.
