@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{BootId, DeviceId, LeaseId, MachineName, Nonce, ResourceName, RuleName, SubjectId, Tag},
     key::{ControllerPublicKey, ControllerSigningKey, PresharedKey, Signature, SigningPurpose, WireGuardPublicKey},
-    net::Service,
+    net::{Protocol, Service},
     time::{Deadline, Lifetime, Monotonic, Now, WallTime},
 };
 
@@ -37,6 +37,8 @@ pub const DOCUMENT_VERSION: u16 = 1;
 pub const MAX_DOCUMENT_BYTES: usize = 64 << 20;
 /// How many of its nonces a node remembers. An answer to an older one is refused.
 pub const MAX_OUTSTANDING_NONCES: usize = 8;
+/// The most offers of a step-up that one node is told.
+pub const MAX_STEP_UPS: usize = 256;
 
 /// Where a node stands in the order of documents: `epoch` grows when a controller is restored from a backup,
 /// `generation` with every document for this node.
@@ -116,6 +118,9 @@ pub struct OwnGrant<T> {
     /// quarantine is told of no peer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quarantine: Option<QuarantineNotice>,
+    /// What stronger or fresher proof of sign-in would open; at most [`MAX_STEP_UPS`]. It opens nothing by itself.
+    #[serde(default)]
+    pub step_up: Vec<StepUpOffer>,
 }
 
 /// What the person at a machine in quarantine is told.
@@ -127,6 +132,27 @@ pub struct QuarantineNotice {
     pub reason: String,
     /// Since when.
     pub since: WallTime,
+}
+
+/// A resource that the subject may reach after stronger or fresher proof of sign-in, and not before. Told to the subject's own
+/// node alone, so that it can say why it refuses a packet and what mends that; nobody else hears of it, and no key goes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepUpOffer {
+    /// The resource.
+    pub resource: ResourceName,
+    /// The overlay addresses of the nodes that carry it.
+    pub addresses: Vec<IpAddr>,
+    /// What would open there.
+    pub services: Vec<Service>,
+    /// What is asked of the proof, for people: `MFA within 15 min`.
+    pub demand: String,
+}
+
+impl StepUpOffer {
+    /// Tells whether it speaks of this destination; `port` is ignored for ICMP.
+    pub fn covers(&self, destination: IpAddr, protocol: Protocol, port: u16) -> bool {
+        self.addresses.contains(&destination) && self.services.iter().any(|service| service.contains(protocol, port))
+    }
 }
 
 /// One device that the node may meet, and everything it may do with it.
@@ -428,10 +454,32 @@ impl<T> Change<T> {
 impl<T> OwnGrant<T> {
     /// Turns every time into another kind of time.
     pub fn map_time<U>(self, map: &impl Fn(T) -> U) -> OwnGrant<U> {
-        let Self { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until, quarantine } =
-            self;
-        let session_until = session_until.map(map);
-        OwnGrant { name, subject, subject_name, tags, addresses, overlay, domain, keys, session_until, quarantine }
+        let Self {
+            name,
+            subject,
+            subject_name,
+            tags,
+            addresses,
+            overlay,
+            domain,
+            keys,
+            session_until,
+            quarantine,
+            step_up,
+        } = self;
+        OwnGrant {
+            name,
+            subject,
+            subject_name,
+            tags,
+            addresses,
+            overlay,
+            domain,
+            keys,
+            session_until: session_until.map(map),
+            quarantine,
+            step_up,
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// The version of this protocol.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 /// The path of the WebSocket at the controller.
 pub const STREAM_PATH: &str = "/v1/node";
 /// The most bytes that the controller accepts in one message of a node.
@@ -100,6 +100,11 @@ pub enum FromNode {
         /// What is asked about; every service of the resource if absent.
         service: Option<Service>,
     },
+    /// The person wants a resource that asks for stronger or fresher proof of sign-in: where can they give it?
+    StepUp {
+        /// The resource, as an offer of [`crate::grant::OwnGrant::step_up`] names it.
+        resource: ResourceName,
+    },
 }
 
 /// What the controller says.
@@ -165,6 +170,24 @@ pub enum ToNode {
         id: u64,
         /// The answer.
         explanation: Explanation,
+    },
+    /// The answer to [`FromNode::StepUp`]: where the person proves their sign-in anew. What that opens comes by a document.
+    StepUpPending {
+        /// The resource.
+        resource: ResourceName,
+        /// What is asked of the proof: `MFA within 15 min`.
+        demand: String,
+        /// The page, with a secret in it; it works once.
+        url: String,
+        /// When it works no more.
+        expires: WallTime,
+    },
+    /// The answer to [`FromNode::StepUp`] where there is no page.
+    StepUpRefused {
+        /// The resource.
+        resource: ResourceName,
+        /// Why, and what to do.
+        message: String,
     },
     /// How many live flows have these peers opened to this node, and under what? Answered at once.
     CountFlows {

@@ -16,6 +16,8 @@ pub enum DenyReason {
     UnknownPeer,
     /// The peer is known, but no live permission names this protocol and port in this direction.
     NoRule,
+    /// A rule opens it to this subject after stronger or fresher proof of sign-in, and not before.
+    StepUp,
     /// A permission named it, and its deadline has passed.
     Expired,
     /// A permission named it when the flow began; a change at the controller has taken it away.
@@ -38,9 +40,10 @@ pub enum DenyReason {
 
 impl DenyReason {
     /// Every reason, in the order of their declaration: for counters and their labels.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::UnknownPeer,
         Self::NoRule,
+        Self::StepUp,
         Self::Expired,
         Self::Revoked,
         Self::SourceNotOwned,
@@ -57,6 +60,7 @@ impl DenyReason {
         match self {
             Self::UnknownPeer => "unknown_peer",
             Self::NoRule => "no_rule",
+            Self::StepUp => "step_up",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::SourceNotOwned => "source_not_owned",
@@ -75,6 +79,7 @@ impl fmt::Display for DenyReason {
         f.write_str(match self {
             Self::UnknownPeer => "nothing entitles this machine to meet that address",
             Self::NoRule => "no rule names this protocol and port",
+            Self::StepUp => "it asks for stronger or fresher proof of sign-in",
             Self::Expired => "the lease has run out",
             Self::Revoked => "the permission was taken back",
             Self::SourceNotOwned => "the source address belongs to somebody else",

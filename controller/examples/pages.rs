@@ -16,6 +16,7 @@ use std::{
 use postern_common::{
     id::{DeviceId, SessionId},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
+    policy::Demand,
     time::WallTime,
 };
 use postern_controller::{
@@ -23,6 +24,7 @@ use postern_controller::{
         SignedIn,
         local::{AccountRole, Accounts, NewAccount, SealingKey},
         oidc::{Provider, ProviderSettings},
+        random::Token,
         sessions::{SessionLimits, WebSessions},
         system_clock,
         user_code::UserCode,
@@ -31,7 +33,8 @@ use postern_controller::{
         self, Doors, LocalAccounts, SignInWays, Web,
         doors::{
             Acquaintance, Answer, DeviceKind, DoorsError, JoinedMachine, OpenFrom, PendingJoin, Portal, PortalDevice,
-            PortalResource, PortalSession, Presence, Reach, StockClients, StockConfiguration, StockPeer, StockRequest,
+            PortalResource, PortalSession, Presence, Reach, StepUpPage, SteppedUp, StockClients, StockConfiguration,
+            StockPeer, StockRequest, Sufficient,
         },
         event::IdentityEvent,
     },
@@ -230,6 +233,27 @@ impl Doors for Memory {
                 until: minutes(480),
             })
         })
+    }
+
+    fn step_up<'a>(&'a self, _token: &'a Token, who: &'a SignedIn) -> Answer<'a, StepUpPage> {
+        Box::pin(async move {
+            let strong = who.amr().iter().any(|method| method == "otp" || method == "mfa");
+            Ok(StepUpPage {
+                machine: "alice-laptop".parse().unwrap(),
+                address: Some("203.0.113.7".parse().unwrap()),
+                resource: "git".parse().unwrap(),
+                services: vec!["tcp/22".parse().unwrap()],
+                rule: "engineers use git".parse().unwrap(),
+                demand: Demand { mfa_within: Some(Duration::from_secs(900)), ..Demand::default() },
+                asked_at: now(),
+                expires: minutes(10),
+                sufficient: if strong { Sufficient::Yes } else { Sufficient::No },
+            })
+        })
+    }
+
+    fn confirm_step_up<'a>(&'a self, _token: &'a Token, _who: &'a SignedIn) -> Answer<'a, SteppedUp> {
+        Box::pin(async { Ok(SteppedUp { machine: "alice-laptop".parse().unwrap(), resource: "git".parse().unwrap() }) })
     }
 
     fn signed_out<'a>(&'a self, _who: &'a SignedIn) -> Answer<'a, ()> {

@@ -50,6 +50,8 @@ pub struct NodeConfig {
     pub key_rotation: HumanDuration,
     /// The group whose members may do what root may over the local socket.
     pub group: Option<String>,
+    /// What shows a notice on the person's desktop; empty for nothing, absent for `notify-send` on every session bus.
+    pub notify_command: Option<String>,
     /// How log lines look.
     pub log: LogFormat,
     /// Names for resources.
@@ -75,6 +77,7 @@ impl Default for NodeConfig {
             keepalive: Keepalive::Auto,
             key_rotation: HumanDuration::new(Duration::from_secs(12 * 3600)),
             group: None,
+            notify_command: None,
             log: LogFormat::Text,
             dns: DnsConfig::default(),
             endpoints: EndpointsConfig::default(),

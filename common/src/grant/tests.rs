@@ -21,6 +21,7 @@ fn own<T>() -> OwnGrant<T> {
         keys: vec![],
         session_until: None,
         quarantine: None,
+        step_up: vec![],
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     condition::Lens,
     evaluate::{Coverage, Evaluation},
     model::{Expect, NodeSelector, TestCase},
+    proof::Phishing,
     read::Reading,
     subject::{Assurance, RequestContext, Subject, TargetNode, Targets, UserIdentity},
 };
@@ -110,6 +111,11 @@ impl Reading<'_> {
         let service = table.parsed("service", &mut self.diagnostics);
         let groups = self.groups(&mut table);
         let mfa_age = table.duration("mfa", &mut self.diagnostics).map(|age| age.into_inner().get());
+        let phishing = match table.flag("phishing_resistant", &mut self.diagnostics) {
+            Some(true) => Phishing::Resistant,
+            Some(false) | None => Phishing::Any,
+        };
+        let acr = table.text("acr", &mut self.diagnostics).map(|class| class.into_inner().to_owned());
         let mut tags = BTreeSet::new();
         for tag in table.list("tags", &mut self.diagnostics).unwrap_or_default() {
             let name = tag.get_ref().strip_prefix("tag:").unwrap_or(tag.get_ref());
@@ -146,6 +152,8 @@ impl Reading<'_> {
         Some(TestCase {
             subject: subject?,
             mfa_age,
+            phishing,
+            acr,
             tags,
             posture,
             address,
@@ -210,11 +218,16 @@ impl Policy {
     fn context_of(&self, test: &TestCase, now: WallTime) -> RequestContext {
         let mut subject = test.subject.clone();
         if let Subject::User { assurance, .. } = &mut subject {
-            let methods = if test.mfa_age.is_some() { &["pwd", "otp", "mfa"][..] } else { &["pwd"] };
+            let methods = match (test.mfa_age, test.phishing) {
+                (Some(_), Phishing::Resistant) => &["hwk", "mfa"][..],
+                (Some(_), Phishing::Any) => &["pwd", "otp", "mfa"],
+                (None, Phishing::Resistant) => &["hwk"],
+                (None, Phishing::Any) => &["pwd"],
+            };
             let age = i64::try_from(test.mfa_age.unwrap_or_default().as_millis()).unwrap_or(i64::MAX);
             *assurance = Assurance {
                 auth_time: Some(WallTime::from_millis(now.as_millis().saturating_sub(age))),
-                acr: None,
+                acr: test.acr.clone(),
                 amr: Some(methods.iter().map(|method| (*method).to_owned()).collect()),
             };
         }

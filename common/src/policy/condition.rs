@@ -3,32 +3,15 @@
 //! Each has one evaluation that returns a [`State`] (a truth of three values, and until when it stays so if only time
 //! passes); decisions take the state, explanations add words to the same state.
 
-use std::time::Duration;
-
 use ipnet::IpNet;
 
 use super::{
     hours::Hours,
     model::Model,
-    subject::{Assurance, RequestContext, Subject, Truth},
+    proof::Demand,
+    subject::{RequestContext, Truth},
 };
-use crate::{diagnostics::HumanDuration, time::WallTime};
-
-/// How far a sign-in may seem to lie in the future: clocks of provider and controller differ.
-const CLOCK_SKEW: Duration = Duration::from_secs(60);
-
-/// Values of `acr` that state several factors wherever they are used.
-const MULTI_FACTOR_CLASSES: [&str; 4] = [
-    "phr",  // OpenID Connect EAP ACR values 1.0 §2
-    "phrh", // OpenID Connect EAP ACR values 1.0 §2
-    "http://schemas.openid.net/pape/policies/2007/06/multi-factor",
-    "https://refeds.org/profile/mfa",
-];
-
-/// RFC 8176 §2: methods by the kind of factor that they prove.
-const KNOWLEDGE: [&str; 3] = ["pwd", "pin", "kba"];
-const POSSESSION: [&str; 6] = ["otp", "hwk", "swk", "sc", "sms", "tel"];
-const INHERENCE: [&str; 5] = ["fpt", "face", "iris", "retina", "vbm"];
+use crate::time::WallTime;
 
 /// A truth, and until when it stays the same if only time passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +23,7 @@ pub(super) struct State {
 impl State {
     pub(super) const ALWAYS: Self = Self { truth: Truth::True, until: WallTime::NEVER };
 
-    const fn forever(truth: Truth) -> Self {
+    pub(super) const fn forever(truth: Truth) -> Self {
         Self { truth, until: WallTime::NEVER }
     }
 
@@ -65,7 +48,8 @@ impl State {
 pub(super) struct When {
     /// Indexes into the model's postures.
     pub(super) posture: Vec<usize>,
-    pub(super) mfa_within: Option<Duration>,
+    /// What the proof of sign-in must be.
+    pub(super) proof: Demand,
     /// Any of them opens; empty means that hours do not matter.
     pub(super) hours: Vec<Hours>,
     /// Any of them contains the address; empty means that the place does not matter.
@@ -79,8 +63,28 @@ pub(super) enum Lens {
     Actual,
     /// Time does not count: accesses are within their hours and dates, denies outside theirs.
     AnyTime,
+    /// The proof of sign-in does not count: it is as strong and fresh as anybody asks. All else is as it is.
+    Proven,
     /// No condition counts: what a subject could ever reach by who it is.
     Anyhow,
+}
+
+impl Lens {
+    /// Tells whether hours and dates are taken for granted.
+    pub(super) const fn grants_time(self) -> bool {
+        match self {
+            Self::AnyTime | Self::Anyhow => true,
+            Self::Actual | Self::Proven => false,
+        }
+    }
+
+    /// Tells whether the proof of sign-in is taken for granted.
+    const fn grants_proof(self) -> bool {
+        match self {
+            Self::Proven | Self::Anyhow => true,
+            Self::Actual | Self::AnyTime => false,
+        }
+    }
 }
 
 /// A condition that is not met, in words.
@@ -92,6 +96,8 @@ pub(super) struct Unmet {
     pub(super) demand: String,
     /// What the person can do.
     pub(super) fix: Option<String>,
+    /// Whether stronger or fresher proof of sign-in mends it.
+    pub(super) mended_by_step_up: bool,
 }
 
 impl When {
@@ -103,12 +109,11 @@ impl When {
         for posture in &self.posture {
             state = state.and(if anyhow { assumed } else { posture_state(model, *posture, context) });
         }
-        if let Some(within) = self.mfa_within {
-            state = state.and(if anyhow { assumed } else { proof_state(model, within, context) });
+        if !self.proof.is_nothing() {
+            state = state.and(if lens.grants_proof() { assumed } else { self.proof.state(model, context) });
         }
         if !self.hours.is_empty() {
-            let timeless = lens != Lens::Actual;
-            state = state.and(if timeless { assumed } else { hours_state(&self.hours, context) });
+            state = state.and(if lens.grants_time() { assumed } else { hours_state(&self.hours, context) });
         }
         if !self.network.is_empty() {
             state = state.and(if anyhow { assumed } else { network_state(&self.network, context) });
@@ -131,15 +136,14 @@ impl When {
                     demand: format!("asks for posture \"{name}\""),
                     fix: (verdict.truth == Truth::False)
                         .then(|| format!("on this device: {}", verdict.findings.join("; "))),
+                    mended_by_step_up: false,
                 });
             }
         }
-        if let Some(within) = self.mfa_within
-            && proof_state(model, within, context).truth != Truth::True
-        {
-            unmet.push(describe_proof(model, within, context));
+        if !lens.grants_proof() {
+            unmet.extend(self.proof.unmet(model, context));
         }
-        if !self.hours.is_empty() && lens == Lens::Actual {
+        if !self.hours.is_empty() && !lens.grants_time() {
             let state = hours_state(&self.hours, context);
             if state.truth != Truth::True {
                 let windows = self.hours.iter().map(Hours::to_string).collect::<Vec<_>>().join(" and ");
@@ -148,6 +152,7 @@ impl When {
                     fact: format!("it is {}", self.hours[0].local(context.now)),
                     demand: format!("opens {windows}"),
                     fix: next.map(|next| format!("try again from {next}")),
+                    mended_by_step_up: false,
                 });
             }
         }
@@ -160,6 +165,7 @@ impl When {
                 },
                 demand: format!("asks for an address in {networks}"),
                 fix: None,
+                mended_by_step_up: false,
             });
         }
         unmet
@@ -184,51 +190,4 @@ fn network_state(networks: &[IpNet], context: &RequestContext) -> State {
             Truth::known(networks.iter().any(|network| network.contains(&address)))
         }
     })
-}
-
-/// Tells whether the sign-in proved several factors.
-fn multi_factor(model: &Model, assurance: &Assurance) -> Truth {
-    let class = assurance.acr.as_deref();
-    let known_class = |class: &str| {
-        MULTI_FACTOR_CLASSES.contains(&class) || model.mfa_acr.iter().any(|configured| configured == class)
-    };
-    if class.is_some_and(known_class) {
-        return Truth::True;
-    }
-    let Some(methods) = &assurance.amr else { return Truth::Unknown };
-    let any = |kind: &[&str]| usize::from(kind.iter().any(|method| methods.contains(*method)));
-    Truth::known(methods.contains("mfa") || any(&KNOWLEDGE) + any(&POSSESSION) + any(&INHERENCE) >= 2)
-}
-
-fn proof_state(model: &Model, within: Duration, context: &RequestContext) -> State {
-    let Subject::User { assurance, .. } = &context.subject else {
-        return State::forever(Truth::False); // a service has no sign-in
-    };
-    let fresh = match assurance.auth_time {
-        None => State::forever(Truth::Unknown),
-        Some(at) if at > context.now.saturating_add(CLOCK_SKEW) => State::forever(Truth::Unknown),
-        Some(at) => {
-            let until = at.min(context.now).saturating_add(within);
-            if until > context.now { State { truth: Truth::True, until } } else { State::forever(Truth::False) }
-        }
-    };
-    fresh.and(State::forever(multi_factor(model, assurance)))
-}
-
-fn describe_proof(model: &Model, within: Duration, context: &RequestContext) -> Unmet {
-    let demand = format!("asks for MFA within {}", HumanDuration::new(within));
-    let Subject::User { assurance, .. } = &context.subject else {
-        return Unmet { fact: "a service has no sign-in".into(), demand, fix: None };
-    };
-    let fact = match (multi_factor(model, assurance), assurance.auth_time) {
-        (Truth::False, _) => "the sign-in had no second factor".into(),
-        (Truth::Unknown, _) => "the sign-in does not tell whether it had a second factor".into(),
-        (Truth::True, None) => "the sign-in does not tell when it was proven".into(),
-        (Truth::True, Some(at)) if at > context.now => "the sign-in claims to lie in the future".into(),
-        (Truth::True, Some(at)) => {
-            format!("proof of sign-in is {} old", HumanDuration::rounded(context.now.since(at)))
-        }
-    };
-    let fix = "sign in again with a second factor: postern logout, then postern up".to_owned();
-    Unmet { fact, demand, fix: Some(fix) }
 }

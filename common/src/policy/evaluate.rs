@@ -59,7 +59,7 @@ pub(super) struct Evaluation<'a> {
 impl Life {
     /// Tells whether the rule is part of the policy, and until when that stays so.
     fn state(self, now: WallTime, lens: Lens, assumed: Truth) -> State {
-        if lens != Lens::Actual && (self.starts.is_some() || self.expires.is_some()) {
+        if lens.grants_time() && (self.starts.is_some() || self.expires.is_some()) {
             return State { truth: assumed, until: WallTime::NEVER };
         }
         match (self.starts, self.expires) {
@@ -72,7 +72,7 @@ impl Life {
 
 /// Tells until when a rule is only watched; without a moment (`Lens`) it is watched as long as it says so.
 fn watched_until(monitor_until: Option<WallTime>, now: WallTime, lens: Lens) -> Option<WallTime> {
-    monitor_until.filter(|until| lens != Lens::Actual || *until > now)
+    monitor_until.filter(|until| lens.grants_time() || *until > now)
 }
 
 impl<'a> Evaluation<'a> {

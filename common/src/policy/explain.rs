@@ -348,13 +348,23 @@ impl Question<'_> {
         let mut told = unmet.into_iter();
         if let Some(first) = told.next() {
             explanation.reason = format!("{}; rule \"{}\" {}", first.fact, access.name, first.demand);
-            explanation.fix = first.fix;
+            explanation.fix = match first.mended_by_step_up {
+                true => self.step_up_of(access).or(first.fix),
+                false => first.fix,
+            };
         } else {
             // Its conditions hold, so the port that is asked for is not among those it gives.
             explanation.reason = format!("rule \"{}\" does not give this", access.name);
         }
         explanation.because = told.map(|unmet| format!("{}; it also {}", unmet.fact, unmet.demand)).collect();
         (count, explanation)
+    }
+
+    /// Names the command that asks for stronger or fresher proof, where that is what the rule lacks.
+    fn step_up_of(&self, access: &Access) -> Option<String> {
+        let related = self.related();
+        let resource = access.to.iter().find(|resource| related.contains(resource))?;
+        Some(format!("postern step-up {}", self.model.resources[*resource].name))
     }
 
     /// Explains by an access that might name the subject if its groups were known.

@@ -25,9 +25,11 @@ mod explain;
 mod hours;
 mod model;
 mod plan;
+mod proof;
 mod read;
 mod selector;
 mod services;
+mod step_up;
 mod subject;
 #[cfg(test)]
 mod tests;
@@ -38,8 +40,10 @@ pub use check::{TestFailure, TestOutcome};
 pub use hours::HoursError;
 pub use model::{NodeSelector, Resource, Sensitivity};
 pub use plan::{ChangeKind, Loss, PlanChange};
+pub use proof::{Demand, Phishing};
 pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
 pub use selector::{Selector, SelectorError};
+pub use step_up::StepUp;
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};
 
 use condition::Lens;

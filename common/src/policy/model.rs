@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     condition::When,
+    proof::Phishing,
     selector::Selector,
     subject::{RequestContext, Subject, Targets, Truth},
 };
@@ -169,6 +170,8 @@ pub(super) struct TestCase {
     pub(super) subject: Subject,
     /// How long ago several factors were proven.
     pub(super) mfa_age: Option<Duration>,
+    pub(super) phishing: Phishing,
+    pub(super) acr: Option<String>,
     pub(super) tags: BTreeSet<Tag>,
     pub(super) posture: Vec<usize>,
     pub(super) address: Option<IpAddr>,
@@ -241,6 +244,8 @@ pub(super) struct Model {
     pub(super) deny_index: RuleIndex,
     /// Values of `acr` that the provider uses for several factors.
     pub(super) mfa_acr: Vec<String>,
+    /// Values of `acr` that the provider uses for what cannot be phished.
+    pub(super) phishing_resistant_acr: Vec<String>,
     pub(super) destination_tags: BTreeSet<Tag>,
     pub(super) destination_names: BTreeSet<MachineName>,
     pub(super) source_tags: BTreeSet<Tag>,

@@ -12,6 +12,7 @@ use super::{
     condition::When,
     hours::{Hours, time_zone},
     model::{Access, Deny, DenyTo, Life, Model, NodeSelector, Resource, Sensitivity},
+    proof::Phishing,
     selector::Selector,
 };
 use crate::{
@@ -30,6 +31,9 @@ use crate::{
 pub const LEASE_LIMITS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3_600));
 /// The lease of rules that do not say.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(600);
+
+/// The conditions that `when` and `unless` know.
+const CONDITIONS: [&str; 6] = ["posture", "mfa_within", "phishing_resistant", "acr", "hours", "network"];
 
 /// What the readers of single sections share.
 pub(super) struct Reading<'a> {
@@ -135,6 +139,8 @@ impl<'a> Reading<'a> {
         }
         let classes = table.list("mfa_acr", diagnostics).unwrap_or_default();
         self.model.mfa_acr = classes.into_iter().map(|class| class.into_inner().to_owned()).collect();
+        let classes = table.list("phishing_resistant_acr", diagnostics).unwrap_or_default();
+        self.model.phishing_resistant_acr = classes.into_iter().map(|class| class.into_inner().to_owned()).collect();
         table.finish(diagnostics);
     }
 
@@ -382,23 +388,36 @@ impl<'a> Reading<'a> {
             if within.get_ref().get().is_zero() {
                 self.diagnostics.push(Diagnostic::at(within.span(), "nobody can prove anything within no time"));
             }
-            when.mfa_within = Some(within.into_inner().get());
+            when.proof.mfa_within = Some(within.into_inner().get());
         }
+        if table.has("phishing_resistant") {
+            let span = table.span();
+            match table.flag("phishing_resistant", &mut self.diagnostics) {
+                Some(true) => when.proof.phishing = Phishing::Resistant,
+                Some(false) => {
+                    let message = "`phishing_resistant = false` asks for nothing";
+                    self.diagnostics.push(Diagnostic::at(span, message).help("leave it out"));
+                }
+                None => {}
+            }
+        }
+        let classes = table.one_or_more("acr", &mut self.diagnostics).unwrap_or_default();
+        when.proof.acr = classes.into_iter().map(|class| class.into_inner().to_owned()).collect();
         for text in table.one_or_more("hours", &mut self.diagnostics).unwrap_or_default() {
             when.hours.extend(parse_at::<Hours>(text.span(), text.get_ref(), &mut self.diagnostics));
         }
         for text in table.one_or_more("network", &mut self.diagnostics).unwrap_or_default() {
             when.network.extend(network(&text, &mut self.diagnostics));
         }
-        let is_empty = ["posture", "mfa_within", "hours", "network"].iter().all(|key| !table.has(key));
+        let is_empty = CONDITIONS.iter().all(|key| !table.has(key));
         if is_empty {
-            let help = "name a condition (posture, mfa_within, hours, network), or leave it out";
+            let help = format!("name a condition ({}), or leave it out", CONDITIONS.join(", "));
             let message = format!("`{key}` of {} is empty", rule.title());
             self.diagnostics.push(Diagnostic::at(value.span(), message).help(help));
         }
         table.finish(&mut self.diagnostics);
         let model = &mut self.model;
-        let same = format!("{:?} {:?} {:?}", when.posture, when.mfa_within, when.network);
+        let same = format!("{:?} {:?} {:?}", when.posture, when.proof, when.network);
         let same = when.hours.iter().fold(same, |text, hours| format!("{text} {hours}"));
         Some(*self.when_by_text.entry(same).or_insert_with(|| {
             model.whens.push(when);

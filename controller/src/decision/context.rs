@@ -20,6 +20,18 @@ fn policy_identity(own_url: &str, issuer: &str, sub: &str, name: &str) -> UserId
     }
 }
 
+/// Returns what policy reads of an assurance; absent parts are unknown.
+pub(crate) fn policy_assurance(assurance: Option<&Assurance>) -> policy::Assurance {
+    policy::Assurance {
+        auth_time: assurance.and_then(|known| known.auth_time),
+        acr: assurance.and_then(|known| known.acr.clone()),
+        // No method named is not the same as a method denied: the issuer did not say.
+        amr: assurance
+            .filter(|known| !known.amr.is_empty())
+            .map(|known| known.amr.iter().cloned().collect::<BTreeSet<_>>()),
+    }
+}
+
 fn subject(own_url: &str, owner: &SubjectRecord, assurance: Option<&Assurance>) -> Subject {
     match &owner.kind {
         SubjectKind::Service { name } => Subject::Service { name: name.clone() },
@@ -27,14 +39,7 @@ fn subject(own_url: &str, owner: &SubjectRecord, assurance: Option<&Assurance>) 
             identity: policy_identity(own_url, issuer, sub, &owner.name),
             display_name: owner.name.clone(),
             groups: assurance.and_then(|known| known.groups.clone()),
-            assurance: policy::Assurance {
-                auth_time: assurance.and_then(|known| known.auth_time),
-                acr: assurance.and_then(|known| known.acr.clone()),
-                // No method named is not the same as a method denied: the issuer did not say.
-                amr: assurance
-                    .filter(|known| !known.amr.is_empty())
-                    .map(|known| known.amr.iter().cloned().collect::<BTreeSet<_>>()),
-            },
+            assurance: policy_assurance(assurance),
         },
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use postern_common::{
     grant::Permission,
     id::DeviceId,
-    policy::Entitlement,
+    policy::{Entitlement, StepUp},
     time::{Deadline, Monotonic, Now, WallTime},
 };
 
@@ -57,6 +57,10 @@ pub(crate) struct Lease {
     /// When it should be renewed, if its device is there.
     pub(crate) renew_at: Monotonic,
     pub(crate) granted: Vec<Granted>,
+    /// What stronger or fresher proof of sign-in would open besides.
+    pub(crate) step_ups: Vec<StepUp>,
+    /// What of that the device's own document was last made from.
+    pub(crate) offered: Vec<StepUp>,
     /// The nodes on which it has permissions now, in order.
     pub(crate) destinations: Vec<DeviceId>,
 }

@@ -34,6 +34,11 @@ impl Token {
         token
     }
 
+    /// Makes a token of random bytes that the caller has drawn.
+    pub(crate) fn from_bytes(secret: [u8; 32]) -> Self {
+        Self(URL_SAFE_NO_PAD.encode(secret))
+    }
+
     /// Takes a token that somebody presented; `None` if it cannot be one.
     pub fn presented(text: &str) -> Option<Self> {
         let alphabet = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';

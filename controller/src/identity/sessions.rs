@@ -108,6 +108,28 @@ impl WebSessions {
         Ok((token, SignedIn { proof, session, session_until }))
     }
 
+    /// Gives a session the proof that the same person has just given anew, under a new cookie; the old one is void. `None` if
+    /// there is no such session of that person.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn renew(&self, cookie: &Token, proof: Proof) -> Result<Option<(Token, SignedIn)>, StoreFailed> {
+        let token = Token::draw();
+        let json = serde_json::to_string(&proof).expect("a proof is plain text and numbers");
+        let row = sqlx::query(
+            "UPDATE web_sessions SET cookie_hash = ?1, proof = ?2
+             WHERE cookie_hash = ?3 AND issuer = ?4 AND subject = ?5 RETURNING *",
+        )
+        .bind(&token.hash().as_bytes()[..])
+        .bind(json)
+        .bind(&cookie.hash().as_bytes()[..])
+        .bind(&proof.issuer)
+        .bind(&proof.subject)
+        .fetch_optional(&self.pool)
+        .await?;
+        Ok(row.as_ref().map(read).transpose()?.map(|session| (token, session.who)))
+    }
+
     /// Finds the live session of a cookie and notes that it was used.
     ///
     /// # Errors

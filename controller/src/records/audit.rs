@@ -230,6 +230,59 @@ pub enum AuditEvent {
         /// Why.
         reason: String,
     },
+    /// A node asked for a page on which its person proves their sign-in anew.
+    StepUpAsked {
+        /// The login session.
+        session: SessionId,
+        /// Whose.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// The resource that asks for it.
+        resource: ResourceName,
+        /// What is asked of the proof.
+        demand: String,
+    },
+    /// A person proved their sign-in anew.
+    SteppedUp {
+        /// The login session.
+        session: SessionId,
+        /// Whose.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// The resource that asked for it.
+        resource: ResourceName,
+        /// The authentication context class.
+        acr: Option<String>,
+        /// The authentication methods.
+        amr: Vec<String>,
+        /// When it was proven.
+        auth_time: Option<WallTime>,
+        /// From which address.
+        from: IpAddr,
+    },
+    /// A step-up was refused, and nothing changed.
+    StepUpRefused {
+        /// The login session.
+        session: SessionId,
+        /// Whose.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// The resource that asks for it.
+        resource: ResourceName,
+        /// Why.
+        reason: String,
+        /// From which address.
+        from: IpAddr,
+    },
     /// Something was revoked.
     Revoked {
         /// The revocation's number.

@@ -149,6 +149,10 @@ pub struct SessionRecord {
     pub from: IpAddr,
     /// The browser's login session with which it ends: for stock clients, which have no other way to end it.
     pub web_session: Option<SessionId>,
+    /// The browser's login session in which it was confirmed: what the identity provider later says of that one goes for
+    /// this one too. It does not end with it.
+    #[serde(default)]
+    pub vouched: Option<SessionId>,
     /// When it ends at the latest.
     pub expires: WallTime,
     /// Set once it has ended.

@@ -12,10 +12,13 @@ use super::{
     listener::REMOTE,
 };
 use crate::{
-    identity::{SignedIn, user_code::UserCode},
+    identity::{SignedIn, random::Token, user_code::UserCode},
     records::Person,
     stream::CoreError,
-    web::doors::{Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StockConfiguration, StockRequest},
+    web::doors::{
+        Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration,
+        StockRequest,
+    },
     web::event::IdentityEvent,
 };
 
@@ -92,6 +95,18 @@ impl Doors for Handle {
     fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()> {
         let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
         Box::pin(async move { Ok(self.call(move |turn, now| turn.core.browsers_ended(&issuer, &subject, now)).await?) })
+    }
+
+    fn step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, StepUpPage> {
+        let (token, who, from) = (token.clone(), Person::from(who), browser());
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.step_up_page(&token, &who, from, now)).await??) })
+    }
+
+    fn confirm_step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, SteppedUp> {
+        let (token, who, from) = (token.clone(), Person::from(who), browser());
+        Box::pin(
+            async move { Ok(self.call(move |turn, now| turn.core.confirm_step_up(&token, &who, from, now)).await??) },
+        )
     }
 
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {

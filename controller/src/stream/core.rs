@@ -26,6 +26,7 @@ use super::{
     plan::Plans,
     registry::Registry,
     revocation::Revocations,
+    step_up::StepUpPages,
     timers::{Due, Timers},
 };
 use crate::{
@@ -69,6 +70,7 @@ pub struct Core {
     /// Streams in the order in which they came; some have said since who they are, or have ended.
     pub(super) strangers: VecDeque<StreamId>,
     pub(super) joins: Joins,
+    pub(super) step_up_pages: StepUpPages,
     pub(super) revocations: Revocations,
     pub(super) plans: Plans,
     pub(super) timers: Timers,
@@ -114,6 +116,7 @@ impl Core {
             next_stream: 0,
             strangers: VecDeque::new(),
             joins: Joins::default(),
+            step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),
             plans: Plans::default(),
             timers: Timers::default(),
@@ -342,6 +345,7 @@ impl Core {
             keys: device.wireguard_keys.clone(),
             session_until: session.map(|session| session.expires),
             quarantine: self.quarantine_notice(device),
+            step_up: self.step_up_offers(device.id),
         }
     }
 

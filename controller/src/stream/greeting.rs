@@ -175,6 +175,12 @@ impl Core {
                     self.counters.messages_refused += 1;
                 }
             }
+            FromNode::StepUp { resource } => {
+                match self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic)) {
+                    true => self.step_up_asked(id, stream, resource, now),
+                    false => self.counters.messages_refused += 1,
+                }
+            }
             FromNode::Join(_) | FromNode::Enrol(_) | FromNode::Hello(_) => {
                 self.close_node(id, Refusal::Protocol, "this message makes no sense here", now);
             }

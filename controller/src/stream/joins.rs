@@ -456,6 +456,7 @@ impl Core {
             started: now.wall,
             from,
             web_session,
+            vouched: Some(who.web_session),
             expires,
             ended: None,
         };

@@ -9,7 +9,7 @@ use postern_common::{
     grant::Mode,
     id::{DeviceId, LeaseId},
     key::PresharedKey,
-    policy::Entitlement,
+    policy::{Entitlement, StepUp},
     time::{Monotonic, Now},
 };
 
@@ -54,21 +54,26 @@ pub(super) enum Turn {
 
 impl Core {
     /// Evaluates policy for one device. What rules gives it that an administrator revoked is left out.
-    pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> Vec<Entitlement> {
-        let Some(owner) = self.registry.subject(device.owner) else { return vec![] };
+    pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> (Vec<Entitlement>, Vec<StepUp>) {
+        let Some(owner) = self.registry.subject(device.owner) else { return (vec![], vec![]) };
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let context = context(&self.config.url, device, owner, assurance, address, now.wall);
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
+        let mut step_ups = match device.kind {
+            DeviceKind::Agent => self.policy.step_ups(&context, &self.targets),
+            DeviceKind::StockClient => vec![],
+        };
         let revoked = self.registry.revoked_rules();
+        step_ups.retain(|step_up| !revoked.contains_key(&step_up.rule));
         entitlements.retain(|entitlement| !revoked.contains_key(&entitlement.rule));
         entitlements = self.without_quarantined(&self.policy, &self.targets, entitlements);
         match device.kind {
             DeviceKind::Agent => {}
             DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
         }
-        entitlements
+        (entitlements, step_ups)
     }
 
     /// Decides one device's lease: issues it, renews it, or takes away what does not hold any more.
@@ -93,7 +98,7 @@ impl Core {
         if away && !self.leases.get(&id).is_some_and(of_session) {
             return;
         }
-        let entitlements = self.evaluate(&device, now);
+        let (entitlements, step_ups) = self.evaluate(&device, now);
         let held = self.leases.remove(&id);
         let (mut lease, issued) = match held {
             Some(lease) if of_session(&lease) => (lease, false),
@@ -108,6 +113,7 @@ impl Core {
         }
         let changed = issued || !same_access(&granted, &lease.granted);
         lease.granted = granted;
+        lease.step_ups = step_ups;
         let draw = self.draw_u32();
         let renew_at = lease.renew_at;
         lease.schedule_renewal(IDLE_LEASE, draw, now);
@@ -153,7 +159,15 @@ impl Core {
             until: now.wall,
         };
         let deadline = crate::decision::deadline(now.wall, now);
-        Lease { record, deadline, renew_at: Monotonic::NEVER, granted: vec![], destinations }
+        Lease {
+            record,
+            deadline,
+            renew_at: Monotonic::NEVER,
+            granted: vec![],
+            step_ups: vec![],
+            offered: vec![],
+            destinations,
+        }
     }
 
     fn audit_decision(&mut self, device: &DeviceRecord, lease: &Lease, issued: bool, changed: bool, extend: Extend) {
@@ -198,6 +212,13 @@ impl Core {
         for destination in concerned {
             let permissions = wanted.get(&destination).cloned().unwrap_or_else(|| Arc::from([]));
             self.set_edge(id, destination, permissions, now);
+        }
+        if lease.step_ups != lease.offered {
+            lease.offered.clone_from(&lease.step_ups);
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.own_dirty = true;
+                self.flush_then.push_back(id);
+            }
         }
         let draw = self.draw_u32();
         let at = lease.next_look(self.can_renew(id), draw, now);
@@ -345,7 +366,15 @@ impl Core {
                 Some(device) if current && !deadline.has_passed(now) && self.registry.may_take_part(&device) => {
                     devices.insert(device.id);
                     let renew_at = now.monotonic;
-                    let lease = Lease { record, deadline, renew_at, granted: vec![], destinations: vec![] };
+                    let lease = Lease {
+                        record,
+                        deadline,
+                        renew_at,
+                        granted: vec![],
+                        step_ups: vec![],
+                        offered: vec![],
+                        destinations: vec![],
+                    };
                     self.leases.insert(device.id, lease);
                 }
                 _ => {
@@ -363,7 +392,7 @@ impl Core {
         }
         for id in devices {
             let Some(device) = self.registry.device(id).cloned() else { continue };
-            let entitlements = self.evaluate(&device, now);
+            let (entitlements, step_ups) = self.evaluate(&device, now);
             let session_until = self.registry.session_on(id).map(|session| session.expires);
             let Some(mut lease) = self.leases.remove(&id) else { continue };
             let since = lease.record.renewed.min(now.wall);
@@ -372,6 +401,7 @@ impl Core {
             granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
             granted.retain(|part| !part.until.has_passed(now));
             lease.granted = granted;
+            lease.step_ups = step_ups;
             self.open(lease, now);
         }
         let over: Vec<PeeringName> =

@@ -38,6 +38,7 @@
 //! | `leases` | deciding, renewing, ending; edges between devices; restart |
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
+//! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
 //! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `plan` | what another policy would change, and which live flows it would cut |
@@ -64,6 +65,7 @@ mod portal;
 mod quarantine;
 mod registry;
 mod revocation;
+mod step_up;
 mod stock;
 mod timers;
 

@@ -16,11 +16,12 @@ use postern_common::{
     id::{DeviceId, MachineName, ResourceName, RuleName, SessionId},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     net::Service,
+    policy::Demand,
     time::WallTime,
 };
 
 use super::event::IdentityEvent;
-use crate::identity::{SignedIn, user_code::UserCode};
+use crate::identity::{SignedIn, random::Token, user_code::UserCode};
 
 /// An answer that is being worked out.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, DoorsError>> + Send + 'a>>;
@@ -84,6 +85,12 @@ pub trait Doors: Send + Sync + 'static {
     /// that they let in end with them.
     fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()>;
 
+    /// Shows the page on which this person proves their sign-in anew; [`DoorsError::Expired`] if there is none.
+    fn step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, StepUpPage>;
+
+    /// Takes this person's fresh proof over into the login session of the page. The page is spent, unless it is refused.
+    fn confirm_step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, SteppedUp>;
+
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;
 }
@@ -125,6 +132,47 @@ pub struct JoinedMachine {
     pub machine: MachineName,
     /// When its login session ends.
     pub until: WallTime,
+}
+
+/// A login session that wants stronger or fresher proof for a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepUpPage {
+    /// The machine.
+    pub machine: MachineName,
+    /// The address from which it speaks, if it is connected.
+    pub address: Option<IpAddr>,
+    /// The resource.
+    pub resource: ResourceName,
+    /// What opens on it.
+    pub services: Vec<Service>,
+    /// The rule that asks.
+    pub rule: RuleName,
+    /// What it asks.
+    pub demand: Demand,
+    /// When the machine asked.
+    pub asked_at: WallTime,
+    /// When the page works no more.
+    pub expires: WallTime,
+    /// Whether the sign-in of this browser is enough as it is.
+    pub sufficient: Sufficient,
+}
+
+/// Whether a sign-in is enough for what is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sufficient {
+    /// It is.
+    Yes,
+    /// It has to be proven anew.
+    No,
+}
+
+/// A resource that a step-up has opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SteppedUp {
+    /// The machine.
+    pub machine: MachineName,
+    /// The resource.
+    pub resource: ResourceName,
 }
 
 /// What a person may reach and which machines are theirs.

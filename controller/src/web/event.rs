@@ -40,6 +40,13 @@ pub enum IdentityAction {
         /// The authentication methods.
         amr: Vec<String>,
     },
+    /// A person who was signed in proved anew who they are.
+    ProvenAnew {
+        /// The browser's login session.
+        session: SessionId,
+        /// The authentication methods.
+        amr: Vec<String>,
+    },
     /// A sign-in was refused.
     SignInRefused {
         /// Why, as a constant word.

@@ -24,6 +24,8 @@ pub(super) enum Fault {
     TooMany(TooMany),
     /// The join's code has expired or was used.
     CodeExpired,
+    /// The page of a step-up has expired, was used, or is not needed any more.
+    StepUpExpired,
     /// Another machine waits under the code than the one that was shown.
     CodeChanged,
     NotPermitted(String),
@@ -133,6 +135,13 @@ impl Fault {
                 "This code has expired",
                 "Codes last a few minutes and work once. On the machine, run postern up again and use the new code.",
                 JOIN,
+            ),
+            Self::StepUpExpired => words(
+                StatusCode::GONE,
+                "This page has expired",
+                "It works for a few minutes and once, or what it was for is open by now. On the machine, try again, or run \
+                 postern step-up.",
+                HOME,
             ),
             Self::CodeChanged => words(
                 StatusCode::CONFLICT,

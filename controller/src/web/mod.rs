@@ -25,6 +25,7 @@
 //! | `visit` | who sends a request; forms; cookies |
 //! | `layout`, `words`, `assets`, `fault` | the frame of a page; times and codes as text; style, script, icon; refusals |
 //! | `sign_in`, `oidc`, `second_factor`, `password` | signing in and out |
+//! | `step_up` | stronger or fresher proof for a machine's login session |
 //! | `join`, `home`, `stock` | confirm a machine; resources and machines; stock WireGuard clients |
 
 use std::{sync::Arc, time::Duration};
@@ -57,6 +58,7 @@ mod password;
 mod second_factor;
 mod security;
 mod sign_in;
+mod step_up;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -188,6 +190,9 @@ pub fn router(web: Arc<Web>) -> Router {
         .route("/join", get(join::show).post(join::submit_code))
         .route("/join/confirm", post(join::confirm))
         .route("/join/refuse", post(join::refuse))
+        .route("/step-up/{secret}", get(step_up::show).post(step_up::confirm))
+        .route("/step-up/{secret}/prove", post(step_up::prove))
+        .route("/step-up/{secret}/provider", get(step_up::to_provider))
         .route("/wireguard", get(stock::show).post(stock::submit))
         .route("/sessions/end", post(home::end_session))
         .route("/devices/remove", post(home::remove_device))

@@ -4,16 +4,17 @@ use axum::{
     extract::Query,
     response::{IntoResponse, Redirect, Response},
 };
+use postern_common::policy::Demand;
 use serde::Deserialize;
 
 use super::{
     event::IdentityAction,
     fault::{Fault, ProviderFault},
-    sign_in,
-    visit::{Next, Visit, WithCookies},
+    sign_in, step_up,
+    visit::{Next, Person, Visit, WithCookies},
 };
 use crate::identity::{
-    oidc::{Callback, OidcError},
+    oidc::{Ask, Callback, OidcError},
     random::Token,
     rate::AddressPrefix,
 };
@@ -30,9 +31,21 @@ pub(super) async fn start(visit: Visit, Query(asked): Query<Asked>) -> Result<Re
     visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
     // The visit's cookie stays the same over several tabs, so that each of their sign-ins can come back.
     let browser = visit.visit.clone().unwrap_or_else(Token::draw);
-    match provider.begin(&browser, &next.path(), visit.now).await {
+    match provider.begin(&browser, &next.path(), Ask::SignIn, visit.now).await {
         Ok(url) => Ok(Redirect::to(url.as_str()).with_visit(&browser)),
         Err(error) => Err(refused(&visit, error).await?),
+    }
+}
+
+/// Sends somebody who is signed in to the provider, to prove anew who they are.
+pub(super) async fn prove_anew(person: Person, next: Next, demand: &Demand) -> Result<Response, Fault> {
+    let visit = &person.visit;
+    let provider = visit.pages.web.ways.provider.as_ref().ok_or(Fault::NotFound)?;
+    visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
+    let browser = visit.visit.clone().unwrap_or_else(Token::draw);
+    match provider.begin(&browser, &next.path(), Ask::Anew(demand), visit.now).await {
+        Ok(url) => Ok(Redirect::to(url.as_str()).with_visit(&browser)),
+        Err(error) => Err(refused(visit, error).await?),
     }
 }
 
@@ -41,6 +54,10 @@ pub(super) async fn callback(visit: Visit, Query(callback): Query<Callback>) -> 
     visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
     match provider.finish(callback, visit.visit.as_ref(), visit.now).await {
         Ok((proof, next)) => {
+            if let (Next::StepUp(link), Some((cookie, who))) = (Next::parse(&next), &visit.session) {
+                let (cookie, who) = step_up::renew(&visit, cookie, who, proof, None).await?;
+                return Ok(step_up::back(link).with_session(&cookie, &who, visit.now));
+            }
             let answer = sign_in::finish(&visit, proof, None, Next::parse(&next)).await?;
             Ok(answer.into_response())
         }

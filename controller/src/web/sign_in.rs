@@ -54,6 +54,7 @@ pub(super) async fn show(visit: Visit, Query(asked): Query<Asked>) -> Response {
 fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>) -> Markup {
     let why = match next {
         Next::Join(_) => "to let a machine in",
+        Next::StepUp(_) => "to confirm that it is you",
         Next::Home | Next::WireGuard | Next::SecondFactor => "to see what you may reach",
     };
     layout::door(
@@ -146,7 +147,7 @@ pub(super) async fn finish(
 
 /// Tells whether a local account is still what was proven, after its session is in the store: an administrator's change
 /// either shows here or finds the session and ends it.
-async fn still_stands(visit: &Visit, who: &SignedIn, before: Option<&Account>) -> Result<bool, Fault> {
+pub(super) async fn still_stands(visit: &Visit, who: &SignedIn, before: Option<&Account>) -> Result<bool, Fault> {
     let accounts = &visit.pages.web.accounts;
     if who.issuer() != accounts.issuer() {
         return Ok(true); // the provider vouched for them

@@ -15,13 +15,16 @@ use postern_common::{
 use tower::ServiceExt;
 
 use super::{
-    doors::{Answer, DoorsError, JoinedMachine, PendingJoin, Portal, StockConfiguration, StockRequest},
+    doors::{
+        Answer, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration, StockRequest,
+    },
     event::{IdentityAction, IdentityEvent},
     *,
 };
 use crate::identity::{
     SignedIn,
     local::{AccountRole, AccountStatus, Credential, NewAccount, SealingKey},
+    random::Token,
     sessions::{SessionLimits, test_pool},
     system_clock,
     user_code::UserCode,
@@ -80,6 +83,14 @@ impl Doors for Nothing {
     fn signed_out_everywhere<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
         self.signed_out_everywhere.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         Box::pin(async { Ok(()) })
+    }
+
+    fn step_up<'a>(&'a self, _: &'a Token, _: &'a SignedIn) -> Answer<'a, StepUpPage> {
+        not_found()
+    }
+
+    fn confirm_step_up<'a>(&'a self, _: &'a Token, _: &'a SignedIn) -> Answer<'a, SteppedUp> {
+        not_found()
     }
 
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {

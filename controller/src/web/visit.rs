@@ -64,6 +64,34 @@ pub(super) enum Next {
     Join(Option<UserCode>),
     WireGuard,
     SecondFactor,
+    StepUp(Link),
+}
+
+/// The secret of a step-up's page, in its address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Link([u8; Token::LENGTH]);
+
+impl Link {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        Token::presented(text)?;
+        text.as_bytes().try_into().ok().map(Self)
+    }
+
+    pub(super) fn token(self) -> Token {
+        Token::presented(&self.to_string()).expect("it was one when it was read")
+    }
+}
+
+impl std::fmt::Display for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(std::str::from_utf8(&self.0).unwrap_or_default()) // letters, digits, - and _
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted]")
+    }
 }
 
 impl Next {
@@ -73,9 +101,10 @@ impl Next {
             "/join" => Self::Join(None),
             "/wireguard" => Self::WireGuard,
             "/second-factor" => Self::SecondFactor,
-            other => match other.strip_prefix("/join?code=").map(str::parse) {
-                Some(Ok(code)) => Self::Join(Some(code)),
-                Some(Err(_)) | None => Self::Home,
+            other => match (other.strip_prefix("/join?code=").map(str::parse), other.strip_prefix("/step-up/")) {
+                (Some(Ok(code)), _) => Self::Join(Some(code)),
+                (_, Some(link)) => Link::parse(link).map_or(Self::Home, Self::StepUp),
+                (Some(Err(_)) | None, None) => Self::Home,
             },
         }
     }
@@ -87,6 +116,7 @@ impl Next {
             Self::Join(Some(code)) => format!("/join?code={code}"),
             Self::WireGuard => "/wireguard".into(),
             Self::SecondFactor => "/second-factor".into(),
+            Self::StepUp(link) => format!("/step-up/{link}"),
         }
     }
 
@@ -98,7 +128,9 @@ impl Next {
     pub(super) fn sign_in(self) -> String {
         match self {
             Self::Home => "/sign-in".into(),
-            Self::Join(_) | Self::WireGuard | Self::SecondFactor => format!("/sign-in?next={}", self.encoded()),
+            Self::Join(_) | Self::WireGuard | Self::SecondFactor | Self::StepUp(_) => {
+                format!("/sign-in?next={}", self.encoded())
+            }
         }
     }
 
@@ -254,12 +286,28 @@ mod tests {
 
     #[test]
     fn next_is_never_another_place() {
-        for bad in
-            ["//evil.example", "https://evil.example", "/\\evil.example", "/join?code=//x", "/join/../x", "", "/x"]
-        {
+        for bad in [
+            "/step-up/",
+            "/step-up/x",
+            "/step-up/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa/../",
+            "//evil.example",
+            "https://evil.example",
+            "/\\evil.example",
+            "/join?code=//x",
+            "/join/../x",
+            "",
+            "/x",
+        ] {
             assert_eq!(Next::parse(bad), Next::Home, "{bad:?}");
         }
-        for good in ["/", "/join", "/join?code=KTRM-4821", "/wireguard", "/second-factor"] {
+        for good in [
+            "/",
+            "/step-up/aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa-_",
+            "/join",
+            "/join?code=KTRM-4821",
+            "/wireguard",
+            "/second-factor",
+        ] {
             assert_eq!(Next::parse(good).path(), good);
         }
     }

@@ -87,6 +87,7 @@ pub(crate) fn own(number: u8) -> OwnGrant<Lifetime> {
         keys: vec![public(number)],
         session_until: None,
         quarantine: None,
+        step_up: vec![],
     }
 }
 

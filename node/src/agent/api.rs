@@ -62,6 +62,11 @@ pub enum Request {
         /// The name that the machine would like.
         name: Option<String>,
     },
+    /// Prove the sign-in anew for a resource, and wait until it is open.
+    StepUp {
+        /// The resource.
+        resource: String,
+    },
     /// Be down.
     Down,
     /// Sign out.
@@ -77,6 +82,7 @@ impl std::fmt::Debug for Request {
             Self::Explain { .. } => "Explain",
             Self::Flows { .. } => "Flows",
             Self::Up { .. } => "Up", // it may hold a token
+            Self::StepUp { .. } => "StepUp",
             Self::Down => "Down",
             Self::Logout => "Logout",
         })
@@ -96,7 +102,10 @@ impl Request {
     /// Returns who may ask this.
     pub const fn right(&self) -> Right {
         match self {
-            Self::Status | Self::Resources | Self::Whois { .. } | Self::Explain { .. } => Right::Read,
+            // A page that only the person who is signed in on this machine can use is no secret from the others there.
+            Self::Status | Self::Resources | Self::Whois { .. } | Self::Explain { .. } | Self::StepUp { .. } => {
+                Right::Read
+            }
             Self::Flows { .. } | Self::Up { .. } | Self::Down | Self::Logout => Right::Change,
         }
     }
@@ -112,6 +121,9 @@ pub enum Reply {
     Resources {
         /// What may be reached.
         resources: Vec<ResourceReport>,
+        /// What might be, after stronger or fresher proof of sign-in.
+        #[serde(default)]
+        step_ups: Vec<StepUpReport>,
     },
     /// To [`Request::Whois`].
     Whois(Box<WhoisReport>),
@@ -171,6 +183,9 @@ pub struct StatusReport {
     pub peers_in: usize,
     /// Resources that may be reached from here.
     pub resources_out: usize,
+    /// What might be reached after stronger or fresher proof of sign-in.
+    #[serde(default)]
+    pub step_ups: Vec<StepUpReport>,
     /// Live flows.
     pub live_flows: usize,
     /// Packets that policy refused in the last minute.
@@ -224,6 +239,23 @@ pub struct ResourceReport {
     pub until: WallTime,
     /// Why its rule would refuse this, if it is only watched.
     pub would_deny: Option<String>,
+}
+
+/// Something that might be reached after stronger or fresher proof of sign-in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepUpReport {
+    /// The resource.
+    pub name: String,
+    /// Its host name.
+    pub host: String,
+    /// What would open.
+    pub services: Vec<Service>,
+    /// What is asked: `MFA within 15 min`.
+    pub demand: String,
+    /// The page on which the person gives it, if one waits for them.
+    pub url: Option<String>,
+    /// When the page works no more.
+    pub url_until: Option<WallTime>,
 }
 
 /// Who is behind a connection.

@@ -15,8 +15,10 @@ pub fn fuzz_local_request(bytes: &[u8]) {
     let text = serde_json::to_string(&request).expect("a request has a JSON form");
     let again: Request = serde_json::from_str(&text).expect("what was written is read");
     assert_eq!(serde_json::to_string(&again).ok(), Some(text));
-    let asks =
-        matches!(request, Request::Status | Request::Resources | Request::Whois { .. } | Request::Explain { .. });
+    let asks = matches!(
+        request,
+        Request::Status | Request::Resources | Request::Whois { .. } | Request::Explain { .. } | Request::StepUp { .. }
+    );
     assert_eq!(request.right() == Right::Read, asks);
 }
 

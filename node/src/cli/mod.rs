@@ -19,6 +19,7 @@ mod resources;
 mod run;
 mod show;
 mod status;
+mod step_up;
 mod up;
 mod whois;
 
@@ -85,6 +86,8 @@ enum Command {
     Flows(flows::Flows),
     /// Tell why something may, or may not, be reached
     Explain(explain::Explain),
+    /// Prove your sign-in anew for a resource that asks for it
+    StepUp(step_up::StepUp),
     /// Tell who is behind a connection
     Whois(whois::Whois),
     /// Sign out on this machine and disconnect it
@@ -139,6 +142,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Resources(resources) => resources.run(&places),
         Command::Flows(flows) => flows.run(&places),
         Command::Explain(explain) => explain.run(&places),
+        Command::StepUp(step_up) => step_up.run(&places),
         Command::Whois(whois) => whois.run(&places),
         Command::Logout(logout) => logout.run(&places),
         Command::Run(run) => run.run(&places),

@@ -1,13 +1,24 @@
 //! A QR code in the terminal: two modules to a character, by half blocks.
 
+use std::io::IsTerminal;
+
 use qrcode::{Color, EcLevel, QrCode};
+
+use super::show;
 
 /// Modules of quiet zone around the code, ISO/IEC 18004 §5.3.8 asks for four; two do for cameras and fit 80 columns.
 const QUIET: i32 = 2;
 
+/// Prints `text` as a code, if a person watches a terminal.
+pub(super) fn print(text: &str) {
+    if std::io::stdout().is_terminal() {
+        draw(text).unwrap_or_default().iter().for_each(|line| show::line(line));
+    }
+}
+
 /// Draws `text`; `None` if it does not fit a code. Dark modules are drawn as gaps in light ones, which is right on a dark
 /// terminal, and scanners read it inverted on a light one.
-pub(super) fn draw(text: &str) -> Option<Vec<String>> {
+fn draw(text: &str) -> Option<Vec<String>> {
     let code = QrCode::with_error_correction_level(text, EcLevel::L).ok()?;
     let width = i32::try_from(code.width()).ok()?;
     let light = |x: i32, y: i32| {

@@ -6,7 +6,7 @@ use clap::Args;
 use postern_common::net::{Protocol, Service};
 
 use super::{Outcome, Places, client, show, status};
-use crate::agent::api::{Reply, Request, ResourceReport};
+use crate::agent::api::{Reply, Request, ResourceReport, StepUpReport};
 
 /// Show what this machine may reach
 #[derive(Debug, Args)]
@@ -15,24 +15,29 @@ pub(super) struct Resources {}
 
 impl Resources {
     pub(super) fn run(self, places: &Places) -> Outcome {
-        let Reply::Resources { resources } = client::ask(places, &Request::Resources)?.only()? else {
+        let Reply::Resources { resources, step_ups } = client::ask(places, &Request::Resources)?.only()? else {
             return Err(client::confused());
         };
         if places.json {
             show::json(&resources);
-        } else if resources.is_empty() {
+        } else if resources.is_empty() && step_ups.is_empty() {
             show::line(&format!("Nothing may be reached from this machine now: {}", status::in_words(places)?));
             show::line("`postern explain NAME` tells why something may not.");
         } else {
-            table(&resources, "");
+            table(&resources, &step_ups, "");
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Prints one line for each resource.
-pub(super) fn table(resources: &[ResourceReport], indent: &str) {
-    let rows: Vec<Vec<String>> = rows(resources);
+pub(super) fn table(resources: &[ResourceReport], step_ups: &[StepUpReport], indent: &str) {
+    let mut rows: Vec<Vec<String>> = rows(resources);
+    rows.extend(step_ups.iter().map(|wants| {
+        let services: Vec<String> = wants.services.iter().map(ToString::to_string).collect();
+        let note = format!("needs {}: postern step-up {}", show::safe(&wants.demand), wants.name);
+        vec![wants.name.clone(), wants.host.clone(), services.join(" "), note]
+    }));
     for line in show::columns(&rows, indent) {
         show::line(&line);
     }

@@ -10,7 +10,7 @@ use super::{
     show::{self, Mark},
 };
 use crate::agent::{
-    api::{Reply, Request, StatusReport},
+    api::{Reply, Request, StatusReport, StepUpReport},
     core::Phase,
 };
 
@@ -36,6 +36,9 @@ impl Status {
         } else {
             for line in lines(&report) {
                 show::line(&line);
+            }
+            for line in waiting(&report) {
+                show::marked(Mark::Watch, &line);
             }
             for problem in &report.problems {
                 show::marked(Mark::Bad, &show::safe(problem));
@@ -92,6 +95,15 @@ fn lines(report: &StatusReport) -> Vec<String> {
 pub(super) fn quarantine(notice: &QuarantineNotice) -> String {
     let (what, since, reason) = (show::safe(&notice.what), show::time(notice.since), show::safe(&notice.reason));
     format!("IN QUARANTINE: nothing passes to or from {what} since {since}: {reason}")
+}
+
+/// Says which step-ups wait for the person: those that a packet, or they themselves, have asked for.
+fn waiting(report: &StatusReport) -> Vec<String> {
+    let asked = report.step_ups.iter().filter_map(|wants| Some((wants, wants.url.as_ref()?, wants.url_until?)));
+    let line = |(wants, url, until): (&StepUpReport, &String, _)| {
+        format!("{} needs {}: {} (until {})", wants.name, show::safe(&wants.demand), show::safe(url), show::time(until))
+    };
+    asked.map(line).collect()
 }
 
 fn state(report: &StatusReport) -> String {
@@ -169,6 +181,7 @@ mod tests {
             quarantine: None,
             peers_in: 41,
             resources_out: 2,
+            step_ups: vec![],
             live_flows: 128,
             denied_last_minute: 0,
             drops: vec![],

@@ -1,7 +1,7 @@
 //! `postern up`: start the agent if need be, join if need be, connect, and show what may be reached.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::Write,
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     agent::{
-        api::{Reply, Request, ResourceReport, StatusReport},
+        api::{Reply, Request, ResourceReport, StatusReport, StepUpReport},
         core::Notice,
         state::files::{self, FileError},
         target::ControllerTarget,
@@ -91,11 +91,11 @@ impl Up {
                 self.show(&notice);
             }
         }
-        let (status, resources) = settled(places)?;
+        let (status, resources, step_ups) = settled(places)?;
         if places.json {
-            show::json(&serde_json::json!({ "resources": resources }));
+            show::json(&serde_json::json!({ "resources": resources, "step_ups": step_ups }));
         } else {
-            show_resources(&status, &resources);
+            show_resources(&status, &resources, &step_ups);
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -106,11 +106,7 @@ impl Up {
                 let (code, url) = (show::paint(&show::safe(code), "1"), show::safe(url));
                 show::line(&format!("Sign in to confirm this machine:  {url}   code  {code}"));
                 show::line(&format!("The page shows this machine's key:  {}", show::safe(fingerprint)));
-                if std::io::stdout().is_terminal() {
-                    for line in qr::draw(url_with_code).unwrap_or_default() {
-                        show::line(&line);
-                    }
-                }
+                qr::print(url_with_code);
                 if !self.no_browser && open_browser(url_with_code) {
                     show::line("(a browser was opened)");
                 }
@@ -127,30 +123,35 @@ impl Up {
             Notice::SessionEnded { reason } => {
                 show::marked(Mark::Watch, &format!("the login session has ended: {}", show::safe(reason)));
             }
-            Notice::Connecting { .. } | Notice::Enforcing { .. } | Notice::Failed { .. } => {}
+            Notice::Connecting { .. }
+            | Notice::Enforcing { .. }
+            | Notice::StepUp { .. }
+            | Notice::SteppedUp { .. }
+            | Notice::StepUpFailed { .. }
+            | Notice::Failed { .. } => {}
         }
     }
 }
 
 /// Returns what the machine may do. A machine that has just joined is told its first permissions a moment after its first
 /// document, so an empty answer is asked again for a while.
-fn settled(places: &Places) -> Result<(Box<StatusReport>, Vec<ResourceReport>), Failure> {
+fn settled(places: &Places) -> Result<(Box<StatusReport>, Vec<ResourceReport>, Vec<StepUpReport>), Failure> {
     let begun = Instant::now();
     loop {
-        let Reply::Resources { resources } = client::ask(places, &Request::Resources)?.only()? else {
+        let Reply::Resources { resources, step_ups } = client::ask(places, &Request::Resources)?.only()? else {
             return Err(client::confused());
         };
         let Reply::Status(status) = client::ask(places, &Request::Status)?.only()? else {
             return Err(client::confused());
         };
         if !resources.is_empty() || status.peers_in > 0 || begun.elapsed() > SETTLE_PATIENCE {
-            return Ok((status, resources));
+            return Ok((status, resources, step_ups));
         }
         std::thread::sleep(Duration::from_millis(50));
     }
 }
 
-fn show_resources(status: &StatusReport, list: &[ResourceReport]) {
+fn show_resources(status: &StatusReport, list: &[ResourceReport], step_ups: &[StepUpReport]) {
     for problem in &status.problems {
         show::marked(Mark::Bad, &show::safe(problem));
     }
@@ -164,7 +165,7 @@ fn show_resources(status: &StatusReport, list: &[ResourceReport]) {
     }
     let end = if list.is_empty() { "." } else { ", renewed every few minutes:" };
     show::marked(Mark::Good, &format!("{}{end}", may.join("; ")));
-    resources::table(list, "    ");
+    resources::table(list, step_ups, "    ");
 }
 
 fn read_token(path: &PathBuf) -> Result<Zeroizing<String>, Failure> {
@@ -280,7 +281,7 @@ fn unit_is_installed() -> bool {
 }
 
 /// Opens the page in the browser of the person's desktop session, if there is one.
-fn open_browser(url: &str) -> bool {
+pub(super) fn open_browser(url: &str) -> bool {
     let desktop = ["DISPLAY", "WAYLAND_DISPLAY"].iter().any(|name| std::env::var_os(name).is_some());
     if !desktop || !url.starts_with("https://") {
         return false;

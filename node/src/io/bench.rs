@@ -214,6 +214,7 @@ pub(super) fn prepare(directory: &Path, outer: [SocketAddr; 2], rules: usize, pe
             keys: vec![public[side]],
             session_until: None,
             quarantine: None,
+            step_up: vec![],
         };
         let document = GrantDocument {
             version: DOCUMENT_VERSION,

@@ -52,7 +52,8 @@ fn several_factors_are_known_by_methods_or_by_class() {
         (Some(vec!["mfa"]), None, true),
         (Some(vec!["pin", "hwk"]), None, true),
         (Some(vec!["pwd", "pin"]), None, false),
-        (None, Some("phrh"), true),
+        (None, Some("https://refeds.org/profile/mfa"), true),
+        (None, Some("phrh"), false), // it says how, not how many
         (None, Some("urn:corp:2fa"), true),
         (Some(vec!["pwd"]), Some("urn:corp:2fa"), true),
         (None, Some("1"), false),

@@ -54,7 +54,7 @@ fn a_refusal_names_the_rule_that_came_nearest_and_what_it_asks_for() {
         explanation.reason,
         "proof of sign-in is 3 h old; rule \"engineers use git\" asks for MFA within 15 min"
     );
-    assert_eq!(explanation.fix.as_deref(), Some("sign in again with a second factor: postern logout, then postern up"));
+    assert_eq!(explanation.fix.as_deref(), Some("postern step-up git"));
     assert!(explanation.location.is_some_and(|location| location.starts_with("policy.toml:")));
 }
 

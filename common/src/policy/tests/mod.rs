@@ -5,6 +5,7 @@ mod documents;
 mod explanations;
 mod plans;
 mod properties;
+mod step_ups;
 
 use std::collections::BTreeSet;
 

@@ -20,6 +20,8 @@ use crate::identity::Proof;
 /// The most groups that are read from a token, and the longest name of one, bytes.
 const MAX_GROUPS: usize = 2_000;
 const MAX_GROUP_BYTES: usize = 256;
+/// The longest class or method that is read, bytes.
+const MAX_WORD_BYTES: usize = 256;
 
 /// How names of other things than people begin, in rules and in what the controller prints.
 const SELECTORS: [&str; 9] = ["service", "user", "group", "tag", "device", "node", "rule", "session", "resource"];
@@ -76,7 +78,8 @@ pub(super) type TokenAnswer = StandardTokenResponse<
 pub(super) type TokenErrorAnswer = StandardErrorResponse<CoreErrorResponseType>;
 
 /// Reads what a verified token proves; `None` if its subject is empty.
-pub(super) fn proof(claims: &Claims, groups_claim: &str) -> Option<Proof> {
+/// A sign-in after `latest` has not been yet: its time is unknown.
+pub(super) fn proof(claims: &Claims, groups_claim: &str, latest: WallTime) -> Option<Proof> {
     let subject = claims.subject().as_str();
     if subject.is_empty() || subject.len() > 255 {
         return None; // OIDC Core §2: at most 255 ASCII characters
@@ -91,15 +94,19 @@ pub(super) fn proof(claims: &Claims, groups_claim: &str) -> Option<Proof> {
         subject: subject.to_owned(),
         name: name.unwrap_or_else(|| presentable(subject)),
         groups: groups(claims.additional_claims().claims.get(groups_claim)),
-        acr: claims.auth_context_ref().map(|acr| acr.as_str().to_owned()),
+        acr: claims.auth_context_ref().map(|acr| acr.as_str().to_owned()).filter(|acr| acr.len() <= MAX_WORD_BYTES),
         amr: claims
             .auth_method_refs()
             .into_iter()
             .flatten()
             .map(|method| method.as_str().to_owned())
+            .filter(|method| method.len() <= MAX_WORD_BYTES)
             .take(16)
             .collect(),
-        auth_time: claims.auth_time().map(|time| WallTime::from_millis(time.timestamp_millis())),
+        auth_time: claims
+            .auth_time()
+            .map(|time| WallTime::from_millis(time.timestamp_millis()))
+            .filter(|at| *at <= latest),
     })
 }
 

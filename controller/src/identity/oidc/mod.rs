@@ -5,6 +5,8 @@
 //! callback(state, code, iss, browser) --Provider::finish--> token request --> ID token, verified --> Proof
 //! ```
 //!
+//! With [`Ask::Anew`] the provider is asked for `prompt=login` and `max_age`, and `auth_time` must say that it did.
+//!
 //! Checked: `state` (drawn here, taken once, and only by the browser that began: its cookie's hash is kept with it);
 //! `iss` in the callback (RFC 9207); PKCE S256 (RFC 7636); of the ID token (OIDC Core §3.1.3.7) `iss`, `aud` with no
 //! other audience, `azp`, an asymmetric signature by a key of the provider's, `exp`, `iat`, `nonce`, `at_hash`.
@@ -35,7 +37,10 @@ use openidconnect::{
         CoreTokenIntrospectionResponse,
     },
 };
-use postern_common::time::WallTime;
+use postern_common::{
+    policy::{Demand, Phishing},
+    time::WallTime,
+};
 pub use settings::ProviderSettings;
 use tokio::sync::Mutex;
 use url::Url;
@@ -112,6 +117,17 @@ struct PendingSignIn {
     nonce: Nonce,
     verifier: PkceCodeVerifier,
     next: String,
+    /// The earliest moment at which the person may have proven who they are.
+    proven_after: Option<WallTime>,
+}
+
+/// What the provider is asked for.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask<'a> {
+    /// Who this is.
+    SignIn,
+    /// To have the person prove it anew, as strongly as this.
+    Anew(&'a Demand),
 }
 
 /// Tells why a provider's settings cannot be used.
@@ -243,7 +259,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`OidcError::Unavailable`] if the provider cannot be discovered.
-    pub async fn begin(&self, browser: &Token, next: &str, now: WallTime) -> Result<Url, OidcError> {
+    pub async fn begin(&self, browser: &Token, next: &str, ask: Ask<'_>, now: WallTime) -> Result<Url, OidcError> {
         let metadata = self.metadata(now).await?;
         let (challenge, verifier) = PkceCodeChallenge::new_random_sha256();
         let state = Token::draw();
@@ -253,11 +269,26 @@ impl Provider {
             .authorize_url(CoreAuthenticationFlow::AuthorizationCode, move || csrf, Nonce::new_random)
             .set_pkce_challenge(challenge)
             .add_scopes(self.settings.scopes.iter().cloned().map(Scope::new));
-        for acr in &self.settings.acr_values {
-            request = request.add_auth_context_value(AuthenticationContextClass::new(acr.clone()));
+        let mut classes = self.settings.acr_values.clone();
+        if let Ask::Anew(demand) = ask {
+            // Asking is only a hint (OIDC Core §3.1.2.1): what comes back is verified, here and by policy.
+            let max_age = demand.mfa_within.unwrap_or_default();
+            request = request.add_prompt(CoreAuthPrompt::Login).set_max_age(max_age);
+            match (demand.acr.is_empty(), demand.phishing) {
+                (false, _) => classes.clone_from(&demand.acr),
+                (true, Phishing::Resistant) => classes.splice(0..0, ["phrh", "phr"].map(str::to_owned)).for_each(drop),
+                (true, Phishing::Any) => {}
+            }
+        }
+        for acr in classes {
+            request = request.add_auth_context_value(AuthenticationContextClass::new(acr));
         }
         let (url, _, nonce) = request.url();
-        let waiting = PendingSignIn { browser: browser.hash(), nonce, verifier, next: next.to_owned() };
+        let proven_after = match ask {
+            Ask::SignIn => None,
+            Ask::Anew(_) => Some(WallTime::from_millis(now.as_millis() - CLOCK_SKEW * 1_000)),
+        };
+        let waiting = PendingSignIn { browser: browser.hash(), nonce, verifier, next: next.to_owned(), proven_after };
         self.pending.put(&state, waiting, now);
         Ok(url)
     }
@@ -298,7 +329,13 @@ impl Provider {
             other => other,
         };
         match verified {
-            Ok(proof) => Ok((proof, waiting.next)),
+            Ok(proof) => match waiting.proven_after {
+                // A provider may ignore `prompt` and `max_age`; then nothing was proven anew.
+                Some(after) if proof.auth_time.is_none_or(|at| at < after) => {
+                    Err(OidcError::Token("nothing was proven anew".into()))
+                }
+                Some(_) | None => Ok((proof, waiting.next)),
+            },
             Err(Unverified::UnknownKey) => {
                 Err(OidcError::Token("signed by a key that the provider does not list".into()))
             }
@@ -380,7 +417,8 @@ impl Provider {
                 return Err(refused("the access token is another one's"));
             }
         }
-        claims::proof(claims, &self.settings.groups_claim).ok_or_else(|| refused("no usable subject"))
+        claims::proof(claims, &self.settings.groups_claim, now.saturating_add(Duration::from_secs(CLOCK_SKEW as u64)))
+            .ok_or_else(|| refused("no usable subject"))
     }
 
     /// Returns the provider's metadata, read at most an hour ago where it answers, and older ones where it does not.

@@ -170,7 +170,7 @@ struct Walk {
 impl Walk {
     async fn begin(idp: &Arc<Idp>, provider: &Arc<Provider>) -> Self {
         let browser = Token::draw();
-        let url = provider.begin(&browser, "/join", system_clock()()).await.expect("begins");
+        let url = provider.begin(&browser, "/join", Ask::SignIn, system_clock()()).await.expect("begins");
         let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).expect("is there").1.into_owned();
         assert_eq!((query("response_type").as_str(), query("code_challenge_method").as_str()), ("code", "S256"));
         assert_eq!(query("redirect_uri"), "https://ctl.corp.example/oidc/callback");
@@ -314,7 +314,7 @@ async fn an_answer_of_another_issuer_is_refused() {
         assert!(matches!(walk.finish().await, Err(OidcError::Issuer)));
     }
     let idp = Idp::start_as(Sign::Own, |_| (), Some("https://evil.example".into())).await;
-    let began = provider(&idp).begin(&Token::draw(), "/", system_clock()()).await;
+    let began = provider(&idp).begin(&Token::draw(), "/", Ask::SignIn, system_clock()()).await;
     assert!(matches!(began, Err(OidcError::Unavailable(_))), "metadata of another issuer");
 }
 
@@ -352,7 +352,10 @@ async fn a_provider_that_is_away_refuses_and_one_in_clear_is_not_accepted() {
     let public_url = "https://ctl.corp.example/".parse().expect("a URL");
     let settings = ProviderSettings::new("http://127.0.0.1:9/".parse().expect("a URL"), CLIENT);
     let away = Provider::new(settings, &public_url).expect("usable");
-    assert!(matches!(away.begin(&Token::draw(), "/", system_clock()()).await, Err(OidcError::Unavailable(_))));
+    assert!(matches!(
+        away.begin(&Token::draw(), "/", Ask::SignIn, system_clock()()).await,
+        Err(OidcError::Unavailable(_))
+    ));
     for clear in ["http://idp.corp.example/", "http://localhost/", "http://192.0.2.1/"] {
         let settings = ProviderSettings::new(clear.parse().expect("a URL"), CLIENT);
         assert!(matches!(Provider::new(settings, &public_url), Err(SettingsError::Insecure(_))), "{clear}");

@@ -14,6 +14,7 @@ mod property;
 mod quarantine;
 mod restart;
 mod sessions;
+mod step_up;
 mod stock;
 mod streams;
 mod world;

@@ -51,6 +51,8 @@ pub(super) struct SimNode {
     pub(super) upserts: usize,
     pub(super) gaps: usize,
     pub(super) probe: Option<ToNode>,
+    /// Answers about step-ups, oldest first.
+    pub(super) step_ups: Vec<ToNode>,
     drawn: u64,
 }
 
@@ -89,6 +91,7 @@ impl SimNode {
             upserts: 0,
             gaps: 0,
             probe: None,
+            step_ups: vec![],
             drawn: seed << 32,
         };
         node.new_key();
@@ -214,6 +217,10 @@ impl SimNode {
             }
             ToNode::Explained { explanation, .. } => {
                 self.explained.push(explanation);
+                vec![]
+            }
+            answer @ (ToNode::StepUpPending { .. } | ToNode::StepUpRefused { .. }) => {
+                self.step_ups.push(answer);
                 vec![]
             }
             ToNode::SessionEnded { reason } => {

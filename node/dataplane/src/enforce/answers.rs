@@ -99,9 +99,12 @@ impl Enforcer {
         let slot = self.owner(far);
         let verdict = match slot {
             _ if !self.is_own(near) => LocalVerdict::Deny { reason: DenyReason::UnknownPeer },
-            None => LocalVerdict::Deny { reason: DenyReason::UnknownPeer },
+            None => LocalVerdict::Deny { reason: self.step_up_or(&flow, DenyReason::UnknownPeer) },
             Some(slot) => match self.policy(slot, originator, flow.protocol, flow.destination_port, now) {
-                Err(reason) => LocalVerdict::Deny { reason },
+                Err(reason) => match originator {
+                    Originator::Local => LocalVerdict::Deny { reason: self.step_up_or(&flow, reason) },
+                    Originator::Peer => LocalVerdict::Deny { reason },
+                },
                 Ok(found) => {
                     let rules = self.peer_mut(slot).rules(originator);
                     LocalVerdict::Allow { permit: (**rules.basis(found)).clone(), until: rules.until(found) }

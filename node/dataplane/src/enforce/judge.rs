@@ -13,7 +13,8 @@ use std::net::IpAddr;
 
 use postern_common::{
     flow_record::{FlowEnd, Originator},
-    net::Protocol,
+    grant::StepUpOffer,
+    net::{FiveTuple, Protocol},
     reason::DenyReason,
     time::Now,
 };
@@ -104,6 +105,42 @@ impl Enforcer {
             | Transport::LaterFragment(_)
             | Transport::Unsupported(_) => DenyReason::UnknownPeer,
         }
+    }
+
+    /// Names the reason for this machine's own programs: a packet that begins a conversation with what would open after a
+    /// step-up is refused for that. The peer is told nothing.
+    pub(crate) fn reason_for_local(&self, view: &PacketView<'_>, reason: DenyReason) -> DenyReason {
+        let begins = match view.transport() {
+            Transport::Tcp(segment) => segment.flags.opens(),
+            Transport::Udp(_) | Transport::IcmpEcho { .. } => true,
+            Transport::IcmpError(_)
+            | Transport::OtherIcmp { .. }
+            | Transport::LaterFragment(_)
+            | Transport::Unsupported(_) => false,
+        };
+        match view.five_tuple().filter(|_| begins) {
+            Some(flow) => self.step_up_or(&flow, reason),
+            None => reason,
+        }
+    }
+
+    /// Returns [`DenyReason::StepUp`] in place of a reason that a step-up would mend for this destination.
+    pub(super) fn step_up_or(&self, flow: &FiveTuple, reason: DenyReason) -> DenyReason {
+        let mends = match reason {
+            DenyReason::UnknownPeer | DenyReason::NoRule | DenyReason::Expired => true,
+            DenyReason::StepUp
+            | DenyReason::Revoked
+            | DenyReason::SourceNotOwned
+            | DenyReason::Ceiling
+            | DenyReason::FlowQuota
+            | DenyReason::Settling
+            | DenyReason::NoFlow
+            | DenyReason::Unclassifiable
+            | DenyReason::UnsupportedProtocol => false,
+        };
+        let mut offers = self.own.iter().flat_map(|own| &own.step_up);
+        let offered = |offer: &StepUpOffer| offer.covers(flow.destination, flow.protocol, flow.destination_port);
+        if mends && offers.any(offered) { DenyReason::StepUp } else { reason }
     }
 
     /// Judges a later fragment of a packet that passed as part of the flow with this key.

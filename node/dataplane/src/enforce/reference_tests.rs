@@ -343,6 +343,7 @@ impl Both {
             keys: vec![],
             session_until: None,
             quarantine: None,
+            step_up: vec![],
         };
         fast.set_own(own, now);
         Self { fast, slow: Reference::default(), now }

@@ -112,6 +112,7 @@ impl<W: Tunnels> DataPlane<W> {
                 self.send_permitted(permit, header, view, now, out)
             }
             Verdict::Deny(reason) => {
+                let reason = self.enforcer.reason_for_local(&view, reason);
                 self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, now);
                 self.answer_local(&view, reason, out);
                 None
@@ -196,7 +197,9 @@ impl<W: Tunnels> DataPlane<W> {
     /// Tells a local program that its packet was refused.
     fn answer_local(&mut self, view: &PacketView<'_>, reason: DenyReason, out: &mut Out<'_>) {
         let answered = match (self.settings.refuse_local, reason) {
-            (LocalRefusal::Drop, _) | (LocalRefusal::Reject, DenyReason::Settling | DenyReason::SourceNotOwned) => {
+            // What waits for a step-up is not reset: the kernel sends the SYN again, and the same attempt gets through.
+            (LocalRefusal::Drop, _)
+            | (LocalRefusal::Reject, DenyReason::Settling | DenyReason::SourceNotOwned | DenyReason::StepUp) => {
                 return;
             }
             (

@@ -277,3 +277,35 @@ fn another_preshared_key_between_the_same_keys_takes_the_place_of_the_old_one() 
         assert_eq!(b.take_delivered().len(), 1, "after {ms} ms");
     }
 }
+
+#[test]
+fn what_a_step_up_would_open_is_refused_for_that_without_a_reset_and_opens_for_the_same_attempt() {
+    let settings = Settings { greetings: 0, ..Settings::default() };
+    let mut a = Node::new(1, settings.clone(), Simulated::new(1), at(0));
+    let mut b = Node::new(2, settings, Simulated::new(2), at(0));
+    b.snapshot(vec![], at(0));
+    let mut own = own(1);
+    own.step_up = vec![postern_common::grant::StepUpOffer {
+        resource: "git".parse().unwrap(),
+        addresses: inner(2).to_vec(),
+        services: vec!["tcp/22".parse().unwrap()],
+        demand: "MFA within 15 min".into(),
+    }];
+    let grants = a.authority.snapshot(own, vec![]);
+    a.apply(grants, at(0));
+    let denied = |a: &Node<Simulated>, reason| a.plane.counters().denied(Direction::Outbound, reason);
+
+    a.local_sends(&syn(22), at(5));
+    assert_eq!(denied(&a, DenyReason::StepUp), 1);
+    assert!(a.take_delivered().is_empty(), "no RST: the attempt waits");
+    assert!(a.sent.is_empty(), "and nobody else hears of it");
+    a.local_sends(&syn(443), at(6));
+    assert_eq!(denied(&a, DenyReason::UnknownPeer), 1, "what the offer does not name is not there");
+    assert_eq!(a.take_delivered().len(), 1, "an RST");
+
+    b.upsert(peer(2, 1, vec![permission("git", &["tcp/22"], HOUR)], vec![]), at(7));
+    a.upsert(peer(1, 2, vec![], vec![permission("git", &["tcp/22"], HOUR)]), at(7));
+    a.local_sends(&syn(22), at(8)); // the kernel sends the same SYN again
+    settle(&mut [&mut a, &mut b], at(8));
+    assert_eq!(b.take_delivered().len(), 1);
+}

@@ -81,6 +81,7 @@ pub fn grants(number: u8, other: u8, rules: usize) -> VerifiedGrants {
                 keys: vec![],
                 session_until: None,
                 quarantine: None,
+                step_up: vec![],
             },
             peers: vec![PeerGrant {
                 device: device(other),

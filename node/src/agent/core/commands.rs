@@ -31,6 +31,7 @@ impl Core {
                 self.connect_if_wanted(now); // the controller may still have to be told of a sign-out
             }
             Command::Logout => self.logout(now),
+            Command::StepUp { resource } => self.step_up(resource, now),
             Command::Explain { question, to, service } => self.ask(question, to, service, now),
         }
     }

@@ -15,6 +15,7 @@
 //! | [`backoff`] | when to try again |
 //! | `words` | commands, effects, notices, phases |
 //! | `commands` | what each command does |
+//! | `step_up` | resources that want stronger or fresher proof of sign-in |
 //! | `stream` | the states of the stream to the controller and what each message does |
 //!
 //! Invariants:
@@ -35,6 +36,7 @@ mod commands;
 pub mod identity;
 pub mod keyring;
 mod overlay;
+mod step_up;
 mod stream;
 mod words;
 
@@ -57,6 +59,7 @@ use postern_common::{
 };
 use zeroize::Zeroizing;
 
+pub use self::step_up::{PendingStepUp, QUIET};
 pub use self::words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder, Retry};
 use self::{
     backoff::Backoff,
@@ -124,6 +127,7 @@ pub struct Core {
     trial: Option<ControllerTarget>,
     effects: VecDeque<Effect>,
     refused_documents: u64,
+    step_ups: step_up::StepUps,
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
 }
@@ -190,6 +194,7 @@ impl Core {
             trial: None,
             effects: VecDeque::new(),
             refused_documents: 0,
+            step_ups: step_up::StepUps::default(),
             observed: None,
         }
     }

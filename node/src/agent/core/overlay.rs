@@ -64,7 +64,8 @@ pub(super) fn places<T>(
         return Err(Beyond::Prefix(*prefix));
     }
     let of_peers = peers.iter().flat_map(|peer| &peer.addresses);
-    let mut addresses = own.into_iter().flat_map(|own| &own.addresses).chain(of_peers);
+    let offered = own.into_iter().flat_map(|own| &own.step_up).flat_map(|offer| &offer.addresses);
+    let mut addresses = own.into_iter().flat_map(|own| &own.addresses).chain(of_peers).chain(offered);
     match addresses.find(|address| !overlay.iter().any(|prefix| prefix.contains(*address))) {
         Some(address) => Err(Beyond::Address(*address)),
         None => Ok(()),

@@ -21,7 +21,7 @@ use postern_common::{
 use zeroize::Zeroizing;
 
 use super::{
-    AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, ProbeOrder, Retry,
+    AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, PendingStepUp, ProbeOrder, Retry,
     identity::{Enrolment, Login, Wanted},
     overlay,
 };
@@ -363,6 +363,10 @@ impl Core {
                     self.effects.push_back(Effect::Explained { question: id, answer: Ok(explanation) });
                 }
             }
+            ToNode::StepUpPending { resource, demand, url, expires } => {
+                self.step_up_pending(resource, PendingStepUp { demand, url, expires });
+            }
+            ToNode::StepUpRefused { resource, message } => self.notify(Notice::StepUpFailed { resource, message }),
             ToNode::CountFlows { id, mut peers } => {
                 if let Stream::Live(_) = self.stream {
                     peers.truncate(MAX_COUNTED_PEERS);
@@ -389,6 +393,8 @@ impl Core {
             | ToNode::Probe { .. }
             | ToNode::Observed { .. }
             | ToNode::CountFlows { .. }
+            | ToNode::StepUpPending { .. }
+            | ToNode::StepUpRefused { .. }
             | ToNode::Explained { .. } => {}
         }
     }
@@ -493,6 +499,7 @@ impl Core {
                 self.last_error = None;
                 self.book.apply(&grants);
                 self.effects.push_back(Effect::Apply(grants));
+                self.follow_step_ups(now);
                 let listed = self.book.stand().map(|stand| stand.own.keys.clone()).unwrap_or_default();
                 let settled = self.identity.keyring.settle(&listed);
                 if settled {

@@ -2,7 +2,7 @@
 
 use postern_common::{
     grant::{Position, SavedGrants, VerifiedGrants},
-    id::{DeviceId, MachineName, Nonce},
+    id::{DeviceId, MachineName, Nonce, ResourceName},
     key::WireGuardPrivateKey,
     net::Service,
     probe::ProbeKey,
@@ -33,6 +33,11 @@ pub enum Command {
     Down,
     /// The person signs out.
     Logout,
+    /// The person wants to prove their sign-in anew for a resource.
+    StepUp {
+        /// The resource.
+        resource: ResourceName,
+    },
     /// Ask the controller why something may or may not be reached.
     Explain {
         /// Comes back with the answer.
@@ -156,6 +161,29 @@ pub enum Notice {
     SessionEnded {
         /// Why.
         reason: String,
+    },
+    /// A resource wants stronger or fresher proof of sign-in: the person can give it on that page.
+    StepUp {
+        /// The resource.
+        resource: ResourceName,
+        /// What is asked: `MFA within 15 min`.
+        demand: String,
+        /// The page.
+        url: String,
+        /// When it works no more.
+        expires: WallTime,
+    },
+    /// The resource is open.
+    SteppedUp {
+        /// The resource.
+        resource: ResourceName,
+    },
+    /// There is no page for a step-up.
+    StepUpFailed {
+        /// The resource.
+        resource: ResourceName,
+        /// Why, and what to do.
+        message: String,
     },
     /// What was asked for will not happen.
     Failed {

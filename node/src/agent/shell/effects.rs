@@ -84,6 +84,7 @@ impl Agent {
             Effect::Notify(notice) => {
                 log_notice(&notice);
                 self.waiting.tell(&notice);
+                self.notify_desktop(&notice);
                 if let Notice::Failed { .. } = notice {
                     self.end_if_useless().await;
                 }
@@ -188,6 +189,13 @@ fn log_notice(notice: &Notice) {
         Notice::SignIn { url, expires, .. } => info!(url, %expires, "waiting for a person to sign in"),
         Notice::Joined { subject, machine, .. } => info!(subject, machine, "joined"),
         Notice::Enforcing { generation } => tracing::debug!(generation, "acknowledged"),
+        // The page's address has a secret in it: only the person and their own commands are shown that.
+        Notice::StepUp { resource, demand, expires, .. } => info!(
+            %resource, demand, %expires,
+            "a resource asks for stronger or fresher proof of sign-in; `postern status` shows where to give it"
+        ),
+        Notice::SteppedUp { resource } => info!(%resource, "the resource is open after a step-up"),
+        Notice::StepUpFailed { resource, message } => warn!(%resource, message, "no step-up"),
         Notice::SessionEnded { reason } => info!(reason, "the login session has ended"),
         Notice::Failed { message } => warn!(message, "what was asked for does not happen"),
     }

@@ -18,7 +18,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use postern_common::{
     grant::OwnGrant,
-    time::{Deadline, Now},
+    time::{Deadline, Monotonic, Now, WallTime},
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -493,14 +493,22 @@ impl Host {
     }
 }
 
-/// Makes the table of exactly the names that the book entitles to now; `None` while nothing is told.
+/// Makes the table of exactly the names that the book entitles to now, or would after a step-up; `None` while nothing is told.
 pub fn names_of(book: &Book, now: Now) -> Option<Names> {
     let stand = book.stand()?;
-    let entries = book.reachable(now).into_iter().map(|reachable| NameEntry {
+    let open = book.reachable(now).into_iter().map(|reachable| NameEntry {
         name: reachable.resource.to_string(),
         addresses: reachable.addresses,
         until: reachable.until,
     });
+    // The name has to lead to an address before a packet can be refused for want of a step-up.
+    let never = Deadline { monotonic: Monotonic::NEVER, wall: WallTime::NEVER };
+    let offered = stand.own.step_up.iter().map(|offer| NameEntry {
+        name: offer.resource.to_string(),
+        addresses: offer.addresses.clone(),
+        until: stand.own.session_until.unwrap_or(never),
+    });
+    let entries = open.chain(offered);
     Some(Names::new(&stand.own.domain, stand.own.overlay.clone(), entries))
 }
 

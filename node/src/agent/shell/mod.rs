@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `mod.rs` | the loop |
 //! | `effects` | how each effect of the core is done |
+//! | `desktop` | notices on the person's desktop |
 //! | `requests` | what each local request does |
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
@@ -21,6 +22,7 @@
 //! own. When the process ends by a signal the doors stay as they are or closed: guard, blackholes and the interface remain,
 //! and the next process resumes what is saved within this boot.
 
+mod desktop;
 pub mod dial;
 mod effects;
 pub mod host;
@@ -43,7 +45,11 @@ use std::{
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use postern_common::{flow_record::FlowRecord, time::Monotonic};
+use postern_common::{
+    flow_record::{FlowEnd, FlowEvent, FlowRecord, Originator},
+    reason::DenyReason,
+    time::Monotonic,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -513,12 +519,32 @@ impl Agent {
         self.core.handle_plane_lost(self.clock.now());
     }
 
-    fn record(&self, record: FlowRecord) {
+    fn record(&mut self, record: FlowRecord) {
+        self.watch_for_step_up(&record);
         if self.followers.receiver_count() > 0 {
             let _ = self.followers.send(Arc::new(record.clone())); // the last follower may just have gone
         }
         if let Some(spool) = &self.spool {
             spool.push(record);
+        }
+    }
+
+    /// A refusal, or a cut, that stronger or fresher proof of sign-in mends: the person is told where to give it.
+    fn watch_for_step_up(&mut self, record: &FlowRecord) {
+        if record.originator != Originator::Local {
+            return;
+        }
+        let (flow, now) = (&record.flow, self.clock.now());
+        match &record.event {
+            FlowEvent::Deny { reason: DenyReason::StepUp, .. } => {
+                self.core.handle_step_up_wanted(flow.destination, flow.protocol, flow.destination_port, now);
+            }
+            FlowEvent::End { why: FlowEnd::Expired | FlowEnd::Revoked, .. } => {
+                if let Some(permit) = &record.permit {
+                    self.core.handle_flow_cut(&permit.resource, now);
+                }
+            }
+            FlowEvent::Start | FlowEvent::End { .. } | FlowEvent::Deny { .. } => {}
         }
     }
 

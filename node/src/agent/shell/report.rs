@@ -6,8 +6,8 @@ use postern_dataplane::{Counters, Direction, DropReason, FlowStatus, packet::joi
 use super::Agent;
 use crate::{
     agent::{
-        api::{FlowReport, PacketsReport, ResourceReport, StatusReport},
-        core::{Phase, book::Book},
+        api::{FlowReport, PacketsReport, ResourceReport, StatusReport, StepUpReport},
+        core::{Core, Phase, book::Book},
     },
     io::worker::WorkerStatus,
 };
@@ -42,6 +42,24 @@ pub(super) fn resources(book: &Book, now: Now) -> Vec<ResourceReport> {
                 Mode::Enforce => None,
                 Mode::Monitor { would_deny } => Some(would_deny),
             },
+        })
+        .collect()
+}
+
+/// Lists what stronger or fresher proof of sign-in would open.
+pub(super) fn step_ups(core: &Core, now: Now) -> Vec<StepUpReport> {
+    let domain = core.book().stand().map(|stand| stand.own.domain.clone()).unwrap_or_default();
+    core.offers()
+        .map(|offer| {
+            let pending = core.pending_step_up(&offer.resource, now.wall);
+            StepUpReport {
+                name: offer.resource.to_string(),
+                host: format!("{}.{domain}", offer.resource),
+                services: offer.services.clone(),
+                demand: offer.demand.clone(),
+                url: pending.map(|pending| pending.url.clone()),
+                url_until: pending.map(|pending| pending.expires),
+            }
         })
         .collect()
 }
@@ -126,6 +144,7 @@ impl Agent {
                 stand.peers.values().filter(may_come).count()
             }),
             resources_out: outbound.len(),
+            step_ups: step_ups(&self.core, now),
             live_flows: worker.as_ref().map_or(0, |status| status.flows),
             denied_last_minute: denied_now.saturating_sub(denied_before),
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use postern_common::{
-    id::MachineName,
+    id::{MachineName, ResourceName},
     net::{FiveTuple, PortRange, Protocol, Service},
     protocol::Explanation,
 };
@@ -29,6 +29,8 @@ pub(super) struct Waiting {
     ups: BTreeMap<u64, Replies>,
     downs: Vec<Replies>,
     logouts: Vec<Replies>,
+    /// Clients that wait for a step-up.
+    step_ups: BTreeMap<u64, (ResourceName, Replies)>,
     questions: BTreeMap<u64, (Replies, ExplainReport)>,
     next_question: u64,
     /// How taking the tunnel down went, until the disk has it too.
@@ -48,6 +50,9 @@ impl Waiting {
             | Notice::SignIn { .. }
             | Notice::Joined { .. }
             | Notice::SessionEnded { .. } => None,
+            Notice::StepUp { resource, .. }
+            | Notice::SteppedUp { resource }
+            | Notice::StepUpFailed { resource, .. } => return self.tell_of_step_up(resource, notice),
         };
         for replies in self.ups.values() {
             let _ = replies.try_send(Reply::Notice { notice: notice.clone() }); // a client that does not read misses it
@@ -57,6 +62,30 @@ impl Waiting {
         }
         if last.is_some() {
             self.ups.clear();
+        }
+    }
+
+    fn tell_of_step_up(&mut self, resource: &ResourceName, notice: &Notice) {
+        let last = match notice {
+            Notice::SteppedUp { .. } => Some(Reply::Done),
+            Notice::StepUpFailed { message, .. } => Some(Reply::Refused { message: message.clone() }),
+            Notice::StepUp { .. }
+            | Notice::Connecting { .. }
+            | Notice::Retrying { .. }
+            | Notice::SignIn { .. }
+            | Notice::Joined { .. }
+            | Notice::Enforcing { .. }
+            | Notice::SessionEnded { .. }
+            | Notice::Failed { .. } => None,
+        };
+        for (_, replies) in self.step_ups.values().filter(|(wanted, _)| wanted == resource) {
+            let _ = replies.try_send(Reply::Notice { notice: notice.clone() }); // a client that does not read misses it
+            if let Some(last) = &last {
+                let _ = replies.try_send(last.clone());
+            }
+        }
+        if last.is_some() {
+            self.step_ups.retain(|_, (wanted, _)| wanted != resource);
         }
     }
 
@@ -72,7 +101,10 @@ impl Agent {
         let now = self.clock.now();
         let answer = match request {
             Request::Status => Reply::Status(Box::new(self.status().await)),
-            Request::Resources => Reply::Resources { resources: report::resources(self.core.book(), now) },
+            Request::Resources => Reply::Resources {
+                resources: report::resources(self.core.book(), now),
+                step_ups: report::step_ups(&self.core, now),
+            },
             Request::Whois { remote } => self.whois(remote).await,
             Request::Flows { follow: false } => return self.list_flows(replies).await,
             Request::Flows { follow: true } => {
@@ -81,6 +113,17 @@ impl Agent {
             }
             Request::Explain { to, service } => return self.explain(to, service, replies).await,
             Request::Up { target, token, name } => return self.up(client, target, token, name, replies).await,
+            Request::StepUp { resource } => {
+                let domain = self.core.book().stand().map(|stand| format!(".{}", stand.own.domain)).unwrap_or_default();
+                let name = resource.strip_suffix(domain.as_str()).unwrap_or(&resource);
+                match name.parse::<ResourceName>() {
+                    Ok(resource) => {
+                        self.waiting.step_ups.insert(client, (resource.clone(), replies));
+                        return self.core.handle_command(Command::StepUp { resource }, now);
+                    }
+                    Err(error) => Reply::Refused { message: error.to_string() },
+                }
+            }
             Request::Down => {
                 self.waiting.downs.push(replies);
                 return self.core.handle_command(Command::Down, now);
@@ -104,6 +147,7 @@ impl Agent {
 
     /// Takes note that a client went away; tells whether it was the last that waited for `up`.
     pub(super) fn gone(&mut self, client: u64) -> bool {
+        self.waiting.step_ups.remove(&client);
         let last = self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty();
         if last {
             self.core.handle_command(Command::AbandonJoin, self.clock.now());

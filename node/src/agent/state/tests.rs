@@ -70,6 +70,7 @@ fn saved(generation: u64) -> SavedGrants {
             keys: vec![],
             session_until: None,
             quarantine: None,
+            step_up: vec![],
         },
         peers: vec![],
     }

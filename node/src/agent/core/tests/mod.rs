@@ -290,6 +290,7 @@ impl Controller {
             keys: self.keys.get(&device).cloned().unwrap_or_default(),
             session_until: None,
             quarantine: None,
+            step_up: vec![],
         };
         let peer = PeerGrant {
             device: DeviceId::from_bytes([3; 16]),

@@ -1,0 +1,99 @@
+//! What stronger or fresher proof of sign-in would open: the same evaluation twice, once with every demand on the proof
+//! taken for granted, and the difference.
+//!
+//! Threat: this is told to the subject's own machine, so it must not be a map of what is there. It holds only what the
+//! subject would reach after a step-up and nothing else: every other condition (posture, hours, place) is as it is now.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    Policy,
+    condition::Lens,
+    evaluate::Evaluation,
+    model::Model,
+    proof::{self, Demand},
+    services::split,
+    subject::{Assurance, RequestContext, Subject, Targets},
+};
+use crate::{
+    grant::Mode,
+    id::{DeviceId, ResourceName, RuleName},
+    net::Service,
+};
+
+/// What stronger or fresher proof of sign-in would open on some nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepUp {
+    /// The resource.
+    pub resource: ResourceName,
+    /// The rule that would give it.
+    pub rule: RuleName,
+    /// The nodes, in the order of their devices; never empty.
+    pub nodes: Vec<DeviceId>,
+    /// What would open there; never empty.
+    pub services: Vec<Service>,
+    /// What the rules ask of the proof.
+    pub demand: Demand,
+}
+
+impl Policy {
+    /// Returns what the subject would reach besides, if it proved its sign-in as strongly and freshly as rules ask. Of several
+    /// rules for one resource the first in the document counts.
+    pub fn step_ups(&self, context: &RequestContext, targets: &Targets) -> Vec<StepUp> {
+        let model = &*self.model;
+        let Subject::User { .. } = context.subject else { return vec![] };
+        if model.whens.iter().all(|when| when.proof.is_nothing()) {
+            return vec![];
+        }
+        let actual = Evaluation::new(model, context, targets, Lens::Actual).granted();
+        let proven = Evaluation::new(model, context, targets, Lens::Proven).granted();
+        let mut open: BTreeMap<usize, Vec<Service>> = BTreeMap::new();
+        for granted in &actual {
+            for node in &granted.nodes {
+                open.entry(*node).or_default().extend(&granted.services);
+            }
+        }
+        let mut found: Vec<StepUp> = Vec::new();
+        for granted in proven.into_iter().filter(|granted| granted.mode == Mode::Enforce) {
+            let demand = demand_of(model, granted.access, context);
+            for node in granted.nodes {
+                let open = open.entry(node).or_default();
+                let services = split(&granted.services, open).1;
+                if services.is_empty() {
+                    continue;
+                }
+                open.extend(&services);
+                let device = targets.nodes()[node].device;
+                let resource = &model.resources[granted.resource].name;
+                match found.iter_mut().find(|known| known.resource == *resource && known.services == services) {
+                    Some(known) => known.nodes.push(device),
+                    None => found.push(StepUp {
+                        resource: resource.clone(),
+                        rule: model.access[granted.access].name.clone(),
+                        nodes: vec![device],
+                        services,
+                        demand: demand.clone(),
+                    }),
+                }
+            }
+        }
+        for step_up in &mut found {
+            let nodes: BTreeSet<DeviceId> = step_up.nodes.drain(..).collect();
+            step_up.nodes = nodes.into_iter().collect();
+        }
+        found
+    }
+
+    /// Tells whether `new` may take the place of `old` in a login session: it must not prove less.
+    pub fn at_least_as_strong(&self, new: &Assurance, old: &Assurance) -> bool {
+        proof::at_least_as_strong(&self.model, new, old)
+    }
+}
+
+/// Joins what the rule asks with what denies that name the subject want before they let go.
+fn demand_of(model: &Model, access: usize, context: &RequestContext) -> Demand {
+    let own = model.access[access].when.map(|when| model.whens[when].proof.clone()).unwrap_or_default();
+    let denies = model.deny_index.naming_or_unknown(context).into_iter();
+    let unless = denies.filter_map(|(rule, _)| model.deny[rule].unless).map(|unless| &model.whens[unless].proof);
+    unless.fold(own, Demand::and)
+}
