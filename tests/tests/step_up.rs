@@ -123,7 +123,7 @@ fn the_first_packet_is_refused_with_a_reason_and_after_the_second_factor_the_sam
 
     // by its name: it has to lead somewhere before a packet can be refused for it
     let attempt = "echo through | socat -t10 -T90 - TCP:git.internal:7000,connect-timeout=90";
-    let mut attempt = laptop.host.command("sh").args(["-c", &attempt]).spawn()?;
+    let mut attempt = laptop.host.command("sh").args(["-c", attempt]).spawn()?;
     let url = page_for(laptop, "git")?;
     ensure!(attempt.is_running(), "the attempt was reset: {}", attempt.output());
     ensure!(denied_for_step_up(laptop) > 0);
@@ -214,7 +214,8 @@ fn a_step_up_at_nothing_says_why() -> Result<()> {
     };
     ensure!(refused("no-such")?.contains("no stronger proof"), "{}", refused("no-such")?);
     scene.world.stop_controller(postern_tests::Signal::Kill)?;
-    let away = eventually(PATIENCE, "still connected", || refused("git").ok().filter(|text| text.contains("not connected")))?;
+    let away =
+        eventually(PATIENCE, "still connected", || refused("git").ok().filter(|text| text.contains("not connected")))?;
     ensure!(away.contains("controller"), "{away}");
     let _: Value = scene.laptop.json(&["status"])?;
     Ok(())

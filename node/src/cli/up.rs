@@ -133,9 +133,11 @@ impl Up {
     }
 }
 
+type Settled = (Box<StatusReport>, Vec<ResourceReport>, Vec<StepUpReport>);
+
 /// Returns what the machine may do. A machine that has just joined is told its first permissions a moment after its first
 /// document, so an empty answer is asked again for a while.
-fn settled(places: &Places) -> Result<(Box<StatusReport>, Vec<ResourceReport>, Vec<StepUpReport>), Failure> {
+fn settled(places: &Places) -> Result<Settled, Failure> {
     let begun = Instant::now();
     loop {
         let Reply::Resources { resources, step_ups } = client::ask(places, &Request::Resources)?.only()? else {
