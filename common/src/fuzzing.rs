@@ -50,6 +50,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         machine: None,
         tags: Default::default(),
         posture: None,
+        attested: None,
         address: None,
         now: WallTime::from_millis(1_795_424_400_000),
     };

@@ -200,6 +200,11 @@ name! {
     ServiceName, 63
 }
 
+name! {
+    /// The name of a fact that an administrator chose: an endpoint agent, a check by command, a device-management system.
+    FactName, 63
+}
+
 /// The name of a rule: free text for people, 1 to 120 characters, no control characters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]

@@ -215,6 +215,8 @@ pub enum SigningPurpose {
     Join,
     /// The controller tells a node what to enforce.
     Grant,
+    /// A device tells the controller its posture.
+    Posture,
 }
 
 impl SigningPurpose {
@@ -223,6 +225,7 @@ impl SigningPurpose {
             Self::StreamHello => b"postern stream hello v1\0",
             Self::Join => b"postern join v1\0",
             Self::Grant => b"postern grant v1\0",
+            Self::Posture => b"postern posture v1\0",
         }
     }
 
@@ -279,6 +282,44 @@ macro_rules! signing_key {
             }
         }
     };
+}
+
+/// The public key (Ed25519) of a device-management system that signs the marker files of the machines it manages.
+///
+/// Its signatures are over the file's bytes alone, with no label in front, so that any tool can make them; the key serves
+/// nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkerPublicKey([u8; 32]);
+
+impl MarkerPublicKey {
+    /// Takes the 32 bytes as they are.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// Checks that the holder of this key signed `bytes`.
+    ///
+    /// # Errors
+    /// [`BadSignature`] if it did not, or if the key or signature is malformed or of small order.
+    pub fn verify(&self, bytes: &[u8], signature: &Signature) -> Result<(), BadSignature> {
+        let key = ed25519_dalek::VerifyingKey::from_bytes(&self.0).map_err(|_| BadSignature)?;
+        key.verify_strict(bytes, &ed25519_dalek::Signature::from_bytes(&signature.0)).map_err(|_| BadSignature)
+    }
+}
+
+impl FromStr for MarkerPublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        decode32(text).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MarkerPublicKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 signing_key! {

@@ -13,6 +13,8 @@
 //!   |  <---------- Grants (delta) ...                   Freshen {nonce} renews the node's nonce in between
 //!   |  <---------- CountFlows {peers}                   what a change of policy would cut, before it is made
 //!   |  LiveFlows {groups} --------------->
+//!   |  <---------- Posture {report_within} how fresh the node's posture has to be; what of it is not as rules ask
+//!   |  Posture {signed} ----------------->
 //! ```
 //!
 //! The node's side of the stream authenticates itself by [`Hello::signature`] over the controller's challenge; the
@@ -29,6 +31,7 @@ use crate::{
     id::{BootId, DeviceId, MachineName, Nonce, ResourceName, SessionId},
     key::{ControllerPublicKey, DevicePublicKey, Signature, WireGuardPublicKey},
     net::Service,
+    posture::SignedPosture,
     time::WallTime,
 };
 
@@ -44,6 +47,8 @@ pub const MAX_ENDPOINTS: usize = 16;
 pub const MAX_COUNTED_PEERS: usize = 512;
 /// The most groups in one [`FromNode::LiveFlows`]: the largest fit into [`MAX_NODE_MESSAGE_BYTES`].
 pub const MAX_FLOW_GROUPS: usize = 128;
+/// The most entries of [`ToNode::Posture`]: who mends these sees the rest.
+pub const MAX_UNMET_POSTURES: usize = 32;
 
 /// What a node says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,6 +93,11 @@ pub enum FromNode {
     Endpoints {
         /// At most [`MAX_ENDPOINTS`].
         endpoints: Vec<SocketAddr>,
+    },
+    /// What the node sees of its own posture: when it is asked for, when that changes, and again before it is too old.
+    Posture {
+        /// The report, for this stream.
+        signed: SignedPosture,
     },
     /// The person signs out on this machine.
     Logout,
@@ -195,6 +205,14 @@ pub enum ToNode {
         id: u64,
         /// At most [`MAX_COUNTED_PEERS`].
         peers: Vec<DeviceId>,
+    },
+    /// Whether the node shall report its posture, and what of it does not meet what rules ask of this node's subject. The
+    /// newest takes the place of the one before.
+    Posture {
+        /// No report may be older than so many milliseconds; absent if none is wanted.
+        report_within_ms: Option<u64>,
+        /// At most [`MAX_UNMET_POSTURES`].
+        unmet: Vec<UnmetPosture>,
     },
     /// The login session of this machine has ended; the doors close by the next document.
     SessionEnded {
@@ -319,6 +337,17 @@ pub struct FlowGroup {
     pub oldest_ms: u64,
     /// Bytes of inner packets that they have carried, both ways.
     pub bytes: u64,
+}
+
+/// A fact about the device that is not as rules which name its subject ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnmetPosture {
+    /// `[posture.NAME]`.
+    pub posture: String,
+    /// What is so: `the firewall is off, and must be on`.
+    pub what: String,
+    /// What the person at the machine can do.
+    pub fix: String,
 }
 
 /// Why something may or may not be reached, in the shape in which it is printed.

@@ -8,6 +8,7 @@ pub mod fuzzing;
 pub mod identity;
 pub mod records;
 pub mod serve;
+pub mod signals;
 pub mod store;
 pub mod stream;
 pub mod web;

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use crate::{
     host::guard::{PlainAllow, PlainNetwork},
     io::worker::MAX_WORKERS,
+    posture::PostureConfig,
 };
 
 /// Where the file is unless `--config` says otherwise.
@@ -66,6 +67,8 @@ pub struct NodeConfig {
     pub flow_records: FlowRecordsConfig,
     /// How packets are handled.
     pub packets: PacketsConfig,
+    /// What the machine says of its own state.
+    pub posture: PostureConfig,
 }
 
 impl Default for NodeConfig {
@@ -85,6 +88,7 @@ impl Default for NodeConfig {
             ceiling: CeilingConfig::default(),
             flow_records: FlowRecordsConfig::default(),
             packets: PacketsConfig::default(),
+            posture: PostureConfig::default(),
         }
     }
 }
@@ -400,7 +404,7 @@ impl NodeConfig {
         if self.flow_records.enabled && self.flow_records.max_size.get() < 4096 {
             return Err("flow_records.max_size is smaller than 4KiB".into());
         }
-        Ok(())
+        self.posture.check()
     }
 
     /// Returns what the guard does with the other interfaces.

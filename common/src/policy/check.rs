@@ -231,16 +231,19 @@ impl Policy {
                 amr: Some(methods.iter().map(|method| (*method).to_owned()).collect()),
             };
         }
-        let facts = test
-            .posture
-            .iter()
-            .fold(Facts::default(), |facts, posture| facts.with(self.model.postures[*posture].1.minimal_facts()));
+        let (mut own, mut attested) = (Facts::default(), Facts::default());
+        for posture in &test.posture {
+            let (more, vouched) = self.model.postures[*posture].1.minimal_facts();
+            (own, attested) = (own.with(more), attested.with(vouched));
+        }
+        let report = |facts| (!test.posture.is_empty()).then_some(Report { facts, observed_at: now });
         RequestContext {
             subject,
             device: None,
             machine: None,
             tags: test.tags.clone(),
-            posture: (!test.posture.is_empty()).then_some(Report { facts, received_at: now }),
+            posture: report(own),
+            attested: report(attested),
             address: test.address,
             now,
         }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use super::{
     hours::Hours,
     model::Model,
+    posture,
     proof::Demand,
     subject::{RequestContext, Truth},
 };
@@ -36,6 +37,11 @@ impl State {
             (Truth::True | Truth::Unknown, Truth::True | Truth::Unknown) => self.until.min(other.until),
         };
         Self { truth: self.truth.and(other.truth), until }
+    }
+
+    /// Joins two states of which one is enough. A true disjunction lasts as long as the last of its true parts.
+    pub(super) fn or(self, other: Self) -> Self {
+        self.negated().and(other.negated()).negated()
     }
 
     pub(super) const fn negated(self) -> Self {
@@ -107,7 +113,7 @@ impl When {
         let anyhow = lens == Lens::Anyhow;
         let mut state = State::ALWAYS;
         for posture in &self.posture {
-            state = state.and(if anyhow { assumed } else { posture_state(model, *posture, context) });
+            state = state.and(if anyhow { assumed } else { posture::state(model, *posture, context, lens) });
         }
         if !self.proof.is_nothing() {
             state = state.and(if lens.grants_proof() { assumed } else { self.proof.state(model, context) });
@@ -127,19 +133,7 @@ impl When {
             return Vec::new();
         }
         let mut unmet = Vec::new();
-        for posture in &self.posture {
-            let (name, requirement) = &model.postures[*posture];
-            let verdict = requirement.evaluate(context.posture.as_ref(), context.now);
-            if verdict.truth != Truth::True {
-                unmet.push(Unmet {
-                    fact: verdict.findings.join("; "),
-                    demand: format!("asks for posture \"{name}\""),
-                    fix: (verdict.truth == Truth::False)
-                        .then(|| format!("on this device: {}", verdict.findings.join("; "))),
-                    mended_by_step_up: false,
-                });
-            }
-        }
+        unmet.extend(self.posture.iter().filter_map(|posture| posture::unmet(model, *posture, context, lens)));
         if !lens.grants_proof() {
             unmet.extend(self.proof.unmet(model, context));
         }
@@ -170,11 +164,6 @@ impl When {
         }
         unmet
     }
-}
-
-fn posture_state(model: &Model, posture: usize, context: &RequestContext) -> State {
-    let verdict = model.postures[posture].1.evaluate(context.posture.as_ref(), context.now);
-    State { truth: verdict.truth, until: verdict.until }
 }
 
 fn hours_state(hours: &[Hours], context: &RequestContext) -> State {

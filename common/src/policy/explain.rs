@@ -13,6 +13,7 @@ use super::{
     condition::Lens,
     evaluate::{Evaluation, Granted},
     model::{Access, Life, Model},
+    posture,
     services::{overlap, split},
     subject::{RequestContext, Subject, Targets, Truth},
 };
@@ -211,6 +212,11 @@ impl Question<'_> {
         };
         let mut because = vec![format!("{} is named by {}", self.context.subject, best.via)];
         because.extend(access.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
+        because.extend(access.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
+        let postures = access.when.map(|when| &self.model.whens[when].posture);
+        because.extend(
+            postures.into_iter().flatten().filter_map(|index| posture::excepted(self.model, *index, self.context)),
+        );
         Explanation {
             allowed: true,
             what: self.what(&services),
@@ -297,6 +303,7 @@ impl Question<'_> {
             because.extend(unmet.into_iter().map(|unmet| format!("{}; it {}", unmet.fact, unmet.demand)));
         }
         because.extend(rule.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
+        because.extend(rule.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
         Some(Explanation {
             rule: Some(rule.name.to_string()),
             location: Some(self.model.location(rule.line)),

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     condition::When,
+    posture::PostureException,
     proof::Phishing,
     selector::Selector,
     subject::{RequestContext, Subject, Targets, Truth},
@@ -122,6 +123,7 @@ pub(super) struct Access {
     pub(super) name: RuleName,
     pub(super) line: usize,
     pub(super) reason: Option<String>,
+    pub(super) owner: Option<String>,
     pub(super) from: Vec<Selector>,
     pub(super) to: Vec<usize>,
     pub(super) when: Option<usize>,
@@ -144,6 +146,7 @@ pub(super) struct Deny {
     pub(super) name: RuleName,
     pub(super) line: usize,
     pub(super) reason: Option<String>,
+    pub(super) owner: Option<String>,
     pub(super) from: Vec<Selector>,
     pub(super) to: DenyTo,
     pub(super) when: Option<usize>,
@@ -234,6 +237,7 @@ impl RuleIndex {
 pub(super) struct Model {
     pub(super) file: String,
     pub(super) postures: Vec<(String, Requirement)>,
+    pub(super) posture_exceptions: Vec<PostureException>,
     pub(super) whens: Vec<When>,
     pub(super) resources: Vec<Resource>,
     pub(super) resource_by_name: HashMap<ResourceName, usize>,

@@ -23,7 +23,6 @@ use crate::{
     grant::OnDeny,
     id::{ResourceName, RuleName},
     net::Service,
-    posture::Requirement,
     time::WallTime,
 };
 
@@ -42,11 +41,11 @@ pub(super) struct Reading<'a> {
     pub(super) diagnostics: Diagnostics,
     pub(super) zone: TimeZone,
     default_lease: Duration,
-    posture_by_name: HashMap<String, usize>,
+    pub(super) posture_by_name: HashMap<String, usize>,
     rule_lines: HashMap<RuleName, usize>,
     when_by_text: HashMap<String, usize>,
     /// Names of resources and postures that were written but could not be read: naming them is no second mistake.
-    broken: Vec<String>,
+    pub(super) broken: Vec<String>,
 }
 
 /// Reads and checks a document; its tests are not run yet.
@@ -70,6 +69,9 @@ pub(super) fn read(file: &str, text: &str) -> Result<Model, Diagnostics> {
     for (name, value) in reading.named_tables(document.take("posture"), "posture") {
         reading.posture(name, value);
     }
+    for value in reading.table_list(document.take("posture_exception"), "posture_exception") {
+        reading.posture_exception(value);
+    }
     for (name, value) in reading.named_tables(document.take("resource"), "resource") {
         reading.resource(name, value);
     }
@@ -87,10 +89,10 @@ pub(super) fn read(file: &str, text: &str) -> Result<Model, Diagnostics> {
     reading.diagnostics.into_result(reading.model)
 }
 
-type Table<'t, 'i> = &'t Spanned<DeValue<'i>>;
+pub(super) type Table<'t, 'i> = &'t Spanned<DeValue<'i>>;
 
 impl<'a> Reading<'a> {
-    fn line(&self, span: &Range<usize>) -> usize {
+    pub(super) fn line(&self, span: &Range<usize>) -> usize {
         place(self.text, span.start).line
     }
 
@@ -142,51 +144,6 @@ impl<'a> Reading<'a> {
         let classes = table.list("phishing_resistant_acr", diagnostics).unwrap_or_default();
         self.model.phishing_resistant_acr = classes.into_iter().map(|class| class.into_inner().to_owned()).collect();
         table.finish(diagnostics);
-    }
-
-    fn posture(&mut self, name: Spanned<&str>, value: Table<'_, '_>) {
-        let diagnostics = &mut self.diagnostics;
-        let title = format!("[posture.{}]", name.get_ref());
-        if parse_at::<ResourceName>(name.span(), name.get_ref(), diagnostics).is_none() {
-            self.broken.push(name.into_inner().to_owned());
-            return;
-        }
-        let Some(mut table) = TableReader::of_value(value, &title, diagnostics) else {
-            self.broken.push(name.into_inner().to_owned());
-            return;
-        };
-        let mut requirement = Requirement {
-            disk_encrypted: table.flag("disk_encrypted", diagnostics),
-            firewall: table.flag("firewall", diagnostics),
-            screen_lock: table.flag("screen_lock", diagnostics),
-            secure_boot: table.flag("secure_boot", diagnostics),
-            ..Requirement::default()
-        };
-        if let Some(max_age) = table.duration("max_age", diagnostics) {
-            requirement.max_age = max_age.into_inner().get();
-        }
-        if let Some(os) = table.take("os")
-            && let Some(mut os) = TableReader::of_value(os, format!("[posture.{}.os]", name.get_ref()), diagnostics)
-        {
-            if let Some(linux) = os.take("linux")
-                && let Some(mut linux) =
-                    TableReader::of_value(linux, format!("[posture.{}.os.linux]", name.get_ref()), diagnostics)
-            {
-                requirement.min_linux_kernel = linux.parsed("min_kernel", diagnostics).map(Spanned::into_inner);
-                linux.finish(diagnostics);
-            }
-            os.refuse("macos", "only Linux runs the agent that reports a posture");
-            os.refuse("windows", "only Linux runs the agent that reports a posture");
-            os.finish(diagnostics);
-        }
-        table.finish(diagnostics);
-        let asks_nothing = Requirement { max_age: requirement.max_age, ..Requirement::default() } == requirement;
-        if asks_nothing {
-            let help = "add what it requires, such as disk_encrypted = true";
-            diagnostics.push(Diagnostic::at(name.span(), format!("{title} requires nothing")).help(help));
-        }
-        self.posture_by_name.insert(name.get_ref().to_string(), self.model.postures.len());
-        self.model.postures.push((name.into_inner().to_owned(), requirement));
     }
 
     fn resource(&mut self, name: Spanned<&str>, value: Table<'_, '_>) {
@@ -254,6 +211,7 @@ impl<'a> Reading<'a> {
         let name = self.rule_name(&mut table);
         let line = self.line(&table.span());
         let reason = table.text("reason", &mut self.diagnostics).map(|reason| reason.into_inner().to_owned());
+        let owner = table.text("owner", &mut self.diagnostics).map(|owner| owner.into_inner().to_owned());
         let from = self.from(&mut table);
         let to = self.resources_of(&mut table);
         let when = self.conditions(&mut table, "when");
@@ -270,6 +228,7 @@ impl<'a> Reading<'a> {
                 name,
                 line,
                 reason,
+                owner,
                 from,
                 to,
                 when,
@@ -286,6 +245,7 @@ impl<'a> Reading<'a> {
         let name = self.rule_name(&mut table);
         let line = self.line(&table.span());
         let reason = table.text("reason", &mut self.diagnostics).map(|reason| reason.into_inner().to_owned());
+        let owner = table.text("owner", &mut self.diagnostics).map(|owner| owner.into_inner().to_owned());
         let from = self.from(&mut table);
         let everything = table
             .take("to")
@@ -298,7 +258,7 @@ impl<'a> Reading<'a> {
         let monitor_until = self.monitor(&mut table);
         table.finish(&mut self.diagnostics);
         if let Some(name) = name {
-            self.model.deny.push(Deny { name, line, reason, from, to, when, unless, life, monitor_until });
+            self.model.deny.push(Deny { name, line, reason, owner, from, to, when, unless, life, monitor_until });
         }
     }
 
@@ -320,7 +280,7 @@ impl<'a> Reading<'a> {
         Some(name.into_inner())
     }
 
-    fn from(&mut self, table: &mut TableReader<'_, '_>) -> Vec<Selector> {
+    pub(super) fn from(&mut self, table: &mut TableReader<'_, '_>) -> Vec<Selector> {
         let list = table.list("from", &mut self.diagnostics);
         if !table.has("from") {
             let help = "add who it speaks of, such as from = [\"group:NAME\"]";

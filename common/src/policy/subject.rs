@@ -135,6 +135,8 @@ pub struct RequestContext {
     pub tags: BTreeSet<Tag>,
     /// What the device last reported of itself.
     pub posture: Option<Report>,
+    /// What a device-management system last said of the device.
+    pub attested: Option<Report>,
     /// The outer address from which the device speaks.
     pub address: Option<IpAddr>,
     /// The time of the decision.

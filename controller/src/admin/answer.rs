@@ -132,11 +132,15 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::DeviceList => ask(office, |core| value(&core.list_devices())).await,
         Request::DeviceShow { device } => {
-            let found = office.handle.call(move |turn, _| {
+            let found = office.handle.call(move |turn, now| {
                 let id = turn.core.find_device(&device)?;
-                Ok::<_, CoreError>(turn.core.list_devices().into_iter().find(|view| view.record.id == id))
+                let view = turn.core.list_devices().into_iter().find(|view| view.record.id == id);
+                Ok::<_, CoreError>((view, turn.core.posture_of(id, now)))
             });
-            Ok(value(&found.await??))
+            let (view, posture) = found.await??;
+            let mut shown = value(&view);
+            shown["posture"] = value(&posture);
+            Ok(shown)
         }
         Request::DeviceRemove { device, wait_ms } => {
             let begun = office.handle.call(move |turn, now| {
@@ -239,6 +243,18 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             let mut explained = value(&explanation);
             explained["recorded_at"] = value(&places);
             Ok(explained)
+        }
+        Request::PostureImport { lines } => {
+            let import = office.handle.call(move |turn, now| turn.core.import_posture(&lines, &by, now));
+            Ok(value(&import.await?))
+        }
+        Request::PostureBind { device, serial } => {
+            let bound = office.handle.call(move |turn, now| {
+                let id = turn.core.find_device(&device)?;
+                turn.core.bind_serial(id, &serial, &by, now)
+            });
+            bound.await??;
+            Ok(Value::Null)
         }
         Request::Places { to } => {
             let asked = to.clone();

@@ -16,6 +16,7 @@ mod machines;
 mod people;
 mod plan;
 mod policy;
+mod posture;
 mod quarantine;
 mod revoke;
 mod serve;
@@ -66,6 +67,9 @@ enum Command {
     /// Machines.
     #[command(subcommand)]
     Device(machines::Device),
+    /// What device-management systems say of machines.
+    #[command(subcommand)]
+    Posture(posture::Posture),
     /// Login sessions.
     #[command(subcommand)]
     Session(machines::Session),
@@ -181,6 +185,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Group(command) => command.run(desk),
         Command::Token(command) => command.run(desk),
         Command::Device(command) => command.run(desk),
+        Command::Posture(command) => command.run(desk),
         Command::Session(command) => command.run(desk),
         Command::Lease(command) => command.run(desk),
         Command::Approve(command) => command.approve(desk),

@@ -169,6 +169,18 @@ pub enum Request {
     },
     /// Lists what is in quarantine.
     QuarantineList,
+    /// Takes what a device-management system says of devices.
+    PostureImport {
+        /// JSON lines.
+        lines: String,
+    },
+    /// Binds a serial number to a device.
+    PostureBind {
+        /// Name or identifier.
+        device: String,
+        /// The serial number.
+        serial: String,
+    },
     /// Names the machines at which flows are recorded.
     Places {
         /// A resource, machine or overlay address.

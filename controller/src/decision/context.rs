@@ -8,7 +8,10 @@ use postern_common::{
     time::WallTime,
 };
 
-use crate::records::{Assurance, DeviceRecord, SubjectKind, SubjectRecord};
+use crate::{
+    records::{Assurance, DeviceRecord, SubjectKind, SubjectRecord},
+    signals::posture::Evidence,
+};
 
 /// Returns how policy identifies a person. The controller's own URL is the issuer of local accounts, whose login names
 /// are unique and are what `user:NAME` means.
@@ -50,6 +53,7 @@ pub(crate) fn context(
     device: &DeviceRecord,
     owner: &SubjectRecord,
     assurance: Option<&Assurance>,
+    posture: Evidence,
     address: Option<IpAddr>,
     now: WallTime,
 ) -> RequestContext {
@@ -58,7 +62,8 @@ pub(crate) fn context(
         device: Some(device.id),
         machine: Some(device.name.clone()),
         tags: device.tags.clone(),
-        posture: None,
+        posture: posture.own,
+        attested: posture.attested,
         address,
         now,
     }
@@ -79,6 +84,7 @@ pub(crate) fn hypothetical(
         machine,
         tags: BTreeSet::new(),
         posture: None,
+        attested: None,
         address,
         now,
     }

@@ -400,6 +400,46 @@ pub enum AuditEvent {
         /// By which operating system's user.
         by: String,
     },
+    /// Facts about a device are others than before.
+    PostureChanged {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Who said so: `device`, or the operating system's user who imported it.
+        by: String,
+        /// What changed, one fact each: `firewall: on -> off`.
+        changes: Vec<String>,
+    },
+    /// A device's report was refused: forged, shown again, or of another device. What was known stays.
+    PostureRefused {
+        /// The device on whose stream it came.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Why.
+        reason: String,
+    },
+    /// What a device-management system said of devices was imported.
+    PostureImported {
+        /// By which operating system's user.
+        by: String,
+        /// Lines that were taken.
+        taken: usize,
+        /// Lines that were not.
+        refused: usize,
+    },
+    /// A serial number was bound to a device.
+    SerialBound {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The serial number.
+        serial: String,
+        /// By which operating system's user.
+        by: String,
+    },
     /// A device was removed.
     DeviceRemoved {
         /// The device.

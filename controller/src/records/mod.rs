@@ -27,6 +27,7 @@ pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
+    posture::Report,
     time::WallTime,
 };
 pub use quarantine::{Covered, QuarantineRecord, Quarantined};
@@ -330,6 +331,19 @@ pub struct RevokedRule {
     pub at: WallTime,
 }
 
+/// What is known of a device's posture. It ages while nobody looks: the times are the controller's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostureRecord {
+    /// The device.
+    pub device: DeviceId,
+    /// What it last said of itself, and when that was so.
+    pub own: Option<Report>,
+    /// What a device-management system last said of it, and when that was so.
+    pub attested: Option<Report>,
+    /// The serial number that an administrator bound to it.
+    pub serial: Option<String>,
+}
+
 /// What there is once.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Meta {
@@ -368,6 +382,8 @@ pub struct Loaded {
     pub revoked_rules: Vec<RevokedRule>,
     /// Whom and what is in quarantine.
     pub quarantines: Vec<QuarantineRecord>,
+    /// What is known of devices' postures.
+    pub postures: Vec<PostureRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -409,4 +425,8 @@ pub enum StoreChange {
     PutQuarantine(QuarantineRecord),
     /// Forgets a quarantine that was released.
     DeleteQuarantine(Quarantined),
+    /// Writes what is known of a device's posture, named by the device.
+    PutPosture(PostureRecord),
+    /// Forgets a device's posture.
+    DeletePosture(DeviceId),
 }

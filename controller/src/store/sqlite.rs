@@ -138,6 +138,7 @@ impl SqliteStore {
             "tokens" => "SELECT record FROM tokens ORDER BY id",
             "pairs" => "SELECT record FROM pairs ORDER BY id",
             "holds" => "SELECT record FROM holds ORDER BY id",
+            "postures" => "SELECT record FROM postures ORDER BY id",
             "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
             "quarantines" => "SELECT record FROM quarantines ORDER BY id",
             _ => "SELECT record FROM meta",
@@ -204,6 +205,7 @@ impl Store for SqliteStore {
             holds: self.all("holds").await?,
             revoked_rules: self.all("revoked_rules").await?,
             quarantines: self.all("quarantines").await?,
+            postures: self.all("postures").await?,
         })
     }
 
@@ -325,6 +327,8 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeleteRevokedRule(rule) => delete!("revoked_rules", rule),
         StoreChange::PutQuarantine(record) => put!("quarantines", record.target, record),
         StoreChange::DeleteQuarantine(target) => delete!("quarantines", target),
+        StoreChange::PutPosture(posture) => put!("postures", posture.device, posture),
+        StoreChange::DeletePosture(device) => delete!("postures", device),
     };
     query.execute(to).await.map(drop)
 }

@@ -51,6 +51,7 @@ impl Core {
         self.out.audit(AuditEvent::PolicyApplied { revision, sha256, by: by.to_owned() });
         self.rebuild_targets();
         self.decide_all(now);
+        self.ask_all_for_posture(now);
         self.flush(now);
         revision
     }
@@ -59,7 +60,8 @@ impl Core {
         let owner = self.registry.subject(device.owner)?;
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
-        Some(context(&self.config.url, device, owner, assurance, address, now.wall))
+        let posture = self.postures.evidence(device.id, now);
+        Some(context(&self.config.url, device, owner, assurance, posture, address, now.wall))
     }
 
     // --- tokens

@@ -7,7 +7,8 @@ use postern_common::{
     grant::Position,
     id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
     net::Service,
-    protocol::{Refusal, ToNode},
+    posture::Report,
+    protocol::{Refusal, ToNode, UnmetPosture},
     time::WallTime,
 };
 use serde::Serialize;
@@ -177,6 +178,32 @@ pub struct DeviceView {
     pub stream: Option<StreamView>,
     /// Policy names its machine name as a place, and nobody has vouched for the name yet.
     pub name_waits_for_approval: bool,
+}
+
+/// What is known of a device's state, and what of it is not as rules ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PostureView {
+    /// What it says of itself, with when that was so.
+    pub own: Option<Report>,
+    /// What a device-management system says of it, with when that was so.
+    pub attested: Option<Report>,
+    /// The serial number that is bound to it.
+    pub serial: Option<String>,
+    /// What rules ask of its subject that it does not meet.
+    pub unmet: Vec<UnmetPosture>,
+}
+
+/// What became of an import of postures.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct PostureImport {
+    /// Lines that were taken.
+    pub taken: usize,
+    /// Of those, devices of which facts are others than before.
+    pub changed: Vec<MachineName>,
+    /// Lines that count for nothing, each with its number from 1 and why; at most 100 of them.
+    pub refused: Vec<(usize, String)>,
+    /// How many lines count for nothing.
+    pub refused_count: usize,
 }
 
 /// A node's stream at this moment.
@@ -470,6 +497,8 @@ pub struct Counters {
     pub probes_refused: u64,
     /// Keys that a node wanted to add while it had as many as a node may have.
     pub keys_refused: u64,
+    /// Reports of posture that were forged, shown again, too large, or came too often.
+    pub postures_refused: u64,
     /// How often all machines were gone through for those that policy can name.
     pub places_listed: u64,
 }

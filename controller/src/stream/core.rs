@@ -34,6 +34,7 @@ use crate::{
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
+    signals::posture,
 };
 
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
@@ -73,6 +74,7 @@ pub struct Core {
     pub(super) step_up_pages: StepUpPages,
     pub(super) revocations: Revocations,
     pub(super) plans: Plans,
+    pub(super) postures: posture::Book,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -119,6 +121,7 @@ impl Core {
             step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),
             plans: Plans::default(),
+            postures: posture::Book::load(loaded.postures, now),
             timers: Timers::default(),
             flush_first: VecDeque::new(),
             flush_then: VecDeque::new(),
@@ -364,6 +367,9 @@ impl Core {
         );
         let hold_until = now.wall.saturating_add(self.config.address_hold);
         self.registry.delete_device(device, hold_until, &mut self.out);
+        if self.postures.forget(device) {
+            self.out.store(StoreChange::DeletePosture(device));
+        }
         self.generations.remove(&device);
         self.paces.remove(&device);
     }
@@ -397,6 +403,11 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     }
     for pair in loaded.pairs.drain(..) {
         effects.push(Effect::Store(StoreChange::DeletePair(pair.name())));
+    }
+    // What was vouched for when the backup was made may have been taken back since. Serial numbers stay bound.
+    for mut posture in loaded.postures.drain(..) {
+        (posture.own, posture.attested) = (None, None);
+        effects.push(Effect::Store(StoreChange::PutPosture(posture)));
     }
     // A token that was used up after the backup was made must not work again.
     for token in loaded.tokens.drain(..) {

@@ -9,9 +9,10 @@ use std::{
 use postern_common::{
     id::{DeviceId, Nonce},
     key::SigningPurpose,
+    posture::PostureVerifier,
     probe::{ClaimedProbe, ProbeKey},
     protocol::{FromNode, Hello, MAX_ENDPOINTS, PROTOCOL_VERSION, Refusal, ToNode, hello_payload},
-    time::Now,
+    time::{Monotonic, Now},
 };
 
 use super::{
@@ -42,6 +43,8 @@ pub(crate) enum StreamState {
     Challenged {
         /// What it has to sign.
         nonce: Nonce,
+        /// When it was asked.
+        at: Monotonic,
     },
     /// A machine that waits for a person, or was told that it has joined.
     Joining,
@@ -75,7 +78,7 @@ impl Core {
             return stream;
         }
         let nonce = Nonce::from_bytes(self.draw());
-        self.streams.insert(stream, Stream { remote, state: StreamState::Challenged { nonce } });
+        self.streams.insert(stream, Stream { remote, state: StreamState::Challenged { nonce, at: now.monotonic } });
         if self.strangers.len() >= 2 * MAX_GREETING {
             let is_silent = |stream: &StreamId| is_silent(&self.streams, *stream);
             self.strangers.retain(is_silent);
@@ -106,11 +109,13 @@ impl Core {
     pub fn receive(&mut self, stream: StreamId, message: FromNode, now: Now) {
         let Some(Stream { remote, state }) = self.streams.get(&stream).cloned() else { return };
         match (state, message) {
-            (StreamState::Challenged { nonce }, FromNode::Hello(hello)) => {
-                self.hello(stream, remote, nonce, hello, now)
+            (StreamState::Challenged { nonce, at }, FromNode::Hello(hello)) => {
+                self.hello(stream, remote, (nonce, at), hello, now)
             }
-            (StreamState::Challenged { nonce }, FromNode::Join(join)) => self.join(stream, remote, nonce, join, now),
-            (StreamState::Challenged { nonce }, FromNode::Enrol(enrol)) => {
+            (StreamState::Challenged { nonce, .. }, FromNode::Join(join)) => {
+                self.join(stream, remote, nonce, join, now);
+            }
+            (StreamState::Challenged { nonce, .. }, FromNode::Enrol(enrol)) => {
                 self.enrol(stream, remote, nonce, &enrol, now);
             }
             (StreamState::Node(node), message) => self.receive_from_node(stream, node, message, now),
@@ -162,6 +167,7 @@ impl Core {
                     self.endpoints_changed(id, now);
                 }
             }
+            FromNode::Posture { signed } => self.hear_posture(id, &signed, now),
             FromNode::Logout => match self.registry.session_on(id).map(|session| session.id) {
                 Some(session) => self.end_session(session, "signed out on the machine", now),
                 None => self.counters.messages_refused += 1,
@@ -187,7 +193,14 @@ impl Core {
         }
     }
 
-    fn hello(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, hello: Hello, now: Now) {
+    fn hello(
+        &mut self,
+        stream: StreamId,
+        remote: SocketAddr,
+        (challenge, challenged): (Nonce, Monotonic),
+        hello: Hello,
+        now: Now,
+    ) {
         // No limit by address: a signature cannot be guessed, and a neighbour behind the same address could use the
         // limit up and keep every node there from coming back.
         let refuse = |core: &mut Self, refusal, message: &str| {
@@ -228,10 +241,18 @@ impl Core {
             self.counters.rate_limited += 1;
             return refuse(self, Refusal::Busy, "this machine comes back too often: try again in a minute");
         }
-        self.accept(stream, remote, device, hello, now);
+        self.accept(stream, remote, device, (challenge, challenged), hello, now);
     }
 
-    fn accept(&mut self, stream: StreamId, remote: SocketAddr, device: DeviceRecord, hello: Hello, now: Now) {
+    fn accept(
+        &mut self,
+        stream: StreamId,
+        remote: SocketAddr,
+        device: DeviceRecord,
+        (challenge, challenged): (Nonce, Monotonic),
+        hello: Hello,
+        now: Now,
+    ) {
         let id = device.id;
         self.close_node(id, Refusal::Closing, "another stream of this machine took over", now);
         self.timers.cancel(Due::Greeting(stream));
@@ -262,6 +283,9 @@ impl Core {
             snapshot_wanted: true,
             urgent: false,
             questions: Questions::new(now.monotonic),
+            posture: device.key.map(|key| PostureVerifier::new(id, key, challenge)),
+            challenged,
+            posture_told: None,
             endpoints_late: false,
         };
         self.nodes.insert(id, node);
@@ -281,6 +305,7 @@ impl Core {
             Some(lease) if !lease.wants_renewal(now) => self.decide(id, Extend::No, now),
             Some(_) | None => self.decide(id, Extend::Yes, now),
         }
+        self.ask_for_posture(id, now);
         let signed_out = self.registry.session_on(id).is_none()
             && self
                 .registry

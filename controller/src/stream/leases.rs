@@ -19,7 +19,7 @@ use super::{
     timers::Due,
 };
 use crate::{
-    decision::{Extend, Granted, Lease, Permissions, context, grant, latest, narrows},
+    decision::{Extend, Granted, Lease, Permissions, grant, latest, narrows},
     records::{
         AuditEvent, DecidedAccess, DeviceKind, DeviceRecord, LeaseEnd, LeaseRecord, PairEnd, PairRecord, StoreChange,
     },
@@ -55,10 +55,7 @@ pub(super) enum Turn {
 impl Core {
     /// Evaluates policy for one device. What rules gives it that an administrator revoked is left out.
     pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> (Vec<Entitlement>, Vec<StepUp>) {
-        let Some(owner) = self.registry.subject(device.owner) else { return (vec![], vec![]) };
-        let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
-        let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
-        let context = context(&self.config.url, device, owner, assurance, address, now.wall);
+        let Some(context) = self.context_of(device, now) else { return (vec![], vec![]) };
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
         let mut step_ups = match device.kind {
@@ -137,6 +134,7 @@ impl Core {
         }
         self.audit_decision(&device, &lease, issued, changed, extend);
         self.open(lease, now);
+        self.ask_for_posture(id, now);
     }
 
     fn new_lease(&mut self, device: &DeviceRecord, before: Option<Lease>, now: Now) -> Lease {

@@ -41,6 +41,7 @@
 //! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
 //! | `quarantine` | nothing in and nothing out, until it is released |
+//! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
 //! | `plan` | what another policy would change, and which live flows it would cut |
 //! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
 //! | `limits`, `timers`, `outbox` | small parts |
@@ -62,6 +63,7 @@ mod outbox;
 mod peering;
 mod plan;
 mod portal;
+mod posture;
 mod quarantine;
 mod registry;
 mod revocation;

@@ -11,7 +11,9 @@ use std::net::SocketAddr;
 use postern_common::{
     grant::Position,
     id::{DeviceId, Nonce},
+    posture::PostureVerifier,
     probe::ProbeKey,
+    protocol::ToNode,
     time::{Monotonic, Now, WallTime},
 };
 
@@ -67,6 +69,12 @@ pub(crate) struct Connected {
     pub(crate) snapshot_wanted: bool,
     pub(crate) urgent: bool,
     pub(crate) questions: Questions,
+    /// Checks the reports of this stream.
+    pub(crate) posture: Option<PostureVerifier>,
+    /// When the challenge was sent that its reports count from.
+    pub(crate) challenged: Monotonic,
+    /// What the node was last told of its posture.
+    pub(crate) posture_told: Option<ToNode>,
     /// Whether peers still have to be told of new outer addresses.
     pub(crate) endpoints_late: bool,
 }
@@ -110,11 +118,13 @@ pub(crate) struct Pace {
     pub(crate) hellos: Questions,
     /// Limits new keys and new outer addresses.
     pub(crate) changes: Questions,
+    /// Limits reports of posture.
+    pub(crate) postures: Questions,
 }
 
 impl Pace {
     pub(crate) const fn new(now: Monotonic) -> Self {
-        Self { hellos: Questions::new(now), changes: Questions::new(now) }
+        Self { hellos: Questions::new(now), changes: Questions::new(now), postures: Questions::new(now) }
     }
 }
 

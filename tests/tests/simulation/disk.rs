@@ -7,8 +7,8 @@ use postern_common::{
     key::WireGuardPublicKey,
 };
 use postern_controller::records::{
-    Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, QuarantineRecord, Quarantined,
-    RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, PostureRecord, QuarantineRecord,
+    Quarantined, RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// The durable records.
@@ -24,6 +24,7 @@ pub(crate) struct Disk {
     holds: BTreeMap<Addresses, HoldRecord>,
     pub(crate) revoked_rules: BTreeMap<RuleName, RevokedRule>,
     pub(crate) quarantines: BTreeMap<Quarantined, QuarantineRecord>,
+    postures: BTreeMap<DeviceId, PostureRecord>,
 }
 
 /// Whether a change can alter who may reach what.
@@ -48,6 +49,8 @@ impl Disk {
             StoreChange::DeleteRevokedRule(rule) => drop(self.revoked_rules.remove(&rule)),
             StoreChange::PutQuarantine(held) => drop(self.quarantines.insert(held.target.clone(), held)),
             StoreChange::DeleteQuarantine(target) => drop(self.quarantines.remove(&target)),
+            StoreChange::PutPosture(posture) => drop(self.postures.insert(posture.device, posture)),
+            StoreChange::DeletePosture(device) => drop(self.postures.remove(&device)),
             StoreChange::PutLease(lease) => {
                 self.leases.insert(lease.id, lease);
                 return Matters::No;
@@ -96,6 +99,7 @@ impl Disk {
             pairs: self.pairs.values().cloned().collect(),
             holds: self.holds.values().cloned().collect(),
             revoked_rules: self.revoked_rules.values().cloned().collect(),
+            postures: self.postures.values().cloned().collect(),
             quarantines: self.quarantines.values().cloned().collect(),
         }
     }

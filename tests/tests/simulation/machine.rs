@@ -218,7 +218,11 @@ impl Machine {
                     core.handle_flows(question, counted.groups, counted.unlisted);
                 }
             }
-            Effect::Probe(_) | Effect::StopProbes | Effect::Explained { .. } | Effect::Settled(_) => {}
+            Effect::Probe(_)
+            | Effect::StopProbes
+            | Effect::LookAtPosture
+            | Effect::Explained { .. }
+            | Effect::Settled(_) => {}
             other @ (Effect::Connect(_) | Effect::Close | Effect::Send(_) | Effect::Notify(_)) => return Some(other),
         }
         None

@@ -10,7 +10,7 @@ fn every_condition_that_is_true_gives_access_until_the_first_ends() {
     // Posture reports count for 15 minutes, the proof for 12 hours, the window until 20:00 in Berlin.
     assert_eq!(given(&policy, &alice), ["payroll-1 tcp/443 until 2026-11-23T09:15:00Z"]);
     alice.now = at("2026-11-23T18:55:00Z");
-    alice.posture.as_mut().expect("a report").received_at = alice.now;
+    alice.posture.as_mut().expect("a report").observed_at = alice.now;
     assurance(&mut alice).auth_time = Some(at("2026-11-23T07:30:00Z"));
     assert_eq!(given(&policy, &alice), ["payroll-1 tcp/443 until 2026-11-23T19:00:00Z"], "the window closes");
     assurance(&mut alice).auth_time = Some(at("2026-11-23T06:57:00Z"));
@@ -27,7 +27,7 @@ fn what_is_unknown_or_false_gives_nothing() {
         ("groups unknown", forget_groups),
         ("another group", |c| *c = person("alice", &["sales"], MONDAY)),
         ("no posture", |c| c.posture = None),
-        ("stale posture", |c| c.posture.as_mut().expect("a report").received_at = at("2026-11-23T08:45:00Z")),
+        ("stale posture", |c| c.posture.as_mut().expect("a report").observed_at = at("2026-11-23T08:45:00Z")),
         ("disk not encrypted", |c| c.posture.as_mut().expect("a report").facts.disk_encrypted = Some(false)),
         ("disk not mentioned", |c| c.posture.as_mut().expect("a report").facts.disk_encrypted = None),
         ("no time of sign-in", |c| assurance(c).auth_time = None),

@@ -73,10 +73,10 @@ fn each_cause_has_its_words() {
             with(&|c| c.posture.as_mut().expect("a report").facts.firewall = Some(false)),
             "payroll-app",
             None,
-            "the firewall is off, and must be on; rule \"payroll managers use payroll\" asks for posture \"managed-laptop\"",
+            "the firewall is off now, and must be on; rule \"payroll managers use payroll\" asks for posture \"managed-laptop\"",
         ),
         (
-            with(&|c| c.posture.as_mut().expect("a report").received_at = at("2026-11-23T08:34:00Z")),
+            with(&|c| c.posture.as_mut().expect("a report").observed_at = at("2026-11-23T08:34:00Z")),
             "payroll-app",
             None,
             "its posture is 26 min old, and 15 min is accepted",
@@ -84,7 +84,7 @@ fn each_cause_has_its_words() {
         (
             with(&|c| {
                 c.now = at("2026-11-23T20:00:00Z");
-                c.posture.as_mut().expect("a report").received_at = c.now;
+                c.posture.as_mut().expect("a report").observed_at = c.now;
             }),
             "payroll-app",
             None,

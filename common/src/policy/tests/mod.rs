@@ -4,6 +4,7 @@ mod decisions;
 mod documents;
 mod explanations;
 mod plans;
+mod postures;
 mod properties;
 mod step_ups;
 
@@ -128,7 +129,8 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         device: Some(device(9)),
         machine: Some("alice-laptop".parse().expect("a name")),
         tags: BTreeSet::new(),
-        posture: Some(Report { facts: managed(), received_at: now }),
+        posture: Some(Report { facts: managed(), observed_at: now }),
+        attested: None,
         address: Some("192.0.2.7".parse().expect("an address")),
         now,
     }

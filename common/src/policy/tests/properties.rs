@@ -85,7 +85,7 @@ fn asker() -> impl Strategy<Value = RequestContext> {
             context.tags.insert("t".parse().expect("a tag"));
         }
         let facts = Facts { disk_encrypted: [Some(true), Some(false), None][usize::from(disk)], ..Facts::default() };
-        context.posture = Some(Report { facts, received_at: context.now });
+        context.posture = Some(Report { facts, observed_at: context.now });
         context.address = [Some("192.0.2.1"), Some("198.51.100.1"), None][usize::from(place)]
             .map(|address| address.parse().expect("an address"));
         context.device = own.then(|| device(1));

@@ -194,6 +194,34 @@ pub(super) fn device_rows(views: &Value, now: WallTime) -> Vec<Vec<String>> {
     views.as_array().into_iter().flatten().map(row).collect()
 }
 
+/// Shows one machine in lines.
+fn show(view: &Value, now: WallTime) {
+    let record = &view["record"];
+    let mut tags = tags_of(record);
+    if tags.is_empty() {
+        tags.push('-');
+    }
+    for (what, is) in [
+        ("machine", text(&record["name"])),
+        ("identifier", text(&record["id"])),
+        ("device key", text(&record["key"])),
+        ("of", text(&view["owner_name"])),
+        ("tags", tags),
+        ("tags waiting", text(&record["tags_pending"])),
+        ("addresses", [&record["addresses"]["v6"], &record["addresses"]["v4"]].map(text).join(" ")),
+        ("last address", text(&record["last_address"])),
+        ("version", text(&record["version"])),
+        ("enrolled", when(&record["created"], now)),
+        ("state", standing(view, now)),
+        ("session until", when(&view["session"]["expires"], now)),
+    ] {
+        println!("{what:<14} {is}");
+    }
+    for line in super::posture::lines(&view["posture"], now) {
+        println!("{line}");
+    }
+}
+
 impl Device {
     pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
         let now = clock::now().wall;
@@ -205,7 +233,7 @@ impl Device {
                     "No machine has joined yet: postern-controller token create --tag TAG",
                 );
             }),
-            Self::Show { device } => desk.ask_and(&Request::DeviceShow { device }, print::json),
+            Self::Show { device } => desk.ask_and(&Request::DeviceShow { device }, |view| show(view, now)),
             Self::Remove { device } => {
                 let value = desk.ask(&Request::DeviceRemove { device, wait_ms: 10_000 })?;
                 desk.show(&value, |value| revoke::progress(value, "revoked"));

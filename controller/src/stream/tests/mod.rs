@@ -10,6 +10,7 @@ mod joining;
 mod keys;
 mod node;
 mod plans;
+mod postures;
 mod property;
 mod quarantine;
 mod restart;

@@ -7,6 +7,7 @@ use postern_common::{
     id::{BootId, DeviceId, MachineName, Nonce},
     key::{DeviceSigningKey, SigningPurpose, WireGuardPublicKey},
     net::Service,
+    posture::{Facts, PostureDocument, sign_posture},
     protocol::{Enrol, FlowGroup, FromNode, Hello, Join, PROTOCOL_VERSION, ToNode, hello_payload, join_payload},
     time::{Deadline, Monotonic, Now},
 };
@@ -53,6 +54,12 @@ pub(super) struct SimNode {
     pub(super) probe: Option<ToNode>,
     /// Answers about step-ups, oldest first.
     pub(super) step_ups: Vec<ToNode>,
+    /// What it reports when it is asked; nothing if absent.
+    pub(super) facts: Option<Facts>,
+    /// What it was last told of its posture.
+    pub(super) posture: Option<ToNode>,
+    /// The challenge of its stream, when it took it, and the number of its last report.
+    pub(super) challenge: (Nonce, Monotonic, u64),
     drawn: u64,
 }
 
@@ -92,6 +99,9 @@ impl SimNode {
             gaps: 0,
             probe: None,
             step_ups: vec![],
+            facts: None,
+            posture: None,
+            challenge: (Nonce::from_bytes([0; 16]), Monotonic::from_millis(0), 0),
             drawn: seed << 32,
         };
         node.new_key();
@@ -159,14 +169,31 @@ impl SimNode {
         nonce
     }
 
+    /// Signs a report of what it sees now; nothing if it sees nothing.
+    pub(super) fn report(&mut self, now: Now) -> Option<FromNode> {
+        let facts = self.facts.clone()?;
+        self.challenge.2 += 1;
+        let (challenge, since, number) = self.challenge;
+        let taken_ms = i64::try_from(now.monotonic.since(since).as_millis()).expect("a short time");
+        let document = PostureDocument { device: self.id(), challenge, number, taken_ms, facts };
+        Some(FromNode::Posture { signed: sign_posture(&document, &self.key) })
+    }
+
     /// Takes one message of the controller and returns the answers.
     pub(super) fn receive(&mut self, message: ToNode, now: Now) -> Vec<FromNode> {
         match message {
-            ToNode::Challenge { nonce, .. } => match self.want.clone() {
-                Want::Join => vec![FromNode::Join(self.join_message(nonce))],
-                Want::Enrol(token) => vec![FromNode::Enrol(Enrol { join: self.join_message(nonce), token })],
-                Want::Hello => vec![self.hello(nonce, now)],
-            },
+            ToNode::Challenge { nonce, .. } => {
+                self.challenge = (nonce, now.monotonic, 0);
+                match self.want.clone() {
+                    Want::Join => vec![FromNode::Join(self.join_message(nonce))],
+                    Want::Enrol(token) => vec![FromNode::Enrol(Enrol { join: self.join_message(nonce), token })],
+                    Want::Hello => vec![self.hello(nonce, now)],
+                }
+            }
+            asked @ ToNode::Posture { .. } => {
+                let first = self.posture.replace(asked).is_none() || self.challenge.2 == 0;
+                if first { self.report(now).into_iter().collect() } else { vec![] }
+            }
             ToNode::JoinPending { code, .. } => {
                 self.code = Some(code);
                 vec![]

@@ -84,6 +84,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             machine: None,
             tags: device.tags.clone(),
             posture: None,
+            attested: None,
             address: None,
             now: world.now.wall,
         };

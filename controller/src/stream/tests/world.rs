@@ -88,6 +88,8 @@ impl Store {
             StoreChange::DeleteRevokedRule(rule) => all.revoked_rules.retain(|old| old.rule != rule),
             StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
             StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),
+            StoreChange::PutPosture(new) => put(&mut all.postures, |old| old.device == new.device, new.clone()),
+            StoreChange::DeletePosture(device) => all.postures.retain(|old| old.device != device),
         }
     }
 }

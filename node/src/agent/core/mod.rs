@@ -13,9 +13,11 @@
 //! | [`keyring`] | WireGuard keys: proposed, listed, wiped |
 //! | [`book`] | the merged documents: for people and for a restart |
 //! | [`backoff`] | when to try again |
+//! | `posture` | what the machine says of its state: when it is signed and sent |
 //! | `words` | commands, effects, notices, phases |
 //! | `commands` | what each command does |
 //! | `step_up` | resources that want stronger or fresher proof of sign-in |
+//! | `farewell` | a sign-out that is told and confirmed |
 //! | `stream` | the states of the stream to the controller and what each message does |
 //!
 //! Invariants:
@@ -33,9 +35,11 @@
 pub mod backoff;
 pub mod book;
 mod commands;
+mod farewell;
 pub mod identity;
 pub mod keyring;
 mod overlay;
+mod posture;
 mod step_up;
 mod stream;
 mod words;
@@ -65,6 +69,7 @@ use self::{
     backoff::Backoff,
     book::Book,
     identity::{DeviceSeed, Identity, Login, Wanted},
+    posture::Posture,
     stream::{Purpose, Stream},
 };
 use crate::agent::target::ControllerTarget;
@@ -130,6 +135,7 @@ pub struct Core {
     step_ups: step_up::StepUps,
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
+    posture: Posture,
 }
 
 /// Whether a file is being written: at most one write of each is under way, and a newer one follows it.
@@ -196,6 +202,7 @@ impl Core {
             refused_documents: 0,
             step_ups: step_up::StepUps::default(),
             observed: None,
+            posture: Posture::default(),
         }
     }
 
@@ -369,6 +376,7 @@ impl Core {
             }
         }
         self.rotate_if_due(now);
+        self.posture_timeout(now);
         self.stream_timeout(now);
     }
 
@@ -396,6 +404,7 @@ impl Core {
             self.questions.values().min().copied(),
             self.endpoints_due,
             rotation,
+            self.posture_due(),
             self.stream.deadline(),
         ]
         .into_iter()

@@ -24,12 +24,13 @@ use super::{
     AfterIdentity, Core, Effect, FRESHEN_INTERVAL, Notice, PendingStepUp, ProbeOrder, Retry,
     identity::{Enrolment, Login, Wanted},
     overlay,
+    posture::Reporting,
 };
 use crate::agent::target::ControllerTarget;
 
 /// How long a connection attempt may take, all addresses together.
 pub(crate) const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
 const SIGN_IN_SLACK: Duration = Duration::from_secs(30);
 const SIGN_IN_AT_MOST: Duration = Duration::from_secs(3600);
 /// How long after the end of a session the controller has for the document that closes the doors.
@@ -71,7 +72,7 @@ pub(super) enum Stream {
     /// The join is sent.
     Joining { attempt: Box<JoinAttempt>, deadline: Monotonic, shown: Option<(String, String)> },
     /// The node is known and receives documents.
-    Live(Live),
+    Live(Box<Live>),
     /// The sign-out was told; the controller confirms it.
     Leaving { deadline: Monotonic },
 }
@@ -84,6 +85,8 @@ pub(super) struct Live {
     snapshot_by: Option<Monotonic>,
     /// The session has ended: the doors close here at the latest, whatever the controller sends.
     shut_by: Option<Monotonic>,
+    /// The reports of posture on this stream.
+    pub(super) reporting: Reporting,
 }
 
 impl Stream {
@@ -165,7 +168,7 @@ impl Core {
         self.fail_questions("the stream to the controller closed");
     }
 
-    fn fail_questions(&mut self, why: &str) {
+    pub(super) fn fail_questions(&mut self, why: &str) {
         for question in std::mem::take(&mut self.questions).into_keys() {
             self.effects.push_back(Effect::Explained { question, answer: Err(why.to_owned()) });
         }
@@ -228,18 +231,6 @@ impl Core {
         };
         self.notify(Notice::Retrying { error, after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
         self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), purpose)) };
-    }
-
-    /// Waits for the controller to confirm a sign-out that was just told.
-    pub(super) fn await_farewell(&mut self, now: Now) {
-        self.effects.push_back(Effect::StopProbes);
-        self.fail_questions("the person signed out");
-        self.stream = Stream::Leaving { deadline: now.monotonic.saturating_add(ANSWER_PATIENCE) };
-    }
-
-    fn farewell_done(&mut self) {
-        self.identity.farewell = None;
-        self.write_identity();
     }
 
     fn join_failed(&mut self, mut attempt: Box<JoinAttempt>, error: String, retry: Retry, now: Now) {
@@ -373,29 +364,9 @@ impl Core {
                     self.effects.push_back(Effect::CountFlows { question: id, peers });
                 }
             }
+            ToNode::Posture { report_within_ms, unmet } => self.posture_asked(report_within_ms, unmet, now),
             ToNode::SessionEnded { reason } => self.session_ended(reason, now),
             ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
-        }
-    }
-
-    /// Only the end of the session counts: what else is on its way is for a node that is there no more.
-    fn heard_while_leaving(&mut self, message: ToNode, now: Now) {
-        match message {
-            ToNode::SessionEnded { .. } | ToNode::Refused { refusal: Refusal::UnknownDevice, .. } => {
-                self.close_stream();
-                self.farewell_done();
-            }
-            ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
-            ToNode::Challenge { .. }
-            | ToNode::JoinPending { .. }
-            | ToNode::Joined { .. }
-            | ToNode::Grants { .. }
-            | ToNode::Probe { .. }
-            | ToNode::Observed { .. }
-            | ToNode::CountFlows { .. }
-            | ToNode::StepUpPending { .. }
-            | ToNode::StepUpRefused { .. }
-            | ToNode::Explained { .. } => {}
         }
     }
 
@@ -439,12 +410,13 @@ impl Core {
                     return self.close_stream();
                 };
                 self.hello(device, challenge, now);
-                self.stream = Stream::Live(Live {
+                self.stream = Stream::Live(Box::new(Live {
                     since: now.monotonic,
                     freshen_at: now.monotonic.saturating_add(FRESHEN_INTERVAL),
                     snapshot_by: Some(now.monotonic.saturating_add(SNAPSHOT_PATIENCE)),
                     shut_by: None,
-                });
+                    reporting: Reporting::new(challenge, now.monotonic),
+                }));
             }
             Purpose::Farewell => {
                 let Some(device) = self.identity.farewell.as_ref().map(|farewell| farewell.device) else {
@@ -577,7 +549,7 @@ impl Core {
         self.notify(Notice::SessionEnded { reason });
     }
 
-    fn refused(&mut self, refusal: Refusal, message: String, now: Now) {
+    pub(super) fn refused(&mut self, refusal: Refusal, message: String, now: Now) {
         self.effects.push_back(Effect::Close);
         match refusal {
             Refusal::UnknownDevice => {

@@ -81,6 +81,8 @@ pub enum Effect {
         /// The peers.
         peers: Vec<DeviceId>,
     },
+    /// Look at the machine's posture; answer with `handle_posture`.
+    LookAtPosture,
     /// Send probes no more.
     StopProbes,
     /// Tell local clients.

@@ -12,6 +12,7 @@
 //! | `effects` | how each effect of the core is done |
 //! | `desktop` | notices on the person's desktop |
 //! | `requests` | what each local request does |
+//! | `posture` | the watch of the machine's state, while it is wanted |
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
 //! | [`local`] | the local socket |
@@ -30,6 +31,7 @@ pub mod link;
 pub mod local;
 pub mod paths;
 pub mod plane;
+mod posture;
 pub mod records;
 mod report;
 mod requests;
@@ -63,6 +65,7 @@ use self::{
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
     plane::Plane,
+    posture::PostureWatch,
     records::Spool,
     requests::Waiting,
 };
@@ -157,6 +160,7 @@ struct Agent {
     endpoints: Vec<SocketAddr>,
     /// The addresses of this machine's other interfaces.
     addresses: Vec<IpAddr>,
+    posture: Option<PostureWatch>,
     course: Course,
 }
 
@@ -218,6 +222,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         denied: VecDeque::new(),
         endpoints: vec![],
         addresses: vec![],
+        posture: None,
         course: Course::On,
         core,
         writer,
@@ -258,6 +263,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
             event = from_link.recv() => if let Some(event) = event { agent.link_said(event) },
             client = from_clients.recv() => if let Some(client) = client { agent.client_said(client).await },
             done = persisted.recv() => if let Some(done) = done { agent.persisted(done) },
+            seen = posture::next_seen(&mut agent.posture) => agent.posture_seen(seen),
             event = next_event(&mut agent.plane) => agent.worker_said(event).await,
             watching = addresses.changed() => {
                 if !watching {
@@ -438,6 +444,7 @@ impl Agent {
                     flow_records: old.flow_records.clone(),
                     ..config
                 };
+                self.follow_posture();
                 self.core.set_rotation(self.config.key_rotation.get());
                 self.core.set_overlay_within(self.config.overlay_within());
                 self.waiting.reloaded = true;

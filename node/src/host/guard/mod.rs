@@ -234,6 +234,12 @@ fn read_counters() -> Result<GuardCounters, GuardError> {
     }
 }
 
+/// Lists every rule of the network namespace that the calling thread is in, as JSON, without the contents of sets; `None` if nft
+/// cannot.
+pub(crate) fn list_ruleset() -> Option<String> {
+    nft::run(&["--json", "--terse", "list", "ruleset"], "").ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

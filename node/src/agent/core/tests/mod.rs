@@ -20,6 +20,7 @@ mod documents;
 mod farewell;
 mod joins;
 mod life;
+mod postures;
 
 const BOOT: BootId = BootId::from_bytes([1; 16]);
 const ROTATION: Duration = Duration::from_secs(3_600);
@@ -67,6 +68,8 @@ struct Node {
     cuts: u64,
     /// About how many peers each question about flows was.
     counted: Vec<usize>,
+    /// How often it was asked to look at its posture.
+    looks: usize,
 }
 
 fn settings() -> Settings {
@@ -96,6 +99,7 @@ impl Node {
             connected: false,
             cuts: 0,
             counted: vec![],
+            looks: 0,
         }
     }
 
@@ -167,6 +171,7 @@ impl Node {
                 }
                 Effect::Settled(result) => self.seen.settled.push(result.is_ok()),
                 Effect::Probe(_) | Effect::StopProbes => {}
+                Effect::LookAtPosture => self.looks += 1,
                 Effect::Notify(notice) => self.seen.notices.push(notice),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
             }

@@ -1,0 +1,7 @@
+//! Signals: what is learned of a subject or a device while a session lasts, and reaches every decision through its context.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`posture`] | what devices, and the systems that manage them, say of their state |
+
+pub mod posture;
