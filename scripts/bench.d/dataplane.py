@@ -30,9 +30,17 @@ import sys
 import time
 
 A, B = "postern-bench-a", "postern-bench-b"
-OUTER = {A: "10.98.0.1", B: "10.98.0.2"}
+R = "postern-bench-r"
 INNER = {A: "100.80.0.1", B: "100.80.0.2"}
-MTU = 1420
+# Outer addresses: in one network, or behind a router each.
+ENDS = {
+    ("4", False): {A: ("10.98.0.1", 24), B: ("10.98.0.2", 24)},
+    ("6", False): {A: ("fd00:98::1", 64), B: ("fd00:98::2", 64)},
+    ("4", True): {A: ("10.98.1.1", 24), B: ("10.98.2.1", 24)},
+    ("6", True): {A: ("fd00:98:1::1", 64), B: ("fd00:98:2::1", 64)},
+}
+ROUTER = {"4": {A: "10.98.1.254", B: "10.98.2.254"}, "6": {A: "fd00:98:1::fe", B: "fd00:98:2::fe"}}
+OVERHEAD = 80  # outer IPv6, UDP and WireGuard
 
 
 def run(*command, check=True, timeout=120, **more):
@@ -52,36 +60,62 @@ def until(condition, what, seconds=10):
 
 
 class Underlay:
-    """Two namespaces and the veth pair between them."""
+    """Two namespaces and the veth pair between them, or a router and two."""
 
-    def __init__(self, variant):
-        self.variant = variant
+    def __init__(self, options):
+        self.options = options
+        self.ends = ENDS[options.outer, options.router]
 
     def __enter__(self):
         self.remove()
-        for side in (A, B):
+        for side in (A, B, R) if self.options.router else (A, B):
             run("ip", "netns", "add", side)
             run("ip", "-n", side, "link", "set", "lo", "up")
-        run("ip", "-n", A, "link", "add", "outer", "type", "veth", "peer", "name", "outer", "netns", B)
+        if self.options.router:
+            for side in (A, B):
+                run("ip", "-n", side, "link", "add", "outer", "type", "veth", "peer", "name", "to-" + side[-1], "netns", R)
+                self.link(R, "to-" + side[-1], ROUTER[self.options.outer][side], self.ends[side][1])
+            run(*inside(R, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"))
+        else:
+            run("ip", "-n", A, "link", "add", "outer", "type", "veth", "peer", "name", "outer", "netns", B)
         for side in (A, B):
-            run("ip", "-n", side, "addr", "add", OUTER[side] + "/24", "dev", "outer")
-            run("ip", "-n", side, "link", "set", "outer", "up")
-            features = {
-                "default": [],
-                "nic": ["tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "on"],
-                "nooff": ["tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "off"],
-            }[self.variant]
-            if features:
-                run(*inside(side, "ethtool", "-K", "outer", *features), check=False)
+            self.link(side, "outer", *self.ends[side])
+            if self.options.router:
+                run("ip", "-n", side, "route", "add", "default", "via", ROUTER[self.options.outer][side])
         return self
+
+    def link(self, side, name, address, length):
+        nodad = ["nodad"] if ":" in address else []
+        run("ip", "-n", side, "addr", "add", f"{address}/{length}", "dev", name, *nodad)
+        run("ip", "-n", side, "link", "set", name, "mtu", str(self.options.mtu + OVERHEAD), "up")
+        features = {
+            "default": [],
+            "nic": ["tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "on"],
+            "nooff": ["tx", "off", "tso", "off", "gso", "off", "tx-udp-segmentation", "off", "gro", "off"],
+        }[self.options.variant]
+        if features:
+            run(*inside(side, "ethtool", "-K", name, *features), check=False)
 
     def __exit__(self, *_):
         self.remove()
 
     @staticmethod
     def remove():
-        for side in (A, B):
+        for side in (A, B, R):
             run("ip", "netns", "del", side, check=False)
+
+
+NEBULA = """
+pki: {{ca: {work}/ca.crt, cert: {work}/{name}.crt, key: {work}/{name}.key}}
+static_host_map: {{"{peer}": ["{endpoint}"]}}
+lighthouse: {{am_lighthouse: false, hosts: []}}
+listen: {{host: "{any}", port: 51820}}
+tun: {{dev: {interface}, mtu: {mtu}}}
+logging: {{level: error}}
+firewall:
+  outbound: [{{port: any, proto: any, host: any}}]
+  inbound: [{{port: any, proto: any, host: any}}]
+"""
 
 
 class Tunnel:
@@ -93,18 +127,23 @@ class Tunnel:
     def command(self, side):
         files = {A: "a.json", B: "b.json"}
         if self.name.startswith("postern"):
-            plain = {"postern-plain": ["--plain"], "postern-unjudged": ["--unjudged"]}.get(self.name, [])
-            return [self.options.postern, "bench-plane", "run", f"{self.work}/{files[side]}", "--interface", "wgb", *plain]
+            more = {"postern-plain": ["--plain"], "postern-unjudged": ["--unjudged"]}.get(self.name, [])
+            if workers := re.fullmatch(r"postern-(\d+)-workers", self.name):
+                more = ["--workers", workers.group(1)]
+            program = [self.options.postern, "bench-plane", "run", f"{self.work}/{files[side]}"]
+            return [*program, "--interface", "wgb", "--mtu", str(self.options.mtu), *more]
         if self.name.startswith("boringtun"):
             threads = ["-t", "1"] if self.name == "boringtun-t1" else []
             return ["boringtun-cli", "-f", "--disable-drop-privileges", *threads, self.interface(side)]
         if self.name == "wireguard-go":
             return ["wireguard-go", "-f", self.interface(side)]
         if self.name == "gotatun":
-            return ["gotatun-cli", "-f", self.interface(side)]
+            return ["gotatun", "-f", "--disable-drop-privileges", self.interface(side)]
+        if self.name == "nebula":
+            return ["nebula", "-config", f"{self.work}/{side}.yml"]
         if self.name in self.options.commands:
             return self.options.commands[self.name].replace("{if}", self.interface(side)).split()
-        known = "postern, postern-plain, postern-unjudged, boringtun-t1, boringtun, gotatun, wireguard-go"
+        known = "postern, postern-N-workers, postern-plain, postern-unjudged, boringtun-t1, boringtun, gotatun, wireguard-go, nebula"
         sys.exit(f"unknown peer {self.name}: {known}, or a NAME of --command")
 
     def interface(self, side):
@@ -116,9 +155,11 @@ class Tunnel:
         shutil.rmtree(self.work, ignore_errors=True)
         ours = self.name.startswith("postern")
         if ours:
-            ends = ["--a", OUTER[A] + ":51820", "--b", OUTER[B] + ":51820"]
+            ends = ["--a", self.endpoint(A), "--b", self.endpoint(B)]
             size = ["--rules", str(self.options.rules), "--peers", str(self.options.further_peers)]
             run(self.options.postern, "bench-plane", "prepare", self.work, *ends, *size)
+        if self.name == "nebula":
+            self.prepare_nebula()
         self.flows = None
         for side in (A, B):
             log = open(os.path.join(self.options.work, f"{self.name}-{side}.log"), "w")
@@ -139,22 +180,37 @@ class Tunnel:
             raise
         return self
 
+    def endpoint(self, side):
+        address = ENDS[self.options.outer, self.options.router][side][0]
+        return f"[{address}]:51820" if ":" in address else f"{address}:51820"
+
+    def prepare_nebula(self):
+        os.makedirs(self.work)
+        run("nebula-cert", "ca", "-name", "bench", cwd=self.work)
+        for side, other in ((A, B), (B, A)):
+            run("nebula-cert", "sign", "-name", side, "-ip", INNER[side] + "/16", cwd=self.work)
+            with open(f"{self.work}/{side}.yml", "w") as file:
+                file.write(NEBULA.format(
+                    work=self.work, name=side, peer=INNER[other], endpoint=self.endpoint(other), mtu=self.options.mtu,
+                    any="[::]" if self.options.outer == "6" else "0.0.0.0", interface=self.interface(side),
+                ))
+
     def configure(self, ours):
         for side in (A, B):
             there = lambda: run("ip", "-n", side, "link", "show", self.interface(side), check=False).returncode == 0
             until(there, f"the interface of {self.name}; see {self.logs[0].name}")
-        if not ours:
+        if not ours and self.name != "nebula":
             keys = {side: run("wg", "genkey").stdout for side in (A, B)}
             public = {side: run("wg", "pubkey", input=keys[side]).stdout.strip() for side in (A, B)}
             for side, other in ((A, B), (B, A)):
                 answers = lambda: run(*inside(side, "wg", "show", self.interface(side)), check=False).returncode == 0
                 until(answers, f"the socket of {self.name}")
-                peer = ["peer", public[other], "allowed-ips", "100.80.0.0/16", "endpoint", OUTER[other] + ":51820"]
+                peer = ["peer", public[other], "allowed-ips", "100.80.0.0/16", "endpoint", self.endpoint(other)]
                 port = ["listen-port", "51820", "private-key", "/dev/stdin"]
                 run(*inside(side, "wg", "set", self.interface(side), *port, *peer), input=keys[side])
         for side in (A, B):
-            run("ip", "-n", side, "addr", "add", INNER[side] + "/16", "dev", self.interface(side))
-            run("ip", "-n", side, "link", "set", self.interface(side), "mtu", str(MTU), "up")
+            run("ip", "-n", side, "addr", "replace", INNER[side] + "/16", "dev", self.interface(side))
+            run("ip", "-n", side, "link", "set", self.interface(side), "mtu", str(self.options.mtu), "up")
         ping = inside(A, "ping", "-c1", "-W1", "-q", INNER[B])
         until(lambda: run(*ping, check=False).returncode == 0, f"the first ping through {self.name}", 20)
 
@@ -276,6 +332,17 @@ def measure(tunnel, options):
     return figures
 
 
+def flame(options):
+    with Underlay(options), Tunnel(options.peers, options) as tunnel:
+        both = ",".join(str(process.pid) for process in tunnel.processes.values())
+        listener = server(5201)
+        load = subprocess.Popen(iperf3(4, 12, 5201), stdout=subprocess.DEVNULL)
+        time.sleep(1)  # the streams' slow start
+        run("perf", "record", "-F", "999", "-e", "cpu-clock", "--call-graph", "dwarf,16384", "-o", options.flame, "-p", both, "--", "sleep", "8")
+        load.wait(60)
+        listener.wait(10)
+
+
 COLUMNS = [
     ("tcp1", "TCP 1 Gbit/s"), ("tcp4", "TCP 4"), ("tcp16", "TCP 16"), ("tcp1R", "TCP 1 reverse"), ("cpu", "CPU s/GB"), ("kpps", "64 B kpps"), ("kpps200", "200 B"),
     ("rtt", "RTT ms"), ("rtt_p99", "p99"), ("busy", "RTT busy ms"), ("busy_p99", "p99"), ("rss", "RSS MB"),
@@ -340,11 +407,15 @@ def main():
     parser.add_argument("--peers", default="postern,boringtun-t1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--variant", choices=["default", "nic", "nooff"], default="default")
+    parser.add_argument("--outer", choices=["4", "6"], default="4", help="the outer addresses' family")
+    parser.add_argument("--mtu", type=int, default=1420, help=f"the inner MTU; the outer links take {OVERHEAD} more")
+    parser.add_argument("--router", action="store_true", help="a router between the two ends")
     parser.add_argument("--rules", type=int, default=10, help="rules of each peer")
     parser.add_argument("--further-peers", type=int, default=1_000)
     parser.add_argument("--flows", type=int, default=50_000, help="further UDP flows that live meanwhile")
     parser.add_argument("--command", action="append", default=[], metavar="NAME=PROGRAM", help="a further peer; see above")
     parser.add_argument("--plot", help="where to write an SVG")
+    parser.add_argument("--flame", metavar="FILE", help="measure nothing; record where the time goes under four streams (perf)")
     parser.add_argument("--json")
     parser.add_argument("--postern", required=True)
     parser.add_argument("--pace", required=True)
@@ -352,15 +423,17 @@ def main():
     options = parser.parse_args()
     options.commands = dict(command.split("=", 1) for command in options.command)
     results = {name: [] for name in options.peers.split(",")}
-    with Underlay(options.variant):
+    if options.flame:
+        return flame(options)
+    with Underlay(options):
         for number in range(options.rounds):
             for name, rounds in results.items():
                 print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr)
                 with Tunnel(name, options) as tunnel:
                     rounds.append(measure(tunnel, options))
     table(results)
-    document = {"variant": options.variant, "rules": options.rules, "peers": options.further_peers, "flows": options.flows, "mtu": MTU,
-                "kernel": os.uname().release, "cores": os.cpu_count(), "results": results}
+    document = {"variant": options.variant, "rules": options.rules, "peers": options.further_peers, "flows": options.flows,
+                "mtu": options.mtu, "outer": options.outer, "router": options.router, "kernel": os.uname().release, "cores": os.cpu_count(), "results": results}
     path = options.json or os.path.join(options.work, "dataplane.json")
     with open(path, "w") as file:
         json.dump(document, file, indent=1)

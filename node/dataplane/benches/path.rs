@@ -4,6 +4,8 @@
 //! 10 to 100,000 rules. Where the cipher would hide what is measured, the tunnels are simulated ones.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+#[path = "../tests/support/roomy.rs"]
+mod roomy;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -14,13 +16,13 @@ use postern_dataplane::{
     packet::{
         batch::{Joining, TunBatch},
         checksum::checksum,
-        offload::VirtioHeader,
         split::Segmenter,
         view::PacketView,
     },
     wireguard::{Received, Tunnel, Tunnels, WireGuard, simulated::Simulated},
 };
-use support::{Node, carry, couple, datagram, grants, now, secret, superpacket};
+use roomy::{roomy, send, set_ports};
+use support::{carry, couple, datagram, grants, now, secret, superpacket};
 
 fn main() {
     divan::main();
@@ -116,31 +118,6 @@ fn compile_and_enforce_a_snapshot(bencher: Bencher<'_, '_>, rules: usize) {
         let [mut node, _] = couple(1, &Settings::default(), |n| Simulated::new(n.into()));
         node.plane.apply(grants, now(1), &mut Out { udp: &mut node.udp, tun: &mut node.tun })
     });
-}
-
-/// Nodes with room for a million flows and a session.
-fn roomy(rules: usize) -> [Node<Simulated>; 2] {
-    let settings =
-        Settings { flow_capacity: 1 << 20, flows_per_peer: 1 << 20, record_capacity: 64, ..Settings::default() };
-    let [mut a, mut b] = couple(rules, &settings, |n| Simulated::new(n.into()));
-    let (header, packet) = datagram((1, 1), (2, 2_000), 32);
-    send(&mut a, header, &packet);
-    carry(&mut a, &mut b, now(1));
-    carry(&mut b, &mut a, now(1));
-    carry(&mut a, &mut b, now(1));
-    assert!(b.plane.counters().packets_in > 0);
-    b.tun.clear();
-    [a, b]
-}
-
-fn send(node: &mut Node<Simulated>, header: VirtioHeader, packet: &[u8]) {
-    node.plane.handle_tun(header, packet, now(1), &mut Out { udp: &mut node.udp, tun: &mut node.tun });
-}
-
-/// Flow `number` is a pair of ports.
-fn set_ports(packet: &mut [u8], number: u32) {
-    packet[20..22].copy_from_slice(&((number & 0x3ff) as u16 + 1).to_be_bytes());
-    packet[22..24].copy_from_slice(&((number >> 10) as u16 + 2_000).to_be_bytes());
 }
 
 #[divan::bench(args = [100, 10_000, 1_000_000], sample_count = 50)]
