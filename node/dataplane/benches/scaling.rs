@@ -33,6 +33,7 @@ const PAYLOAD: usize = 60_000;
 #[derive(Default, Clone, Copy)]
 struct Done {
     packets: u64,
+    lost: u64,
     /// Time for which it held either plane.
     held: Duration,
     /// Time in all.
@@ -58,7 +59,7 @@ fn main() {
     let counts: Vec<usize> =
         std::iter::successors(Some(1), |count| (count * 2 <= cores).then_some(count * 2)).collect();
     let mut rates = vec![Vec::new(); counts.len()];
-    let mut held = Vec::new();
+    let (mut held, mut lost, mut carried) = (Vec::new(), 0, 0);
     for _round in 0..ROUNDS {
         for (place, threads) in counts.iter().enumerate() {
             let done: Vec<Done> = thread::scope(|scope| {
@@ -72,6 +73,8 @@ fn main() {
                 workers.into_iter().map(|worker| worker.join().unwrap()).collect()
             });
             rates[place].push(done.iter().map(|done| done.packets as f64 / done.took.as_secs_f64()).sum::<f64>());
+            lost += done.iter().map(|done| done.lost).sum::<u64>();
+            carried += done.iter().map(|done| done.packets).sum::<u64>();
             if *threads == 1 {
                 held.push(done[0].held.as_secs_f64() / done[0].took.as_secs_f64());
             }
@@ -87,6 +90,7 @@ fn main() {
             gigabits(rates[ROUNDS - 1])
         );
     }
+    println!("{lost} super-packets of {} came too late for the replay window", lost + carried);
     let base = rates[0][ROUNDS / 2];
     for (threads, rates) in counts.iter().zip(&rates).skip(1) {
         println!("{threads} threads carry {:.2} times what one carries", rates[ROUNDS / 2] / base);
@@ -122,9 +126,10 @@ fn carry_on(a: &Mutex<DataPlane>, b: &Mutex<DataPlane>, port: u16, timed: bool) 
             with(b, timed, &mut done, |mut plane| {
                 plane.take(&mut intake, now(2), &mut Out { udp: &mut replies, tun: &mut room })
             });
-            assert_eq!(room.frames().map(|frame| frame.segments()).sum::<usize>(), 45);
+            // A thread that sleeps while others seal comes too late for the replay window; nobody counts that as carried.
+            done.packets += u64::from(room.frames().map(|frame| frame.segments()).sum::<usize>() == 45);
+            done.lost += u64::from(room.frames().len() == 0);
             room.clear();
-            done.packets += 1;
         }
     }
     done.took = start.elapsed();
