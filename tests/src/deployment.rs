@@ -34,6 +34,10 @@ const AUTHORITY: &str = "/run/postern-ca.pem";
 const CONTROLLER: &str = "/etc/postern-controller";
 /// Where on each machine a test puts the milliseconds by which the programs' wall clock is moved; nothing is moved unless it is there.
 pub const WALL_OFFSET: &str = "/run/postern-wall-offset";
+/// Where on each machine a test puts files that stand for the machine's own when it looks at its posture; its own count unless it is
+/// there.
+pub const POSTURE_ROOT: &str = "/run/posture-root";
+const POSTURE_ROOT_VARIABLE: &str = "POSTERN_TEST_POSTURE_ROOT";
 const WALL_OFFSET_VARIABLE: &str = "POSTERN_TEST_WALL_OFFSET_FILE";
 /// How long a step of the whole may take on a busy machine before it counts as failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -343,7 +347,8 @@ impl Node {
 
     /// Prepares `postern`.
     pub fn command(&self) -> HostCommand {
-        self.host.command(&self.program).env(WALL_OFFSET_VARIABLE, WALL_OFFSET)
+        let command = self.host.command(&self.program).env(WALL_OFFSET_VARIABLE, WALL_OFFSET);
+        command.env(POSTURE_ROOT_VARIABLE, POSTURE_ROOT)
     }
 
     /// Runs a command of `postern` and returns what it printed.

@@ -230,7 +230,17 @@ impl<'a> Gathering<'a> {
         let result: Option<CheckResult> = testimony.facts.and_then(|facts| facts.checks.get(name)).cloned();
         let further = result.as_ref().map_or(Duration::ZERO, |result| Duration::from_secs(result.age_s.into()));
         let (age, max_age) = (testimony.age.saturating_add(further), testimony.max_age);
-        let fresh = result.filter(|_| age < max_age);
+        if result.is_some() && age >= max_age {
+            let (age, accepted) = (HumanDuration::rounded(age), HumanDuration::new(max_age));
+            self.verdict.truth = self.verdict.truth.and(Truth::Unknown);
+            self.verdict.findings.push(Finding {
+                what: format!("check {name} was run {age} ago, and {accepted} is accepted"),
+                gist: format!("check {name} was run longer ago than {accepted}"),
+                fix: "look at `every` of the check in node.toml: postern status".into(),
+            });
+            return;
+        }
+        let fresh = result;
         if fresh.is_some() {
             // It was run before the rest was looked at, and is too old before the rest is.
             let earlier = i64::try_from(further.as_millis()).unwrap_or(i64::MAX);

@@ -16,7 +16,7 @@ use postern_common::{
     grant::QuarantineNotice,
     id::{DeviceId, MachineName},
     net::{FiveTuple, Protocol, Service},
-    protocol::Explanation,
+    protocol::{Explanation, UnmetPosture},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -201,6 +201,9 @@ pub struct StatusReport {
     pub endpoints: Vec<SocketAddr>,
     /// What is wrong on this machine, one line each, with what to do.
     pub problems: Vec<String>,
+    /// The machine's posture, if the controller asks for it.
+    #[serde(default)]
+    pub posture: Option<PostureReport>,
     /// Flow records that were dropped because disk or clients were slow.
     pub records_dropped: u64,
     /// Documents that were refused.
@@ -218,6 +221,17 @@ pub struct PacketsReport {
     pub offload: String,
     /// How packets are sealed and opened: `several at once` or `one by one`.
     pub cipher: String,
+}
+
+/// The machine's posture: what it reports, and what of it is not as rules ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostureReport {
+    /// What the machine sees: the fact's name and its value, for people.
+    pub facts: Vec<(String, String)>,
+    /// How long ago it was seen, seconds.
+    pub seen_seconds_ago: u64,
+    /// What is not as rules ask, as the controller last said.
+    pub unmet: Vec<UnmetPosture>,
 }
 
 /// Something that may be reached.

@@ -40,6 +40,9 @@ impl Status {
             for line in waiting(&report) {
                 show::marked(Mark::Watch, &line);
             }
+            for line in posture(&report) {
+                show::marked(Mark::Bad, &show::safe(&line));
+            }
             for problem in &report.problems {
                 show::marked(Mark::Bad, &show::safe(problem));
             }
@@ -56,7 +59,13 @@ fn is_well(report: &StatusReport) -> bool {
         Phase::Connected { .. } | Phase::Down => true,
         Phase::NotEnrolled | Phase::SignedOut { .. } | Phase::Joining { .. } | Phase::Offline { .. } => false,
     };
-    phase && report.problems.is_empty() && report.quarantine.is_none()
+    phase && report.problems.is_empty() && posture(report).is_empty() && report.quarantine.is_none()
+}
+
+/// Says what of the machine's posture is not as rules ask, each with what to do.
+fn posture(report: &StatusReport) -> Vec<String> {
+    let unmet = report.posture.iter().flat_map(|posture| &posture.unmet);
+    unmet.map(|unmet| format!("posture \"{}\": {}   fix: {}", unmet.posture, unmet.what, unmet.fix)).collect()
 }
 
 /// Asks the agent what the machine is doing, and says it in the words of `status`: for commands that would otherwise say
@@ -155,6 +164,11 @@ fn details(report: &StatusReport) {
     if report.documents_refused > 0 {
         rows.push(vec!["documents refused".into(), report.documents_refused.to_string()]);
     }
+    if let Some(posture) = &report.posture {
+        let age = format!("posture, seen {} s ago", posture.seen_seconds_ago);
+        rows.push(vec![age, String::new()]);
+        rows.extend(posture.facts.iter().map(|(fact, value)| vec![format!("  {fact}"), show::safe(value)]));
+    }
     rows.extend(report.drops.iter().map(|(reason, count)| vec![format!("dropped: {reason}"), count.to_string()]));
     for line in show::columns(&rows, "") {
         show::line(&line);
@@ -188,6 +202,7 @@ mod tests {
             packets: None,
             keys: vec![],
             endpoints: vec![],
+            posture: None,
             problems: vec![],
             records_dropped: 0,
             documents_refused: 0,
@@ -216,6 +231,22 @@ mod tests {
             shown.contains("IN QUARANTINE") && shown.contains("payroll-1") && shown.contains("it scans"),
             "{shown}"
         );
+        assert!(!is_well(&report));
+    }
+
+    #[test]
+    fn what_of_the_posture_is_unmet_is_shown_with_its_fix_and_is_not_well() {
+        let mut report = report(Phase::Connected { current: true });
+        assert!(is_well(&report) && posture(&report).is_empty());
+        let unmet = postern_common::protocol::UnmetPosture {
+            posture: "managed-laptop".into(),
+            what: "the firewall is off, and must be on".into(),
+            fix: "turn a firewall on".into(),
+        };
+        let facts = vec![("firewall".into(), "off".into())];
+        report.posture = Some(crate::agent::api::PostureReport { facts, seen_seconds_ago: 3, unmet: vec![unmet] });
+        let line = "posture \"managed-laptop\": the firewall is off, and must be on   fix: turn a firewall on";
+        assert_eq!(posture(&report), [line]);
         assert!(!is_well(&report));
     }
 

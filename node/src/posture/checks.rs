@@ -62,6 +62,11 @@ impl Results {
         self.0.retain(|name, _| configured.contains_key(name));
     }
 
+    /// Tells whether every configured check has been run.
+    pub fn has_all(&self, configured: &BTreeMap<FactName, CheckConfig>) -> bool {
+        configured.keys().all(|name| self.0.contains_key(name))
+    }
+
     /// Returns the results as facts, each with its age.
     pub fn facts(&self, now: Monotonic) -> BTreeMap<FactName, CheckResult> {
         let fact = |(name, (outcome, at)): (&FactName, &(Result<Outcome, String>, Monotonic))| {

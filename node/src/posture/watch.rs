@@ -49,6 +49,8 @@ use crate::io::{clock::Clock, sys};
 
 /// How often the machine is looked at when nothing seems to change, up to a third of it later.
 pub const EVERY: Duration = Duration::from_secs(30);
+/// How long the first look waits for the first results of checks.
+const FIRST_RESULTS: Duration = Duration::from_secs(10);
 /// How long it has to be quiet after a notice: an upgrade writes hundreds of files.
 const QUIET: Duration = Duration::from_millis(100);
 /// How long a look waits for quiet at most.
@@ -250,6 +252,7 @@ impl Sources {
 
 fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
     let mut collector = Collector::new(shared.root.clone());
+    await_first_results(shared);
     let mut last: Option<(Facts, Vec<String>)> = None;
     while !shared.is_over() {
         let asked = shared.asked.swap(false, Ordering::SeqCst);
@@ -281,6 +284,20 @@ fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
     }
 }
 
+/// Waits until every check has been run once: after a restart of the agent a check that passes must not be missing for a moment,
+/// and cut what is open.
+fn await_first_results(shared: &Shared) {
+    let end = Instant::now() + FIRST_RESULTS;
+    let mut orders = shared.orders();
+    while !shared.is_over() && !orders.results.has_all(&orders.config.checks) {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        orders = shared.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
 fn jitter(span: Duration) -> Duration {
     let mut byte = [0; 1];
     getrandom::fill(&mut byte).expect("the operating system has random bytes once it has started");
@@ -290,9 +307,14 @@ fn jitter(span: Duration) -> Duration {
 /// Runs checks when they are due, one at a time.
 fn check_on(shared: &Shared) {
     let mut due: BTreeMap<FactName, Instant> = BTreeMap::new();
+    let mut known = BTreeMap::new();
     let mut orders = shared.orders();
     while !shared.is_over() {
-        due.retain(|name, _| orders.config.checks.contains_key(name));
+        if known != orders.config.checks {
+            // One that is configured anew is run at once; its former result counts until then.
+            due.retain(|name, _| orders.config.checks.get(name).is_some_and(|check| known.get(name) == Some(check)));
+            known.clone_from(&orders.config.checks);
+        }
         for name in orders.config.checks.keys() {
             due.entry(name.clone()).or_insert_with(Instant::now);
         }
@@ -313,6 +335,7 @@ fn check_on(shared: &Shared) {
                 let mut orders = shared.orders();
                 if orders.config.checks.contains_key(&name) && orders.results.put(&name, outcome, at) {
                     shared.wake();
+                    shared.changed.notify_all();
                 }
                 orders
             }

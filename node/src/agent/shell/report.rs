@@ -6,7 +6,7 @@ use postern_dataplane::{Counters, Direction, DropReason, FlowStatus, packet::joi
 use super::Agent;
 use crate::{
     agent::{
-        api::{FlowReport, PacketsReport, ResourceReport, StatusReport, StepUpReport},
+        api::{FlowReport, PacketsReport, PostureReport, ResourceReport, StatusReport, StepUpReport},
         core::{Core, Phase, book::Book},
     },
     io::worker::WorkerStatus,
@@ -102,7 +102,14 @@ impl Agent {
                 farewell.controller.authority()
             ));
         }
+        problems.extend(self.posture.iter().flat_map(|posture| posture.problems.iter().cloned()));
         problems
+    }
+
+    fn posture_report(&self, now: Now) -> Option<PostureReport> {
+        let (facts, at) = self.core.posture_seen()?;
+        let unmet = self.core.posture_unmet().to_vec();
+        Some(PostureReport { facts: facts.lines(), seen_seconds_ago: now.monotonic.since(at).as_secs(), unmet })
     }
 
     pub(super) async fn status(&mut self) -> StatusReport {
@@ -151,6 +158,7 @@ impl Agent {
             packets: worker.as_ref().map(packets),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
             endpoints: self.endpoints.clone(),
+            posture: self.posture_report(now),
             problems: self.problems(),
             records_dropped: self.spool.as_ref().map_or(0, super::records::Spool::dropped)
                 + worker.as_ref().map_or(0, |status| status.plane.records_dropped),

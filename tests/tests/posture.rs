@@ -1,0 +1,225 @@
+//! A device's state decides what it may reach, while connections are open: a fact that changes cuts and opens within seconds, facts
+//! that are too old count for nothing, and where a rule asks for attested ones the device's own word does not count.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use postern_tests::{
+    Background, Host, Signal,
+    deployment::{Deployment, Family, Node, PATIENCE, POSTURE_ROOT},
+    eventually,
+    programs::can_connect,
+};
+
+/// How long a change of a file may take until it is felt on an open connection.
+const WITHIN: Duration = Duration::from_secs(5);
+
+const POLICY: &str = r#"
+[posture.managed]
+firewall = true
+disk_encrypted = true
+checks = ["edr-ok"]
+os.linux.distributions = ["debian 12"]
+max_age = "20s"
+
+[resource.echo]
+nodes = ["tag:echo"]
+ports = ["tcp/7000"]
+
+[[access]]
+name = "staff use echo"
+from = ["group:staff"]
+to = ["echo"]
+when = { posture = "managed" }
+"#;
+
+const NODE: &str = r#"
+[posture.checks.edr-ok]
+command = ["/bin/sh", "-c", "echo all good"]
+every = "5s"
+"#;
+
+/// What `nft --json list ruleset` says with a firewall that drops, and without.
+const CLOSED: &str = r#"{"nftables":[{"chain":{"family":"inet","table":"filter","name":"input","type":"filter","hook":"input","policy":"drop"}}]}"#;
+const OPEN: &str = r#"{"nftables":[]}"#;
+
+fn put(host: &Host, path: &str, text: &str) -> Result<()> {
+    host.write(format!("{POSTURE_ROOT}{path}"), text)
+}
+
+/// Makes a machine whose every fact is as the policy wants it.
+fn good(host: &Host) -> Result<()> {
+    put(host, "/run/nftables.json", CLOSED)?;
+    put(host, "/etc/os-release", "ID=debian\nVERSION_ID=\"12\"\n")?;
+    put(host, "/proc/sys/kernel/osrelease", "6.1.0-27-amd64\n")?;
+    put(host, "/proc/self/mountinfo", "22 1 253:0 / / rw - ext4 /dev/mapper/root rw\n")?;
+    put(host, "/sys/dev/block/253:0/dm/uuid", "CRYPT-LUKS2-0123-root\n")
+}
+
+struct Scene {
+    world: Deployment,
+    laptop: Node,
+    _server: Node,
+    _echo: Background,
+    at: IpAddr,
+}
+
+fn scene(name: &str, policy: &str) -> Result<Scene> {
+    let world = Deployment::start(name)?;
+    world.apply_policy(policy)?;
+    world.add_user("alice", &["staff"])?;
+    let server = world.server("echo", &["echo"], None)?;
+    let echo = server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let host = world.lab.host("laptop")?;
+    good(&host)?;
+    let laptop = world.adopt(host, NODE)?;
+    world.sign_in(&laptop, "alice")?;
+    let at = server.overlay(Family::V6)?;
+    Ok(Scene { world, laptop, _server: server, _echo: echo, at })
+}
+
+impl Scene {
+    fn opens(&self) -> Result<()> {
+        eventually(PATIENCE, "echo is not reached", || can_connect(&self.laptop.host, self.at, 7000).then_some(()))
+            .with_context(|| format!("{}\n{}", self.explain(), self.laptop.log()))
+    }
+
+    fn explain(&self) -> String {
+        let said = self.laptop.command().args(["explain", "echo:7000"]).run();
+        said.map(|output| output.stdout + &output.stderr).unwrap_or_default()
+    }
+
+    /// Opens a connection over which a line goes forth and back every 100 ms.
+    fn chatter(&self) -> Result<Background> {
+        let at = self.at;
+        let script =
+            format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:7000");
+        let mut client = self.laptop.host.command("sh").args(["-c", &script]).spawn()?;
+        client.wait_for_output("line 5", PATIENCE)?;
+        Ok(client)
+    }
+
+    /// Waits until nothing comes back on a connection, and returns how long that took.
+    fn cut(&self, client: &Background) -> Result<Duration> {
+        let begun = Instant::now();
+        let mut last = (client.output().len(), begun);
+        eventually(PATIENCE, "the connection goes on", || {
+            let length = client.output().len();
+            if length != last.0 {
+                last = (length, Instant::now());
+            }
+            (last.1.elapsed() >= Duration::from_secs(1)).then_some(last.1 - begun)
+        })
+        .with_context(|| self.explain())
+    }
+
+    fn facts(&self) -> Result<String> {
+        self.world.ctl(&["device", "show", "laptop"])
+    }
+}
+
+/// Each of the facts alone: it is flipped, the open connection is cut within seconds and `explain` names it; it is put right, and the
+/// door opens again.
+#[test]
+fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() -> Result<()> {
+    let scene = scene("posture-flip", POLICY)?;
+    scene.opens()?;
+    let shown = scene.facts()?;
+    for part in
+        ["firewall           on", "disk_encrypted     on", "check edr-ok       passed (all good)", "debian 12.0"]
+    {
+        ensure!(shown.contains(part), "{part:?} is missing in\n{shown}");
+    }
+    let flips = [
+        ("/run/nftables.json", OPEN, "the firewall is off", "ufw enable"),
+        ("/sys/dev/block/253:0/dm/uuid", "LVM-0123\n", "disk encryption is off", "LUKS"),
+        ("/etc/os-release", "ID=debian\nVERSION_ID=11\n", "its system is debian 11.0", "update the system"),
+    ];
+    for (file, wrong, named, fix) in flips {
+        let client = scene.chatter()?;
+        put(&scene.laptop.host, file, wrong)?;
+        let took = scene.cut(&client)?;
+        ensure!(took < WITHIN, "{named}: cut after {took:?}");
+        println!("{named}: the open connection was cut after {took:?}");
+        let said = scene.explain();
+        ensure!(said.contains(named) && said.contains("asks for posture \"managed\"") && said.contains(fix), "{said}");
+        let status = scene.laptop.command().args(["status"]).run()?;
+        ensure!(status.stdout.contains("posture \"managed\"") && status.stdout.contains(fix), "{}", status.stdout);
+        let by_admin = scene.world.ctl(&["explain", "--as", "alice", "--to", "echo"]);
+        let by_admin = by_admin.unwrap_or_else(|error| format!("{error:#}"));
+        ensure!(by_admin.contains(named), "{by_admin}");
+        good(&scene.laptop.host)?;
+        scene.opens()?;
+    }
+    // A check by command: its configuration now names one that fails.
+    let client = scene.chatter()?;
+    scene
+        .laptop
+        .host
+        .write("/etc/postern/node.toml", NODE.replace("echo all good", "echo signatures are old; exit 1"))?;
+    scene.laptop.signal(Signal::HangUp)?;
+    let took = scene.cut(&client)?;
+    println!("a check by command: the open connection was cut after {took:?}");
+    let said = scene.explain();
+    ensure!(said.contains("check edr-ok failed (signatures are old)"), "{said}");
+    // Every change stands in the audit log.
+    let audit = scene.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    ensure!(audit.contains("firewall: on -> off") && audit.contains("firewall: off -> on"), "{audit}");
+    Ok(())
+}
+
+/// A device that is not heard of is closed when its facts are too old, while its lease would still run.
+#[test]
+fn facts_that_are_too_old_deny_while_the_lease_would_run() -> Result<()> {
+    let scene = scene("posture-age", POLICY)?;
+    scene.opens()?;
+    let mut client = scene.chatter()?;
+    // It reports, and stays open far beyond the age: ten lines a second for half a minute.
+    client.wait_for_output("line 300", PATIENCE).with_context(|| scene.explain())?;
+    // Its owner keeps the facts at home: nothing is reported any more.
+    scene.laptop.host.write("/etc/postern/node.toml", format!("{NODE}\n[posture]\nreport = false\n"))?;
+    scene.laptop.signal(Signal::HangUp)?;
+    let took = scene.cut(&client)?;
+    println!("facts of at most 20 s: the open connection was cut {took:?} after the last report was let go");
+    ensure!(took < Duration::from_secs(25), "{took:?}");
+    let said = scene.explain();
+    ensure!(said.contains("and 20 s is accepted") && said.contains("asks for posture \"managed\""), "{said}");
+    Ok(())
+}
+
+/// Where a rule asks for attested facts, a machine's own word opens nothing, and a device-management system's does, at once.
+#[test]
+fn an_attested_fact_is_not_taken_from_the_device() -> Result<()> {
+    let policy = POLICY.replace("max_age = \"20s\"", "max_age = \"20s\"\nattested = [\"disk_encrypted\"]");
+    let scene = scene("posture-attested", &policy)?;
+    let denied = eventually(PATIENCE, "explain says nothing of it", || {
+        Some(scene.explain()).filter(|said| said.contains("no device management has vouched for this device"))
+    })?;
+    ensure!(denied.starts_with("denied"), "{denied}");
+    ensure!(!can_connect(&scene.laptop.host, scene.at, 7000), "its own word opened the door");
+    let import = |encrypted: bool| -> Result<String> {
+        let line = format!("{{\"serial\": \"SN-1\", \"facts\": {{\"disk_encrypted\": {encrypted}}}}}\n");
+        scene.world.controller.write("/run/mdm.jsonl", line)?;
+        scene.world.ctl(&["posture", "import", "/run/mdm.jsonl"])
+    };
+    let unbound = import(true).err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(unbound.contains("posture bind DEVICE --serial SN-1"), "{unbound}");
+    scene.world.ctl(&["posture", "bind", "laptop", "--serial", "SN-1"])?;
+    import(true)?;
+    scene.opens()?;
+    let client = scene.chatter()?;
+    import(false)?;
+    let took = scene.cut(&client)?;
+    ensure!(took < WITHIN, "cut after {took:?}");
+    println!("an attested fact: the open connection was cut after {took:?}");
+    import(true)?;
+    scene.opens()?;
+    // What was attested outlives a restart of the controller.
+    scene.world.stop_controller(Signal::Terminate)?;
+    scene.world.start_controller()?;
+    scene.opens()?;
+    Ok(())
+}
