@@ -9,10 +9,13 @@
 //! the most flows loses one, so a scan of one peer never evicts the flows of a peer that has fewer; if the newcomer's
 //! peer itself has the most and nothing to give, the flow is refused.
 //!
-//! The map hashes with SipHash and a random key: ports and addresses are chosen by whoever attacks.
+//! The map hashes with SipHash and a random key: ports and addresses are chosen by whoever attacks. It holds places alone, 4 bytes a
+//! flow; the keys are in the entries. So among a million flows it stays in the processor's cache, and a packet of a flow that
+//! has rested waits for memory once.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
+use hashbrown::HashTable;
 use postern_common::time::Monotonic;
 
 use super::{
@@ -37,7 +40,9 @@ struct Links {
 
 const UNLINKED: Links = Links { previous: NONE, next: NONE };
 
+/// Three lines of the processor's cache, and never a part of a fourth.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Place {
     flow: Option<Flow>,
     /// When it was brought to the front of its peer's list.
@@ -70,7 +75,8 @@ pub(crate) enum Room {
 /// The table.
 #[derive(Debug)]
 pub(crate) struct FlowTable {
-    by_key: HashMap<FlowKey, u32>,
+    by_key: HashTable<u32>,
+    hasher: RandomState,
     places: Vec<Place>,
     free: u32,
     peers: Vec<PeerFlows>,
@@ -88,7 +94,8 @@ impl FlowTable {
     pub(crate) fn new(capacity: usize, quota: usize, now: Monotonic) -> Self {
         let capacity = capacity.clamp(1, 1 << 24);
         Self {
-            by_key: HashMap::with_capacity(capacity),
+            by_key: HashTable::with_capacity(capacity),
+            hasher: RandomState::new(),
             places: Vec::with_capacity(capacity),
             free: NONE,
             peers: Vec::new(),
@@ -117,7 +124,9 @@ impl FlowTable {
         {
             return Some(FlowIndex(self.recent));
         }
-        let index = *self.by_key.get(key)?;
+        let places = &self.places;
+        let has_key = |index: &u32| places[*index as usize].flow.as_ref().is_some_and(|flow| flow.key == *key);
+        let index = *self.by_key.find(self.hasher.hash_one(key), has_key)?;
         self.recent = index;
         Some(FlowIndex(index))
     }
@@ -185,7 +194,10 @@ impl FlowTable {
             self.places[index as usize] = place;
             index
         };
-        self.by_key.insert(key, index);
+        let Self { by_key, hasher, places, .. } = self;
+        // There is room for every flow: nothing is ever hashed again.
+        let hash_of = |index: &u32| places[*index as usize].flow.as_ref().map_or(0, |flow| hasher.hash_one(flow.key));
+        by_key.insert_unique(hasher.hash_one(key), index, hash_of);
         self.link_of_peer(index, peer);
         self.schedule(index, deadline);
         FlowIndex(index)
@@ -194,7 +206,9 @@ impl FlowTable {
     /// Removes a flow and returns it.
     pub(crate) fn remove(&mut self, index: FlowIndex) -> Flow {
         let flow = self.places[index.0 as usize].flow.take().expect("an index is not kept beyond its flow");
-        self.by_key.remove(&flow.key);
+        if let Ok(entry) = self.by_key.find_entry(self.hasher.hash_one(flow.key), |place| *place == index.0) {
+            entry.remove();
+        }
         self.unlink_of_peer(index.0, flow.key.peer);
         self.unlink_in_wheel(index.0);
         self.places[index.0 as usize].next_free = self.free;
