@@ -13,6 +13,7 @@ use postern_common::{
 };
 use serde::Serialize;
 
+use super::speed::SpeedView;
 use crate::records::{
     AuditEvent, DeviceRecord, LeaseRecord, QuarantineRecord, RevokeTarget, SessionRecord, StoreChange, SubjectRecord,
     TokenRecord,
@@ -472,6 +473,8 @@ pub struct CoreStatus {
     pub revoked_rules: Vec<RuleName>,
     /// What is in quarantine.
     pub quarantines: Vec<String>,
+    /// How fast what is closed is closed.
+    pub closing: SpeedView,
     /// What was counted since the core began.
     pub counters: Counters,
 }

@@ -10,7 +10,7 @@ use postern_common::{
     grant::OwnGrant,
     id::{DeviceId, Nonce, SessionId},
     key::{ControllerPublicKey, ControllerSigningKey},
-    policy::{Policy, TargetNode, Targets},
+    policy::{Entitlement, Policy, TargetNode, Targets},
     protocol::Refusal,
     time::{Monotonic, Now},
 };
@@ -27,6 +27,7 @@ use super::{
     registry::Registry,
     revocation::Revocations,
     step_up::StepUpPages,
+    speed::Speed,
     timers::{Due, Timers},
 };
 use crate::{
@@ -40,7 +41,21 @@ use crate::{
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
 pub(crate) const IDLE_LEASE: Duration = Duration::from_secs(600);
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// The most leases that one call looks at: everybody's are looked at in the same half second of each minute, and a revocation must
+/// not wait for all of them.
+const LOOKS_AT_ONCE: usize = 32;
 const TIME_OVER: &str = "its time is over: sign in again with `postern up`";
+
+/// What became of the nodes that policy can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum PlacesChange {
+    /// Nothing.
+    None,
+    /// These are not there any more, and nothing else is different.
+    Gone(BTreeSet<DeviceId>),
+    /// Some are new, or have another name or tag.
+    Any,
+}
 
 /// Everything that the controller decides, in memory. See the module for its shape. What is walked through is ordered, so
 /// that the same calls and random numbers always have the same effects.
@@ -73,6 +88,7 @@ pub struct Core {
     pub(super) joins: Joins,
     pub(super) step_up_pages: StepUpPages,
     pub(super) revocations: Revocations,
+    pub(super) speed: Speed,
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
     pub(super) timers: Timers,
@@ -120,6 +136,7 @@ impl Core {
             joins: Joins::default(),
             step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),
+            speed: Speed::default(),
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
             timers: Timers::default(),
@@ -158,9 +175,15 @@ impl Core {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         let mut over = Vec::new();
-        while let Some(due) = self.timers.pop(now.monotonic) {
+        let mut looks = 0;
+        while looks < LOOKS_AT_ONCE
+            && let Some(due) = self.timers.pop(now.monotonic)
+        {
             match due {
-                Due::Lease(device) => self.look_at_lease(device, now),
+                Due::Lease(device) => {
+                    looks += 1;
+                    self.look_at_lease(device, now);
+                }
                 // By the monotonic clock. If the wall clock was set back meanwhile, they do not get longer by that.
                 Due::Session(session) => over.push(session),
                 Due::Greeting(stream) => self.greeting_due(stream, now),
@@ -307,21 +330,39 @@ impl Core {
         self.registry.devices().filter_map(|device| self.target_of(policy, device)).collect()
     }
 
-    /// Rebuilds the index of nodes that policy can name; tells whether it differs.
-    pub(super) fn rebuild_targets(&mut self) -> bool {
+    /// Rebuilds the index of nodes that policy can name; tells what differs.
+    pub(super) fn rebuild_targets(&mut self) -> PlacesChange {
         self.counters.places_listed += 1;
-        let nodes = self.target_nodes(&self.policy);
-        let differs = nodes != self.targets.nodes();
-        if differs {
-            self.targets = Arc::new(Targets::new(nodes));
+        let next = Targets::new(self.target_nodes(&self.policy));
+        let before = self.targets.nodes();
+        if next.nodes() == before {
+            return PlacesChange::None;
         }
-        differs
+        let all_known = next.nodes().iter().all(|node| self.targets.node(node.device) == Some(node));
+        let gone = before.iter().map(|node| node.device).filter(|device| next.node(*device).is_none()).collect();
+        self.targets = Arc::new(next);
+        if all_known { PlacesChange::Gone(gone) } else { PlacesChange::Any }
     }
 
-    /// Decides every lease again if the nodes that policy can name have changed.
+    /// Decides again whom a change of the nodes that policy can name concerns. Where places only went, these are the ones whose
+    /// leases open something there: nobody gains by that.
     pub(super) fn targets_changed(&mut self, now: Now) {
-        if self.rebuild_targets() {
-            self.decide_all(now);
+        match self.rebuild_targets() {
+            PlacesChange::None => {}
+            PlacesChange::Gone(gone) => {
+                self.decide_where(now, |entitlement| entitlement.nodes.iter().any(|node| gone.contains(node)));
+            }
+            PlacesChange::Any => self.decide_all(now),
+        }
+    }
+
+    /// Decides again the leases of which some entitlement is concerned: enough for whatever only takes away.
+    pub(super) fn decide_where(&mut self, now: Now, concerned: impl Fn(&Entitlement) -> bool) {
+        let held = |lease: &Lease| lease.granted.iter().any(|granted| concerned(&granted.entitlement));
+        let devices: Vec<DeviceId> =
+            self.leases.iter().filter(|(_, lease)| held(lease)).map(|(device, _)| *device).collect();
+        for device in devices {
+            self.decide(device, Extend::No, now);
         }
     }
 

@@ -46,6 +46,7 @@ struct Entry {
 impl Core {
     /// Sends every node concerned what is new for it, destinations first.
     pub(super) fn flush(&mut self, now: Now) {
+        self.measure_closings(now);
         while let Some(node) = self.flush_first.pop_front().or_else(|| self.flush_then.pop_front()) {
             self.flush_from_the_end(node, now);
         }

@@ -287,7 +287,8 @@ impl Core {
         let urgency = if closes.is_some() { Urgency::Closes } else { Urgency::Opens };
         self.mark(destination, source, urgency, Turn::First);
         self.mark(source, destination, urgency, Turn::Second);
-        if let Some((monotonic, wall)) = closes {
+        // What had run out closes nothing: both ends have ended it by themselves.
+        if let Some((monotonic, wall)) = closes.filter(|(monotonic, _)| *monotonic > now.monotonic) {
             self.revocations.closes(destination, monotonic, wall);
             self.revocations.closes(source, monotonic, wall);
         }

@@ -243,6 +243,7 @@ impl Core {
             pending_joins: self.joins.len(),
             revoked_rules: self.registry.revoked_rules().keys().cloned().collect(),
             quarantines: self.registry.quarantines().map(|held| self.quarantined_name(&held.target)).collect(),
+            closing: self.speed.view(),
             counters: self.counters,
         }
     }

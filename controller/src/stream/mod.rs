@@ -40,6 +40,7 @@
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
 //! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
+//! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
 //! | `plan` | what another policy would change, and which live flows it would cut |
@@ -68,12 +69,16 @@ mod quarantine;
 mod registry;
 mod revocation;
 mod step_up;
+mod speed;
 mod stock;
 mod timers;
 
 pub use api::*;
 
-pub use self::core::{Core, restored};
+pub use self::{
+    core::{Core, restored},
+    speed::{BUCKETS_MS, SpeedView},
+};
 
 #[cfg(test)]
 mod tests;

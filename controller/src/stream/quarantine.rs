@@ -101,7 +101,12 @@ impl Core {
         }
         match target {
             Quarantined::Subject(_) | Quarantined::Device(_) => self.targets_changed(now),
-            Quarantined::Resource(_) => self.decide_all(now),
+            Quarantined::Resource(_) => {
+                let held: Vec<Covered> = self.held_resources(&self.policy).into_iter().map(|(c, _)| c).collect();
+                let targets = self.targets.clone();
+                let on = |node: &DeviceId| targets.node(*node).is_some_and(|node| held.iter().any(|c| c.is_on(node)));
+                self.decide_where(now, |entitlement| entitlement.nodes.iter().any(on));
+            }
         }
         for device in devices {
             self.tell_own(device);

@@ -8,7 +8,7 @@
 //! A node that is away cannot be told, but what it enforces carries its own deadlines: it counts as closed when the last
 //! of them has passed.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use postern_common::{
     id::DeviceId,
@@ -76,6 +76,8 @@ pub(crate) struct Revocations {
     remembered: VecDeque<Revocation>,
     last_id: u64,
     noting: Option<BTreeMap<DeviceId, (Monotonic, WallTime)>>,
+    /// Nodes at which something closed without a revocation, since the last flush.
+    unnamed: BTreeSet<DeviceId>,
 }
 
 impl Revocations {
@@ -84,7 +86,18 @@ impl Revocations {
         if let Some(noting) = &mut self.noting {
             let last = noting.entry(node).or_insert((monotonic, wall));
             *last = (last.0.max(monotonic), last.1.max(wall));
+        } else {
+            self.unnamed.insert(node);
         }
+    }
+
+    pub(super) fn take_unnamed(&mut self) -> BTreeSet<DeviceId> {
+        std::mem::take(&mut self.unnamed)
+    }
+
+    pub(super) fn next_id(&mut self) -> RevocationId {
+        self.last_id += 1;
+        RevocationId(self.last_id)
     }
 }
 
@@ -124,10 +137,10 @@ impl Core {
         self.revocations.noting = Some(BTreeMap::new());
         cut(self);
         let noted = self.revocations.noting.take().unwrap_or_default();
-        self.revocations.last_id += 1;
-        let id = RevocationId(self.revocations.last_id);
+        let id = self.revocations.next_id();
         let mut parts = BTreeMap::new();
         let mut latest = now.monotonic;
+        let mut told = BTreeSet::new();
         for (node, (last_deadline, closes_by)) in noted {
             let agent = self.registry.device(node).is_some_and(|device| device.key.is_some());
             if !agent {
@@ -137,6 +150,7 @@ impl Core {
                 Some(connected) => {
                     connected.revocations.push(id);
                     connected.urgent = true;
+                    told.insert(node);
                     RevocationProgress::Told
                 }
                 None => RevocationProgress::Away { closes_by },
@@ -144,6 +158,7 @@ impl Core {
             latest = latest.max(last_deadline);
             parts.insert(node, Part { progress, last_deadline, closes_by });
         }
+        self.speed.begin(id, told, now);
         let event = AuditEvent::Revoked {
             revocation: id.0,
             target: target.clone(),
@@ -196,7 +211,7 @@ impl Core {
                 let revoked =
                     RevokedRule { rule: rule.clone(), by: by.to_owned(), reason: reason.to_owned(), at: now.wall };
                 self.registry.revoke_rule(revoked, &mut self.out);
-                self.decide_all(now);
+                self.decide_where(now, |entitlement| entitlement.rule == *rule);
             }
         }
     }
@@ -304,6 +319,7 @@ impl Core {
 
     /// Notes that a node which was told of revocations is away.
     pub(super) fn revocations_interrupted(&mut self, node: DeviceId) {
+        self.speed.left(node);
         for revocation in &mut self.revocations.remembered {
             if let Some(part) = revocation.parts.get_mut(&node)
                 && part.progress == RevocationProgress::Told
@@ -316,6 +332,7 @@ impl Core {
     /// Takes in that a node has cut what these revocations revoked, and how many live flows that were.
     pub(super) fn revocations_acknowledged(&mut self, node: DeviceId, ids: &[RevocationId], cut: u64, now: Now) {
         for id in ids {
+            self.speed.acknowledged(*id, node, now);
             let Some(revocation) = self.revocations.remembered.iter_mut().find(|r| r.id == *id) else { continue };
             let after_ms = u64::try_from(now.monotonic.since(revocation.started).as_millis()).unwrap_or(u64::MAX);
             if let Some(part) = revocation.parts.get_mut(&node)

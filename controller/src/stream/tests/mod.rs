@@ -16,6 +16,7 @@ mod quarantine;
 mod restart;
 mod sessions;
 mod step_up;
+mod speed;
 mod stock;
 mod streams;
 mod world;

@@ -1,0 +1,144 @@
+//! Claims about what a change costs: whom it decides again, how long a decision takes, and what the measured figure says.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::{
+    claims::{Town, town},
+    world::{ISSUER, World, person},
+};
+use crate::{
+    records::{Quarantined, RevokeTarget},
+    stream::SubjectUpdate,
+};
+
+const RULES: usize = 10_000;
+
+/// Ten thousand rules for two hundred groups on two thousand resources, five ports each, and a hundred denies.
+fn large_policy() -> String {
+    let mut text = String::new();
+    for i in 0..2_000 {
+        let at =
+            if i % 2 == 0 { format!("node = \"server-{}\"", i % 20) } else { format!("nodes = [\"tag:t{}\"]", i % 20) };
+        let first = 1_000 + i * 5;
+        writeln!(text, "[resource.r{i}]\n{at}\nports = [\"tcp/{first}-{}\"]", first + 4).expect("a text takes all");
+    }
+    for i in 0..RULES {
+        let (group, to) = (i % 200, i % 2_000);
+        writeln!(
+            text,
+            "[[access]]\nname = \"rule {i}\"\nfrom = [\"group:g{group}\"]\nto = [\"r{to}\"]\nlease = \"10m\""
+        )
+        .expect("a text takes all");
+    }
+    for i in 0..100 {
+        writeln!(text, "[[deny]]\nname = \"deny {i}\"\nfrom = [\"group:d{i}\"]\nto = [\"r{i}\"]")
+            .expect("a text takes all");
+    }
+    text
+}
+
+/// A controller with that policy, twenty servers, and ten people in four groups each.
+fn large() -> World {
+    let mut world = World::new(80, &large_policy());
+    for i in 0..20 {
+        world.server(&format!("server-{i}"), Some(&format!("s{i}")), &[&format!("t{i}")]);
+    }
+    for i in 0..10 {
+        let groups: Vec<String> = (0..4).map(|j| format!("g{}", (i * 17 + j * 50) % 200)).collect();
+        let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+        world.laptop(&format!("laptop-{i}"), &person(&format!("p{i}"), &groups));
+    }
+    world.run(Duration::from_secs(1));
+    world
+}
+
+#[test]
+fn a_signal_about_one_subject_decides_that_subject_alone_under_ten_thousand_rules() {
+    let mut world = large();
+    assert!(
+        world.core.list_leases().iter().filter(|lease| !lease.access.is_empty()).count() == 10,
+        "they reach something"
+    );
+    let decided = |world: &World| world.core.status().counters.decisions;
+    let change = |world: &mut World, what: &str, cost: u64, change: &dyn Fn(&mut World)| {
+        let before = decided(world);
+        change(world);
+        world.pump();
+        assert_eq!(decided(world) - before, cost, "{what}");
+        world.run(Duration::from_secs(1));
+    };
+    change(&mut world, "new groups", 1, &|world| {
+        let groups = Some(["g1".to_owned(), "g2".to_owned()].into());
+        world.core.update_subject(ISSUER, "sub-p0", SubjectUpdate { groups, disabled: None }, "idp", world.now);
+    });
+    change(&mut world, "a revoked session", 0, &|world| {
+        let session = world.core.find_session("p1@corp.example").expect("a session");
+        world.core.revoke(RevokeTarget::Session(session), "lost", "root", world.now).expect("revoked");
+    });
+    change(&mut world, "a subject in quarantine", 0, &|world| {
+        let subject = world.core.find_subject("p2@corp.example").expect("a subject");
+        world.core.quarantine(Quarantined::Subject(subject), "odd", "root", world.now).expect("held");
+    });
+    change(&mut world, "a disabled subject", 0, &|world| {
+        let disabled = Some(Some("left".to_owned()));
+        world.core.update_subject(ISSUER, "sub-p3", SubjectUpdate { groups: None, disabled }, "idp", world.now);
+    });
+    // A place that goes decides those who reached it, and a rule those to whom it gave something.
+    let leases = world.core.list_leases();
+    let name = "server-1".parse().expect("a name");
+    let reached = leases.iter().filter(|lease| lease.access.iter().any(|access| access.nodes.contains(&name))).count();
+    assert!((1..7).contains(&reached), "{reached}");
+    change(&mut world, "a node in quarantine", reached as u64, &|world| {
+        let node = world.core.find_node("server-1").expect("a node");
+        world.core.quarantine(Quarantined::Device(node), "odd", "root", world.now).expect("held");
+    });
+    let rule = leases.iter().flat_map(|lease| &lease.access).next().expect("something").rule.clone();
+    let given = world.core.list_leases().iter().filter(|lease| lease.access.iter().any(|a| a.rule == rule)).count();
+    change(&mut world, "a revoked rule", given as u64, &|world| {
+        world.core.revoke(RevokeTarget::Rule(rule.clone()), "odd", "root", world.now).expect("revoked");
+    });
+}
+
+/// The best of many: what the work takes, whatever else the machine does meanwhile.
+#[test]
+fn deciding_one_subject_under_ten_thousand_rules_takes_less_than_a_millisecond() {
+    let mut world = large();
+    let device = world.core.find_device("laptop-5").expect("a laptop");
+    let record = world.core.registry.device(device).expect("its record").clone();
+    let mut best = Duration::MAX;
+    let mut found = 0;
+    for _ in 0..200 {
+        let begin = std::time::Instant::now();
+        found = world.core.evaluate(&record, world.now).len();
+        best = best.min(begin.elapsed());
+    }
+    println!("{found} entitlements of {RULES} rules in {best:?}");
+    assert!(found >= 100, "{found} entitlements: fifty rules for each of four groups, on places that exist");
+    assert!(best < Duration::from_millis(1), "{best:?}");
+}
+
+#[test]
+fn what_is_closed_by_a_command_or_an_event_is_measured_and_what_runs_out_is_not() {
+    let Town { mut world, wiki, alice, bob, .. } = town(81);
+    let measured = |world: &World| world.core.status().closing;
+    assert_eq!(measured(&world).count, 0, "opening is not closing");
+    let session = world.core.find_session("alice@corp.example").expect("her session");
+    world.core.revoke(RevokeTarget::Session(session), "lost", "root", world.now).expect("revoked");
+    world.pump();
+    assert_eq!((measured(&world).count, measured(&world).open), (1 - 1, 1), "until everybody has acknowledged");
+    world.run(Duration::from_secs(1));
+    let view = measured(&world);
+    assert_eq!((view.count, view.open), (1, 0));
+    assert!(view.max_us > 0 && view.max_us < 1_000_000, "{view:?}");
+    let update = SubjectUpdate { groups: Some(["other".to_owned()].into()), disabled: None };
+    world.core.update_subject(ISSUER, "sub-bob", update, "idp", world.now);
+    world.pump();
+    world.run(Duration::from_secs(1));
+    assert!(!world.lets_in(bob, wiki, "tcp/80"));
+    assert_eq!(measured(&world).count, 2, "an event that no administrator sent counts as well");
+    let _ = alice;
+    let payroll = world.index_of(world.core.find_node("payroll").expect("a node")).expect("its index");
+    world.cut_stream(payroll);
+    world.run(Duration::from_secs(60));
+    assert_eq!(measured(&world).count, 2, "a lease that runs out ends by itself");
+}
