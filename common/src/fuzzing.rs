@@ -51,6 +51,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         tags: Default::default(),
         posture: None,
         attested: None,
+        approved: vec![],
         address: None,
         now: WallTime::from_millis(1_795_424_400_000),
     };

@@ -123,6 +123,10 @@ identifier! {
     SessionId, "ses_"
 }
 identifier! {
+    /// Names a request for access for a time.
+    RequestId, "req_"
+}
+identifier! {
     /// Names one boot of a machine, as the kernel's `/proc/sys/kernel/random/boot_id` tells it.
     BootId, "boo_"
 }

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     grant::{Position, SignedDocument},
-    id::{BootId, DeviceId, MachineName, Nonce, ResourceName, SessionId},
+    id::{BootId, DeviceId, MachineName, Nonce, RequestId, ResourceName, SessionId},
     key::{ControllerPublicKey, DevicePublicKey, Signature, WireGuardPublicKey},
     net::Service,
     posture::SignedPosture,
@@ -43,6 +43,8 @@ pub const STREAM_PATH: &str = "/v1/node";
 pub const MAX_NODE_MESSAGE_BYTES: usize = 64 << 10;
 /// The most outer addresses that a node may report.
 pub const MAX_ENDPOINTS: usize = 16;
+/// The most requests in one [`ToNode::Requests`].
+pub const MAX_OWN_REQUESTS: usize = 16;
 /// The most peers that one [`ToNode::CountFlows`] may name.
 pub const MAX_COUNTED_PEERS: usize = 512;
 /// The most groups in one [`FromNode::LiveFlows`]: the largest fit into [`MAX_NODE_MESSAGE_BYTES`].
@@ -114,6 +116,17 @@ pub enum FromNode {
     StepUp {
         /// The resource, as an offer of [`crate::grant::OwnGrant::step_up`] names it.
         resource: ResourceName,
+    },
+    /// May this node's subject have access to something for a time?
+    RequestAccess {
+        /// Chosen by the node; comes back with the answer.
+        id: u64,
+        /// The resource.
+        resource: String,
+        /// For how long, milliseconds.
+        length_ms: u64,
+        /// Why, for whoever decides and for the record.
+        reason: String,
     },
 }
 
@@ -213,6 +226,19 @@ pub enum ToNode {
         report_within_ms: Option<u64>,
         /// At most [`MAX_UNMET_POSTURES`].
         unmet: Vec<UnmetPosture>,
+    },
+    /// The answer to [`FromNode::RequestAccess`].
+    AccessRequested {
+        /// The question's number.
+        id: u64,
+        /// The request that waits now, or why there is none.
+        answer: Result<AccessRequest, String>,
+    },
+    /// What this machine's subject has asked for here, at the beginning of a stream and after each change: what waits, and what
+    /// was decided lately. At most [`MAX_OWN_REQUESTS`].
+    Requests {
+        /// The newest first.
+        requests: Vec<AccessRequest>,
     },
     /// The login session of this machine has ended; the doors close by the next document.
     SessionEnded {
@@ -348,6 +374,56 @@ pub struct UnmetPosture {
     pub what: String,
     /// What the person at the machine can do.
     pub fix: String,
+}
+
+/// A request for access for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessRequest {
+    /// The request.
+    pub id: RequestId,
+    /// What was asked for.
+    pub resource: ResourceName,
+    /// For how long, milliseconds.
+    pub length_ms: u64,
+    /// Why.
+    pub reason: String,
+    /// When it was asked.
+    pub asked: WallTime,
+    /// Who may decide, as the policy names them.
+    pub approvers: Vec<String>,
+    /// What became of it.
+    pub state: AccessRequestState,
+}
+
+/// What became of a request for access.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum AccessRequestState {
+    /// Nobody has decided.
+    Waiting {
+        /// When it is forgotten.
+        until: WallTime,
+    },
+    /// It holds, or held, until then.
+    Approved {
+        /// By whom.
+        by: String,
+        /// Why.
+        reason: String,
+        /// When.
+        at: WallTime,
+        /// Until when.
+        until: WallTime,
+    },
+    /// It was refused.
+    Refused {
+        /// By whom.
+        by: String,
+        /// Why.
+        reason: String,
+        /// When.
+        at: WallTime,
+    },
 }
 
 /// Why something may or may not be reached, in the shape in which it is printed.

@@ -256,6 +256,20 @@ impl Doors for Memory {
         Box::pin(async { Ok(SteppedUp { machine: "alice-laptop".parse().unwrap(), resource: "git".parse().unwrap() }) })
     }
 
+    fn requests<'a>(&'a self, _who: &'a SignedIn) -> Answer<'a, Vec<postern_controller::stream::RequestView>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn decide_request<'a>(
+        &'a self,
+        _request: postern_common::id::RequestId,
+        _decision: postern_controller::stream::Decision,
+        _reason: String,
+        _who: &'a SignedIn,
+    ) -> Answer<'a, ()> {
+        Box::pin(async { Err(DoorsError::NotFound) })
+    }
+
     fn signed_out<'a>(&'a self, _who: &'a SignedIn) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use postern_tests::{
     Background, Signal,
-    deployment::{Deployment, Family, Node, PATIENCE},
+    deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
     eventually,
     programs::can_connect,
 };
@@ -113,5 +113,76 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     world.ctl(&["quarantine", "release", "node", "app"])?;
     chatter(&laptop, &app)?;
     chatter(&app, &db)?;
+    Ok(())
+}
+
+const ON_REQUEST: &str = r#"
+[resource.db]
+node = "db"
+ports = ["tcp/7000"]
+
+[[access]]
+name = "on call reaches the database"
+from = ["group:sre"]
+to = ["db"]
+lease = "10m"
+request = { approvers = ["group:leads"], longest = "1h" }
+"#;
+
+/// Access for a time: asked for on the machine, approved on a page by somebody else, and over at its end although the controller is
+/// gone and the lease would have lasted ten minutes.
+#[test]
+fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_the_controller() -> Result<()> {
+    let world = Deployment::start("request")?;
+    world.apply_policy(ON_REQUEST)?;
+    world.add_user("ann", &["sre", "leads"])?;
+    world.add_user("lea", &["leads"])?;
+    let (db, _echo) = server(&world, "db")?;
+    let laptop = world.laptop("laptop")?;
+    world.sign_in(&laptop, "ann")?;
+    let at = db.overlay(Family::V6)?;
+    ensure!(!can_connect(&laptop.host, at, 7000), "it is open before anybody asked");
+    let why = laptop.command().args(["explain", "db:7000"]).run()?.stdout;
+    ensure!(why.contains("postern request db"), "{why}");
+
+    let mut asking = laptop.command().args(["request", "db", "--for", "1m", "--reason", "incident 17"]).spawn()?;
+    asking.wait_for_output("waits for group:leads", PATIENCE)?;
+    let own = world.browser(&laptop.host)?;
+    let page = own.get("https://ctl/requests")?;
+    let page = own.submit(&page.form("password")?, &[("login", "ann"), ("password", PASSWORD)])?;
+    ensure!(page.body.contains("Nobody waits for you"), "her own request is shown to her: {}", page.text());
+
+    let browser = world.browser(&db.host)?;
+    let page = browser.get("https://ctl/requests")?;
+    let page = browser.submit(&page.form("password")?, &[("login", "lea"), ("password", PASSWORD)])?;
+    ensure!(page.text().contains("ann asks for db") && page.text().contains("incident 17"), "{}", page.text());
+    let mut form = page.form("/requests/decide")?;
+    form.fields.insert("decision".into(), String::new()); // the button that is pressed says which
+    let forged = own.submit(&form, &[("reason", "on call"), ("decision", "approve")])?;
+    ensure!(
+        forged.status != 200 && !can_connect(&laptop.host, at, 7000),
+        "a form of another session: {}",
+        forged.status
+    );
+    let approved = std::time::Instant::now();
+    let page = browser.submit(&form, &[("reason", "on call"), ("decision", "approve")])?;
+    ensure!(page.status == 200 && page.body.contains("Nobody waits for you"), "{}", page.text());
+    asking.wait_for_output("approved by lea", PATIENCE)?;
+    let mut client = chatter(&laptop, &db)?;
+    let status = laptop.command().arg("status").run()?.stdout;
+    ensure!(status.contains("db: approved by lea until"), "{status}");
+    let audit = world.ctl(&["audit", "tail", "-n", "50"])?;
+    ensure!(audit.contains("access_decided") && audit.contains("on call"), "{audit}");
+
+    world.stop_controller(Signal::Kill)?;
+    eventually(Duration::from_secs(75), "the connection outlives the approval", || {
+        (!client.is_running()).then_some(())
+    })?;
+    let lived = approved.elapsed();
+    ensure!(
+        lived >= Duration::from_secs(55) && lived <= Duration::from_secs(63),
+        "an approval of one minute ended after {lived:?}"
+    );
+    ensure!(!can_connect(&laptop.host, at, 7000), "a door is open after its end");
     Ok(())
 }

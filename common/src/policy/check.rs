@@ -244,6 +244,7 @@ impl Policy {
             tags: test.tags.clone(),
             posture: report(own),
             attested: report(attested),
+            approved: vec![],
             address: test.address,
             now,
         }

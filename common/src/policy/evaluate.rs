@@ -159,6 +159,16 @@ impl<'a> Evaluation<'a> {
         }
     }
 
+    /// Tells until when something was approved, if its rule gives only what was.
+    fn approved(&self, access: &Access, resource: usize) -> Option<WallTime> {
+        match self.lens {
+            Lens::Actual | Lens::AnyTime | Lens::Proven => {
+                access.approved(&self.model.resources[resource].name, self.context)
+            }
+            Lens::Anyhow => Some(WallTime::NEVER),
+        }
+    }
+
     /// Returns everything that the subject may reach.
     pub(super) fn granted(&self) -> Vec<Granted> {
         self.granted_where(|_, _| true)
@@ -180,6 +190,7 @@ impl<'a> Evaluation<'a> {
             };
             let Some((until, mode)) = state else { continue };
             for resource in access.to.iter().filter(|resource| wanted(index, **resource)) {
+                let Some(approved) = self.approved(access, *resource) else { continue };
                 let nodes = nodes_of.entry(*resource).or_insert_with(|| {
                     let mut nodes = self.model.resources[*resource].indexes(self.targets);
                     nodes.retain(|node| Some(*node) != own);
@@ -190,7 +201,7 @@ impl<'a> Evaluation<'a> {
                     resource: *resource,
                     nodes: Vec::new(),
                     services: self.model.resources[*resource].services.clone(),
-                    until,
+                    until: until.min(approved),
                     mode: mode.clone(),
                     via: via.clone(),
                 };

@@ -351,7 +351,11 @@ impl Question<'_> {
         }
         let when = access.when.map(|when| &self.model.whens[when]);
         let unmet = when.map(|when| when.unmet(self.model, self.context, self.lens)).unwrap_or_default();
-        let count = unmet.len();
+        let asked = self.resources().into_iter().filter(|resource| access.to.contains(resource));
+        let names: Vec<&ResourceName> = asked.map(|resource| &self.model.resources[resource].name).collect();
+        let unapproved = names.iter().all(|name| access.approved(name, self.context).is_none());
+        let missing = names.first().filter(|_| unapproved && self.lens != Lens::Anyhow);
+        let count = unmet.len() + usize::from(missing.is_some());
         let mut told = unmet.into_iter();
         if let Some(first) = told.next() {
             explanation.reason = format!("{}; rule \"{}\" {}", first.fact, access.name, first.demand);
@@ -359,6 +363,9 @@ impl Question<'_> {
                 true => self.step_up_of(access).or(first.fix),
                 false => first.fix,
             };
+        } else if let Some(name) = missing {
+            explanation.reason = format!("rule \"{}\" gives it for a time, to whom it is approved", access.name);
+            explanation.fix = Some(format!("postern request {name} --for 1h --reason \"...\""));
         } else {
             // Its conditions hold, so the port that is asked for is not among those it gives.
             explanation.reason = format!("rule \"{}\" does not give this", access.name);

@@ -4,6 +4,7 @@
 //! policy.toml --read--> Policy (resources, rules, tests; every rule knows its line)
 //!                         |-- evaluate: RequestContext + Targets -> entitlements   (the PDP's answer)
 //!                         |-- explain:  the same walk, told in words
+//!                         |-- request:  what may be asked for, and who may approve
 //!                         |-- plan:     two policies, the same subjects -> who gains, who loses
 //!                         `-- tests:    the document's own [[test]] entries
 //! ```
@@ -28,6 +29,7 @@ mod plan;
 mod posture;
 mod proof;
 mod read;
+mod request;
 mod selector;
 mod services;
 mod step_up;
@@ -44,6 +46,7 @@ pub use plan::{ChangeKind, Loss, PlanChange};
 pub use posture::PostureDemand;
 pub use proof::{Demand, Phishing};
 pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
+pub use request::{Approval, Requestable};
 pub use selector::{Selector, SelectorError};
 pub use step_up::StepUp;
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};

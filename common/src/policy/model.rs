@@ -10,6 +10,7 @@ use super::{
     condition::When,
     posture::PostureException,
     proof::Phishing,
+    request::OnRequest,
     selector::Selector,
     subject::{RequestContext, Subject, Targets, Truth},
 };
@@ -131,6 +132,8 @@ pub(super) struct Access {
     pub(super) lease: Duration,
     pub(super) monitor_until: Option<WallTime>,
     pub(super) stock_clients: bool,
+    /// Set if the rule gives only what was approved.
+    pub(super) request: Option<OnRequest>,
 }
 
 /// What a deny covers.

@@ -13,6 +13,7 @@ use super::{
     hours::{Hours, time_zone},
     model::{Access, Deny, DenyTo, Life, Model, NodeSelector, Resource, Sensitivity},
     proof::Phishing,
+    request::OnRequest,
     selector::Selector,
 };
 use crate::{
@@ -28,6 +29,8 @@ use crate::{
 
 /// The shortest and the longest lease that a rule may ask for.
 pub const LEASE_LIMITS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3_600));
+/// The shortest and the longest time for which a rule may let somebody ask.
+pub(super) const REQUEST_LIMITS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(7 * 86_400));
 /// The lease of rules that do not say.
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(600);
 
@@ -220,6 +223,7 @@ impl<'a> Reading<'a> {
         let lease = lease.map_or(self.default_lease, |lease| checked_lease(&lease, &mut self.diagnostics));
         let monitor_until = self.monitor(&mut table);
         let stock_clients = table.flag("stock_clients", &mut self.diagnostics).unwrap_or(false);
+        let request = self.on_request(&mut table);
         table.refuse("limits", "limits on volume are not enforced: leave them out until they are");
         table.refuse("unless", "`unless` belongs to [[deny]]; an access holds `when` its conditions are met");
         table.finish(&mut self.diagnostics);
@@ -236,8 +240,46 @@ impl<'a> Reading<'a> {
                 lease,
                 monitor_until,
                 stock_clients,
+                request,
             });
         }
+    }
+
+    /// Reads `request`: who may approve, and for how long at most.
+    fn on_request(&mut self, rule: &mut TableReader<'_, '_>) -> Option<OnRequest> {
+        let value = rule.take("request")?;
+        let mut table = TableReader::of_value(value, format!("`request` of {}", rule.title()), &mut self.diagnostics)?;
+        let mut approvers = Vec::new();
+        for text in table.one_or_more("approvers", &mut self.diagnostics).unwrap_or_default() {
+            match parse_at::<Selector>(text.span(), text.get_ref(), &mut self.diagnostics) {
+                Some(known @ (Selector::LocalUser(_) | Selector::OidcUser(_) | Selector::Group(_))) => {
+                    approvers.push(known);
+                }
+                Some(other @ (Selector::AnyUser | Selector::Service(_) | Selector::AnyService | Selector::Tag(_))) => {
+                    let message = format!("`{other}` cannot approve anything");
+                    let help = "name people or a group: \"user:bob\", \"group:sre-leads\"";
+                    self.diagnostics.push(Diagnostic::at(text.span(), message).help(help));
+                }
+                None => {}
+            }
+        }
+        if !table.has("approvers") {
+            let help = "add who may approve, such as approvers = [\"group:sre-leads\"]";
+            table.missing("approvers", help, &mut self.diagnostics);
+        }
+        let longest = table.duration("longest", &mut self.diagnostics);
+        if !table.has("longest") {
+            table.missing("longest", "add for how long at most, such as longest = \"4h\"", &mut self.diagnostics);
+        }
+        let (least, most) = REQUEST_LIMITS;
+        if let Some(longest) = &longest
+            && !(least..=most).contains(&longest.get_ref().get())
+        {
+            let message = format!("an approval for {} is out of bounds", longest.get_ref());
+            self.diagnostics.push(Diagnostic::at(longest.span(), message).help("use \"1m\" to \"7d\""));
+        }
+        table.finish(&mut self.diagnostics);
+        Some(OnRequest { approvers, longest: longest.map_or(least, |longest| longest.get_ref().get()) })
     }
 
     fn deny(&mut self, value: Table<'_, '_>) {

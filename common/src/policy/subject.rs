@@ -9,6 +9,7 @@ use std::{
     net::IpAddr,
 };
 
+use super::request::Approval;
 use crate::{
     id::{DeviceId, MachineName, ServiceName, Tag},
     posture::Report,
@@ -139,6 +140,8 @@ pub struct RequestContext {
     pub attested: Option<Report>,
     /// The outer address from which the device speaks.
     pub address: Option<IpAddr>,
+    /// What was approved for this subject on this device.
+    pub approved: Vec<Approval>,
     /// The time of the decision.
     pub now: WallTime,
 }

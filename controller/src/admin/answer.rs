@@ -14,7 +14,10 @@ use crate::{
     identity::local::{Account, AccountError, AccountRole, AccountStatus, Credential, NewAccount},
     records::{Quarantined, RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
-    stream::{Core, CoreError, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, SubjectUpdate},
+    stream::{
+        Core, CoreError, Decider, Decision, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress,
+        SubjectUpdate,
+    },
 };
 
 /// How long a one-time link for a password works.
@@ -206,6 +209,15 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(Value::Null)
         }
         Request::QuarantineList => ask(office, |core| value(&core.list_quarantines())).await,
+        Request::RequestList => ask(office, |core| value(&core.list_requests())).await,
+        Request::RequestDecide { request, approve, reason } => {
+            let decision = if approve { Decision::Approve } else { Decision::Refuse };
+            let decided = office.handle.call(move |turn, now| {
+                let id = turn.core.find_request(&request)?;
+                turn.core.decide_request(id, decision, Decider::Administrator(&by), &reason, now)
+            });
+            Ok(value(&decided.await??))
+        }
         Request::Lift { what, name } => {
             let done = office.handle.call(move |turn, now| {
                 let target = target(turn.core, what, &name)?;

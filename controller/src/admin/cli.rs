@@ -18,6 +18,7 @@ mod plan;
 mod policy;
 mod posture;
 mod quarantine;
+mod requests;
 mod revoke;
 mod serve;
 
@@ -55,6 +56,9 @@ enum Command {
         after_help = "Example:\n  postern-controller status --json\n\nFlows are recorded on the nodes: postern-controller flows --to RESOURCE says on which."
     )]
     Status,
+    /// What is measured and counted, in the Prometheus text format.
+    #[command(after_help = "Example:\n  postern-controller metrics > /var/lib/node_exporter/postern.prom")]
+    Metrics,
     /// Local accounts, and people who signed in through a provider.
     #[command(subcommand)]
     User(people::User),
@@ -87,6 +91,9 @@ enum Command {
     /// Hold something: nothing in and nothing out until it is released.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
+    /// Requests for access for a time: list, approve, refuse.
+    #[command(subcommand)]
+    Request(requests::Requests),
     /// The policy document: check, plan, apply, show.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -181,6 +188,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Serve(command) => command.run(desk),
         Command::Check => care::check(desk),
         Command::Status => care::status(desk),
+        Command::Metrics => care::metrics(desk),
         Command::User(command) => command.run(desk),
         Command::Group(command) => command.run(desk),
         Command::Token(command) => command.run(desk),
@@ -193,6 +201,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Revoke(command) => command.run(desk),
         Command::Lift(command) => command.run(desk),
         Command::Quarantine(command) => command.run(desk),
+        Command::Request(command) => command.run(desk),
         Command::Policy(command) => command.run(desk),
         Command::Explain(command) => command.run(desk),
         Command::Flows(command) => command.run(desk),

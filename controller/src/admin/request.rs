@@ -181,6 +181,17 @@ pub enum Request {
         /// The serial number.
         serial: String,
     },
+    /// Lists requests for access.
+    RequestList,
+    /// Decides about a request for access.
+    RequestDecide {
+        /// Its identifier, or as many of its first letters as name no other.
+        request: String,
+        /// Whether it is given.
+        approve: bool,
+        /// Why.
+        reason: String,
+    },
     /// Names the machines at which flows are recorded.
     Places {
         /// A resource, machine or overlay address.

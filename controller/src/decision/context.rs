@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use postern_common::{
     id::MachineName,
-    policy::{self, RequestContext, Subject, UserIdentity},
+    policy::{self, Approval, RequestContext, Subject, UserIdentity},
     time::WallTime,
 };
 
@@ -55,6 +55,7 @@ pub(crate) fn context(
     assurance: Option<&Assurance>,
     posture: Evidence,
     address: Option<IpAddr>,
+    approved: Vec<Approval>,
     now: WallTime,
 ) -> RequestContext {
     RequestContext {
@@ -64,6 +65,7 @@ pub(crate) fn context(
         tags: device.tags.clone(),
         posture: posture.own,
         attested: posture.attested,
+        approved,
         address,
         now,
     }
@@ -85,6 +87,7 @@ pub(crate) fn hypothetical(
         tags: BTreeSet::new(),
         posture: None,
         attested: None,
+        approved: vec![],
         address,
         now,
     }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -337,6 +337,48 @@ pub enum AuditEvent {
         name: String,
         /// By which operating system's user.
         by: String,
+    },
+    /// A subject asks for access for a time.
+    AccessRequested {
+        /// The request.
+        request: RequestId,
+        /// Who.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// What for.
+        resource: ResourceName,
+        /// Under which rule.
+        rule: RuleName,
+        /// For how long, seconds.
+        length_s: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody decided about a request for access.
+    AccessDecided {
+        /// The request.
+        request: RequestId,
+        /// Who asked.
+        subject: SubjectId,
+        /// Their name.
+        subject_name: String,
+        /// On which device.
+        device: DeviceId,
+        /// What for.
+        resource: ResourceName,
+        /// Under which rule.
+        rule: RuleName,
+        /// Until when it holds; absent if it was refused.
+        until: Option<WallTime>,
+        /// Who decided.
+        by: String,
+        /// Why.
+        reason: String,
     },
     /// A node has a new WireGuard key.
     KeyAdded {

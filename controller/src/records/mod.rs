@@ -14,6 +14,7 @@
 mod audit;
 mod identity;
 mod quarantine;
+mod request;
 
 use std::{
     collections::BTreeSet,
@@ -25,12 +26,13 @@ use std::{
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    id::{DeviceId, LeaseId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     posture::Report,
     time::WallTime,
 };
 pub use quarantine::{Covered, QuarantineRecord, Quarantined};
+pub use request::RequestRecord;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -384,6 +386,8 @@ pub struct Loaded {
     pub quarantines: Vec<QuarantineRecord>,
     /// What is known of devices' postures.
     pub postures: Vec<PostureRecord>,
+    /// Requests for access for a time.
+    pub requests: Vec<RequestRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -429,4 +433,8 @@ pub enum StoreChange {
     PutPosture(PostureRecord),
     /// Forgets a device's posture.
     DeletePosture(DeviceId),
+    /// Writes a request for access, named by its id.
+    PutRequest(RequestRecord),
+    /// Forgets a request that is over.
+    DeleteRequest(RequestId),
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use postern_common::{
-    id::{DeviceId, SessionId},
+    id::{DeviceId, RequestId, SessionId},
     key::DevicePublicKey,
 };
 
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     identity::{SignedIn, random::Token, user_code::UserCode},
     records::Person,
-    stream::CoreError,
+    stream::{CoreError, Decider, Decision, RequestView},
     web::doors::{
         Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration,
         StockRequest,
@@ -85,6 +85,27 @@ impl Doors for Handle {
     fn stock_client<'a>(&'a self, asked: StockRequest, who: &'a SignedIn) -> Answer<'a, StockConfiguration> {
         let (who, from) = (Person::from(who), browser());
         Box::pin(async move { Ok(self.call(move |turn, now| turn.core.export(&asked, &who, from, now)).await??) })
+    }
+
+    fn requests<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Vec<RequestView>> {
+        let who = Person::from(who);
+        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.requests_for(&who, now)).await?) })
+    }
+
+    fn decide_request<'a>(
+        &'a self,
+        request: RequestId,
+        decision: Decision,
+        reason: String,
+        who: &'a SignedIn,
+    ) -> Answer<'a, ()> {
+        let who = Person::from(who);
+        Box::pin(async move {
+            let decided = self.call(move |turn, now| {
+                turn.core.decide_request(request, decision, Decider::Person(&who), &reason, now).map(drop)
+            });
+            Ok(decided.await??)
+        })
     }
 
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {

@@ -141,6 +141,7 @@ impl SqliteStore {
             "postures" => "SELECT record FROM postures ORDER BY id",
             "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
             "quarantines" => "SELECT record FROM quarantines ORDER BY id",
+            "requests" => "SELECT record FROM requests ORDER BY id",
             _ => "SELECT record FROM meta",
         };
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
@@ -206,6 +207,7 @@ impl Store for SqliteStore {
             revoked_rules: self.all("revoked_rules").await?,
             quarantines: self.all("quarantines").await?,
             postures: self.all("postures").await?,
+            requests: self.all("requests").await?,
         })
     }
 
@@ -329,6 +331,8 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeleteQuarantine(target) => delete!("quarantines", target),
         StoreChange::PutPosture(posture) => put!("postures", posture.device, posture),
         StoreChange::DeletePosture(device) => delete!("postures", device),
+        StoreChange::PutRequest(request) => put!("requests", request.id, request),
+        StoreChange::DeleteRequest(id) => delete!("requests", id),
     };
     query.execute(to).await.map(drop)
 }

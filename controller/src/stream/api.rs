@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::speed::SpeedView;
 use crate::records::{
-    AuditEvent, DeviceRecord, LeaseRecord, QuarantineRecord, RevokeTarget, SessionRecord, StoreChange, SubjectRecord,
-    TokenRecord,
+    AuditEvent, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RevokeTarget, SessionRecord, StoreChange,
+    SubjectRecord, TokenRecord,
 };
 
 /// Names one stream of a node; never used twice in one life of the core.
@@ -298,6 +298,17 @@ pub struct QuarantineView {
     pub machines: Vec<MachineName>,
 }
 
+/// A request for access with the names of who asks and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RequestView {
+    /// The request.
+    pub record: RequestRecord,
+    /// Who asks.
+    pub subject_name: String,
+    /// On which machine.
+    pub machine: MachineName,
+}
+
 /// Names a revocation within one life of the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
@@ -322,6 +333,8 @@ pub struct RevocationView {
     pub acknowledged: usize,
     /// Milliseconds from the command to the last acknowledgement so far.
     pub elapsed_ms: u64,
+    /// The same in microseconds.
+    pub elapsed_us: u64,
     /// How many live flows the nodes that acknowledged have cut, each counted at its destination alone. What a node cut for
     /// another change in the same document counts too.
     pub flows_cut: u64,

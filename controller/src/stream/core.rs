@@ -26,8 +26,8 @@ use super::{
     plan::Plans,
     registry::Registry,
     revocation::Revocations,
-    step_up::StepUpPages,
     speed::Speed,
+    step_up::StepUpPages,
     timers::{Due, Timers},
 };
 use crate::{
@@ -225,6 +225,7 @@ impl Core {
     /// Looks through what hangs on the wall clock, which can be set.
     fn sweep(&mut self, now: Now) {
         self.registry.sweep(now.wall, &mut self.out);
+        self.sweep_requests(now.wall);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();

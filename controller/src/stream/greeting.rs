@@ -187,6 +187,17 @@ impl Core {
                     false => self.counters.messages_refused += 1,
                 }
             }
+            FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
+                let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
+                if permitted {
+                    let length = Duration::from_millis(length_ms);
+                    let answer = self.request_access(id, &resource, length, &reason, now);
+                    let answer = answer.map_err(|error| error.to_string());
+                    self.out.send(stream, ToNode::AccessRequested { id: question, answer });
+                } else {
+                    self.counters.messages_refused += 1;
+                }
+            }
             FromNode::Join(_) | FromNode::Enrol(_) | FromNode::Hello(_) => {
                 self.close_node(id, Refusal::Protocol, "this message makes no sense here", now);
             }
@@ -315,6 +326,7 @@ impl Core {
             let reason = "nobody is signed in on this machine: sign in with `postern up`".to_owned();
             self.out.send(stream, ToNode::SessionEnded { reason });
         }
+        self.tell_requests(id);
         self.flush_then.push_back(id);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern_common::{
     grant::{Mode, Position},
-    id::{DeviceId, MachineName, ResourceName, RuleName, SessionId, SubjectId},
+    id::{DeviceId, MachineName, RequestId, ResourceName, RuleName, SessionId, SubjectId},
     time::{Now, WallTime},
 };
 
@@ -197,6 +197,15 @@ impl Core {
         };
         let found = self.registry.sessions().filter(matches).map(|session| session.id).collect();
         one("open login session", name, found)
+    }
+
+    /// Finds a request by the beginning of its identifier.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
+    pub fn find_request(&self, name: &str) -> Result<RequestId, CoreError> {
+        let named = |id: &RequestId| name.len() > "req_".len() && id.to_string().starts_with(name);
+        one("request", name, self.registry.requests().map(|request| request.id).filter(named).collect())
     }
 
     /// Finds a token by its short name or hash.

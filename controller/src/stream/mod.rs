@@ -40,6 +40,7 @@
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
 //! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
+//! | `requests` | access for a time, on request |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
@@ -67,9 +68,10 @@ mod portal;
 mod posture;
 mod quarantine;
 mod registry;
+mod requests;
 mod revocation;
-mod step_up;
 mod speed;
+mod step_up;
 mod stock;
 mod timers;
 
@@ -77,6 +79,7 @@ pub use api::*;
 
 pub use self::{
     core::{Core, restored},
+    requests::{Decider, Decision},
     speed::{BUCKETS_MS, SpeedView},
 };
 

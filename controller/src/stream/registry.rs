@@ -8,15 +8,16 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use postern_common::{
-    id::{DeviceId, MachineName, RuleName, ServiceName, SessionId, SubjectId},
+    id::{DeviceId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId},
     key::{DevicePublicKey, WireGuardPublicKey},
+    policy::Approval,
     time::WallTime,
 };
 
 use super::outbox::Outbox;
 use crate::records::{
-    Addresses, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined, RevokedRule, SessionEnd,
-    SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined, RequestRecord, RevokedRule,
+    SessionEnd, SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
@@ -48,6 +49,7 @@ pub(crate) struct Registry {
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
     quarantines: BTreeMap<Quarantined, QuarantineRecord>,
+    requests: BTreeMap<RequestId, RequestRecord>,
 }
 
 impl Registry {
@@ -81,6 +83,7 @@ impl Registry {
         }
         registry.revoked_rules = loaded.revoked_rules.drain(..).map(|rule| (rule.rule.clone(), rule)).collect();
         registry.quarantines = loaded.quarantines.drain(..).map(|record| (record.target.clone(), record)).collect();
+        registry.requests = loaded.requests.drain(..).map(|request| (request.id, request)).collect();
         registry
     }
 
@@ -384,6 +387,30 @@ impl Registry {
 
     pub(crate) fn release(&mut self, target: &Quarantined) -> Option<QuarantineRecord> {
         self.quarantines.remove(target)
+    }
+
+    // --- requests for access
+
+    pub(crate) fn request(&self, id: RequestId) -> Option<&RequestRecord> {
+        self.requests.get(&id)
+    }
+
+    pub(crate) fn requests(&self) -> impl Iterator<Item = &RequestRecord> {
+        self.requests.values()
+    }
+
+    pub(crate) fn put_request(&mut self, request: RequestRecord, out: &mut Outbox) {
+        out.store(StoreChange::PutRequest(request.clone()));
+        self.requests.insert(request.id, request);
+    }
+
+    pub(crate) fn forget_request(&mut self, id: RequestId) {
+        self.requests.remove(&id);
+    }
+
+    /// Lists what was approved for a device and its owner.
+    pub(crate) fn approvals(&self, device: &DeviceRecord) -> Vec<Approval> {
+        self.requests.values().filter_map(|request| request.approval(device.owner, device.id)).collect()
     }
 
     // --- addresses

@@ -298,6 +298,7 @@ impl Core {
                 .collect(),
             acknowledged: revocation.count(is_acknowledged),
             elapsed_ms: u64::try_from(end.since(revocation.started).as_millis()).unwrap_or(u64::MAX),
+            elapsed_us: u64::try_from(end.since(revocation.started).as_micros()).unwrap_or(u64::MAX),
             flows_cut: revocation.flows_cut(),
             done,
         })

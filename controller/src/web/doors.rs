@@ -13,7 +13,7 @@ use std::{
 
 use ipnet::IpNet;
 use postern_common::{
-    id::{DeviceId, MachineName, ResourceName, RuleName, SessionId},
+    id::{DeviceId, MachineName, RequestId, ResourceName, RuleName, SessionId},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     net::Service,
     policy::Demand,
@@ -21,7 +21,10 @@ use postern_common::{
 };
 
 use super::event::IdentityEvent;
-use crate::identity::{SignedIn, random::Token, user_code::UserCode};
+use crate::{
+    identity::{SignedIn, random::Token, user_code::UserCode},
+    stream::{Decision, RequestView},
+};
 
 /// An answer that is being worked out.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, DoorsError>> + Send + 'a>>;
@@ -77,6 +80,18 @@ pub trait Doors: Send + Sync + 'static {
     /// Lets a stock WireGuard client in, for the resources whose rules permit it, and tells its configuration.
     /// Its lease lives no longer than [`SignedIn::session_until`] and ends at [`Doors::signed_out`].
     fn stock_client<'a>(&'a self, asked: StockRequest, who: &'a SignedIn) -> Answer<'a, StockConfiguration>;
+
+    /// Lists the requests for access about which this person may decide.
+    fn requests<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Vec<RequestView>>;
+
+    /// Decides about a request for access. [`DoorsError::NotFound`] if this person may not.
+    fn decide_request<'a>(
+        &'a self,
+        request: RequestId,
+        decision: Decision,
+        reason: String,
+        who: &'a SignedIn,
+    ) -> Answer<'a, ()>;
 
     /// Tells that the browser's login session ended; stock clients that it let in end with it.
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()>;

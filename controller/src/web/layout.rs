@@ -11,6 +11,7 @@ pub(super) enum Place {
     Home,
     Join,
     WireGuard,
+    Requests,
     Elsewhere,
 }
 
@@ -74,6 +75,7 @@ fn with_head(person: &Person, place: Place, title: &str, head: Markup, content: 
             (entry("/", "Resources", Place::Home))
             (entry("/join", "Add a machine", Place::Join))
             (entry("/wireguard", "WireGuard", Place::WireGuard))
+            (entry("/requests", "Requests", Place::Requests))
         }
         form.account method="post" action="/sign-out" {
             (token(&person.form_token()))

@@ -55,6 +55,7 @@ mod join;
 mod layout;
 mod oidc;
 mod password;
+mod requests;
 mod second_factor;
 mod security;
 mod sign_in;
@@ -194,6 +195,8 @@ pub fn router(web: Arc<Web>) -> Router {
         .route("/step-up/{secret}/prove", post(step_up::prove))
         .route("/step-up/{secret}/provider", get(step_up::to_provider))
         .route("/wireguard", get(stock::show).post(stock::submit))
+        .route("/requests", get(requests::show))
+        .route("/requests/decide", post(requests::decide))
         .route("/sessions/end", post(home::end_session))
         .route("/devices/remove", post(home::remove_device))
         .route("/assets/{name}", get(assets::serve))

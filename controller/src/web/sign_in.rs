@@ -55,6 +55,7 @@ fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>
     let why = match next {
         Next::Join(_) => "to let a machine in",
         Next::StepUp(_) => "to confirm that it is you",
+        Next::Requests => "to decide about requests",
         Next::Home | Next::WireGuard | Next::SecondFactor => "to see what you may reach",
     };
     layout::door(

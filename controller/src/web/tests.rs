@@ -75,6 +75,20 @@ impl Doors for Nothing {
         not_found()
     }
 
+    fn requests<'a>(&'a self, _who: &'a SignedIn) -> Answer<'a, Vec<crate::stream::RequestView>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
+    fn decide_request<'a>(
+        &'a self,
+        _request: postern_common::id::RequestId,
+        _decision: crate::stream::Decision,
+        _reason: String,
+        _who: &'a SignedIn,
+    ) -> Answer<'a, ()> {
+        Box::pin(async { Err(DoorsError::NotFound) })
+    }
+
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {
         self.signed_out.lock().expect("not poisoned").push(who.session());
         Box::pin(async { Ok(()) })

@@ -63,6 +63,7 @@ pub(super) enum Next {
     Home,
     Join(Option<UserCode>),
     WireGuard,
+    Requests,
     SecondFactor,
     StepUp(Link),
 }
@@ -100,6 +101,7 @@ impl Next {
         match path {
             "/join" => Self::Join(None),
             "/wireguard" => Self::WireGuard,
+            "/requests" => Self::Requests,
             "/second-factor" => Self::SecondFactor,
             other => match (other.strip_prefix("/join?code=").map(str::parse), other.strip_prefix("/step-up/")) {
                 (Some(Ok(code)), _) => Self::Join(Some(code)),
@@ -115,6 +117,7 @@ impl Next {
             Self::Join(None) => "/join".into(),
             Self::Join(Some(code)) => format!("/join?code={code}"),
             Self::WireGuard => "/wireguard".into(),
+            Self::Requests => "/requests".into(),
             Self::SecondFactor => "/second-factor".into(),
             Self::StepUp(link) => format!("/step-up/{link}"),
         }
@@ -128,7 +131,7 @@ impl Next {
     pub(super) fn sign_in(self) -> String {
         match self {
             Self::Home => "/sign-in".into(),
-            Self::Join(_) | Self::WireGuard | Self::SecondFactor | Self::StepUp(_) => {
+            Self::Join(_) | Self::WireGuard | Self::Requests | Self::SecondFactor | Self::StepUp(_) => {
                 format!("/sign-in?next={}", self.encoded())
             }
         }
@@ -306,6 +309,7 @@ mod tests {
             "/join",
             "/join?code=KTRM-4821",
             "/wireguard",
+            "/requests",
             "/second-factor",
         ] {
             assert_eq!(Next::parse(good).path(), good);

@@ -16,7 +16,7 @@ use postern_common::{
     grant::QuarantineNotice,
     id::{DeviceId, MachineName},
     net::{FiveTuple, Protocol, Service},
-    protocol::{Explanation, UnmetPosture},
+    protocol::{AccessRequest, Explanation, UnmetPosture},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,17 @@ pub enum Request {
         to: String,
         /// What is asked about.
         service: Option<Service>,
+    },
+    /// Ask for access for a time.
+    RequestAccess {
+        /// The resource.
+        resource: String,
+        /// For how long, milliseconds.
+        length_ms: u64,
+        /// Why.
+        reason: String,
+        /// Whether to stay until somebody has decided.
+        wait: bool,
     },
     /// Live flows, or records as they come.
     Flows {
@@ -80,6 +91,7 @@ impl std::fmt::Debug for Request {
             Self::Resources => "Resources",
             Self::Whois { .. } => "Whois",
             Self::Explain { .. } => "Explain",
+            Self::RequestAccess { .. } => "RequestAccess",
             Self::Flows { .. } => "Flows",
             Self::Up { .. } => "Up", // it may hold a token
             Self::StepUp { .. } => "StepUp",
@@ -106,7 +118,9 @@ impl Request {
             Self::Status | Self::Resources | Self::Whois { .. } | Self::Explain { .. } | Self::StepUp { .. } => {
                 Right::Read
             }
-            Self::Flows { .. } | Self::Up { .. } | Self::Down | Self::Logout => Right::Change,
+            Self::RequestAccess { .. } | Self::Flows { .. } | Self::Up { .. } | Self::Down | Self::Logout => {
+                Right::Change
+            }
         }
     }
 }
@@ -129,6 +143,11 @@ pub enum Reply {
     Whois(Box<WhoisReport>),
     /// To [`Request::Explain`].
     Explain(Box<ExplainReport>),
+    /// A request for access, to [`Request::RequestAccess`]: when it was taken, and when somebody has decided.
+    Access {
+        /// The request.
+        request: Box<AccessRequest>,
+    },
     /// One of the live flows, to [`Request::Flows`].
     Flow(Box<FlowReport>),
     /// A record as it came, to [`Request::Flows`] with `follow`.
@@ -179,6 +198,9 @@ pub struct StatusReport {
     /// Why nothing passes to this machine or from it, if it is in quarantine.
     #[serde(default)]
     pub quarantine: Option<QuarantineNotice>,
+    /// What was asked for here: what waits, and what was decided lately.
+    #[serde(default)]
+    pub requests: Vec<AccessRequest>,
     /// Peers that may open something here.
     pub peers_in: usize,
     /// Resources that may be reached from here.

@@ -37,6 +37,7 @@ impl Flows {
                 | Reply::Resources { .. }
                 | Reply::Whois(_)
                 | Reply::Explain(_)
+                | Reply::Access { .. }
                 | Reply::Notice { .. }
                 | Reply::Done
                 | Reply::Refused { .. } => return Err(client::confused()),

@@ -15,6 +15,7 @@ mod explain;
 mod flows;
 mod logout;
 mod qr;
+mod request;
 mod resources;
 mod run;
 mod show;
@@ -88,6 +89,8 @@ enum Command {
     Explain(explain::Explain),
     /// Prove your sign-in anew for a resource that asks for it
     StepUp(step_up::StepUp),
+    /// Ask for access for a time
+    Request(request::Request),
     /// Tell who is behind a connection
     Whois(whois::Whois),
     /// Sign out on this machine and disconnect it
@@ -143,6 +146,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Flows(flows) => flows.run(&places),
         Command::Explain(explain) => explain.run(&places),
         Command::StepUp(step_up) => step_up.run(&places),
+        Command::Request(request) => request.run(&places),
         Command::Whois(whois) => whois.run(&places),
         Command::Logout(logout) => logout.run(&places),
         Command::Run(run) => run.run(&places),

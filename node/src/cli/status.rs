@@ -6,7 +6,7 @@ use clap::Args;
 use postern_common::grant::QuarantineNotice;
 
 use super::{
-    Failure, Outcome, Places, client,
+    Failure, Outcome, Places, client, request,
     show::{self, Mark},
 };
 use crate::agent::{
@@ -42,6 +42,9 @@ impl Status {
             }
             for line in posture(&report) {
                 show::marked(Mark::Bad, &show::safe(&line));
+            }
+            for request in &report.requests {
+                show::marked(Mark::Watch, &request::in_words(request));
             }
             for problem in &report.problems {
                 show::marked(Mark::Bad, &show::safe(problem));
@@ -193,6 +196,7 @@ mod tests {
             session_until: None,
             leases_until: None,
             quarantine: None,
+            requests: vec![],
             peers_in: 41,
             resources_out: 2,
             step_ups: vec![],

@@ -75,6 +75,7 @@ impl Disk {
                 self.pairs.retain(|_, pair| pair.name() != name);
                 return Matters::No;
             }
+            StoreChange::PutRequest(_) | StoreChange::DeleteRequest(_) => return Matters::No, // nobody asks in here
             StoreChange::PutHold(hold) => {
                 self.holds.insert(hold.addresses, hold);
                 return Matters::No;
@@ -101,6 +102,7 @@ impl Disk {
             revoked_rules: self.revoked_rules.values().cloned().collect(),
             postures: self.postures.values().cloned().collect(),
             quarantines: self.quarantines.values().cloned().collect(),
+            requests: vec![],
         }
     }
 }

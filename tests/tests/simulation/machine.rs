@@ -222,6 +222,8 @@ impl Machine {
             | Effect::StopProbes
             | Effect::LookAtPosture
             | Effect::Explained { .. }
+            | Effect::AccessRequested { .. }
+            | Effect::RequestsChanged
             | Effect::Settled(_) => {}
             other @ (Effect::Connect(_) | Effect::Close | Effect::Send(_) | Effect::Notify(_)) => return Some(other),
         }

@@ -131,6 +131,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         tags: BTreeSet::new(),
         posture: Some(Report { facts: managed(), observed_at: now }),
         attested: None,
+        approved: vec![],
         address: Some("192.0.2.7".parse().expect("an address")),
         now,
     }

@@ -22,6 +22,7 @@ use crate::{
     audit,
     serve::{self, clock, files},
     store::{SqliteStore, Store, backup},
+    stream::BUCKETS_MS,
 };
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -50,6 +51,45 @@ pub(super) fn check(desk: &Desk) -> anyhow::Result<ExitCode> {
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Prints what is measured and counted, in the Prometheus text format (version 0.0.4).
+pub(super) fn metrics(desk: &Desk) -> anyhow::Result<ExitCode> {
+    desk.ask_and(&Request::Status, |value| print!("{}", exposition(&value["core"])))
+}
+
+fn exposition(core: &Value) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    let closing = &core["closing"];
+    let name = "postern_closing_seconds";
+    let help = "from accepting what closes something to the last node that enforces it";
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} histogram");
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    for (bound, count) in BUCKETS_MS.iter().zip(closing["buckets"].as_array().into_iter().flatten()) {
+        let _ = writeln!(text, "{name}_bucket{{le=\"{}\"}} {}", *bound as f64 / 1e3, number(count));
+    }
+    let _ = writeln!(text, "{name}_bucket{{le=\"+Inf\"}} {}", number(&closing["count"]));
+    let _ = writeln!(
+        text,
+        "{name}_sum {}\n{name}_count {}",
+        number(&closing["sum_us"]) as f64 / 1e6,
+        number(&closing["count"])
+    );
+    for (name, kind, value) in [
+        ("postern_closing_max_seconds", "gauge", number(&closing["max_us"]) as f64 / 1e6),
+        ("postern_closing_open", "gauge", number(&closing["open"]) as f64),
+        ("postern_closing_interrupted_total", "counter", number(&closing["interrupted"]) as f64),
+        ("postern_nodes_connected", "gauge", number(&core["connected"]) as f64),
+        ("postern_nodes_current", "gauge", number(&core["current"]) as f64),
+        ("postern_leases", "gauge", number(&core["leases"]) as f64),
+    ] {
+        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+    }
+    for (counter, value) in core["counters"].as_object().into_iter().flatten() {
+        let _ = writeln!(text, "# TYPE postern_{counter}_total counter\npostern_{counter}_total {}", number(value));
+    }
+    text
+}
+
 /// Shows the controller and every node.
 pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
     desk.ask_and(&Request::Status, |value| {
@@ -66,6 +106,16 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
             text(&core["leases"]),
             text(&core["pending_joins"])
         );
+        if let Some(count) = core["closing"]["count"].as_u64().filter(|count| *count > 0) {
+            let ms = |key: &str| core["closing"][key].as_f64().unwrap_or(0.0) / 1e3;
+            println!(
+                "{} closed on every node: p50 {:.1} ms, p99 {:.1} ms, at most {:.1} ms",
+                print::count(count, "change"),
+                ms("p50_us"),
+                ms("p99_us"),
+                ms("max_us")
+            );
+        }
         if policy["document_differs"].as_bool() == Some(true) {
             println!(
                 "! the policy document on disk is not the one in force: postern-controller policy plan, then apply"
@@ -293,5 +343,31 @@ fn fact(value: &Value) -> String {
         Value::String(text) if text.contains(' ') || text.is_empty() => format!("{text:?}"),
         Value::Object(_) => value.to_string(),
         other => text(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_a_histogram_with_cumulative_buckets_and_every_counter() {
+        let core = serde_json::json!({
+            "closing": { "count": 3, "buckets": [0, 1, 1, 2], "sum_us": 34_500, "max_us": 20_000, "open": 1 },
+            "connected": 7,
+            "counters": { "decisions": 12 },
+        });
+        let text = exposition(&core);
+        for line in [
+            "postern_closing_seconds_bucket{le=\"0.002\"} 1",
+            "postern_closing_seconds_bucket{le=\"0.01\"} 2",
+            "postern_closing_seconds_bucket{le=\"+Inf\"} 3",
+            "postern_closing_seconds_sum 0.0345",
+            "postern_closing_seconds_count 3",
+            "postern_nodes_connected 7",
+            "postern_decisions_total 12",
+        ] {
+            assert!(text.lines().any(|have| have == line), "{line}\n{text}");
+        }
     }
 }

@@ -47,6 +47,9 @@ pub(super) struct SimNode {
     /// Where the controller said that a probe came from.
     pub(super) observed: Option<std::net::SocketAddr>,
     pub(super) session_ended: Option<String>,
+    /// What it has asked for, as the controller last told.
+    pub(super) requests: Vec<postern_common::protocol::AccessRequest>,
+    pub(super) refused_request: Option<String>,
     pub(super) documents: usize,
     pub(super) snapshots: usize,
     pub(super) upserts: usize,
@@ -93,6 +96,8 @@ impl SimNode {
             explained: vec![],
             observed: None,
             session_ended: None,
+            requests: vec![],
+            refused_request: None,
             documents: 0,
             snapshots: 0,
             upserts: 0,
@@ -240,6 +245,14 @@ impl SimNode {
             }
             ToNode::Observed { endpoint } => {
                 self.observed = Some(endpoint);
+                vec![]
+            }
+            ToNode::Requests { requests } => {
+                self.requests = requests;
+                vec![]
+            }
+            ToNode::AccessRequested { answer, .. } => {
+                self.refused_request = answer.err();
                 vec![]
             }
             ToNode::Explained { explanation, .. } => {

@@ -87,6 +87,8 @@ impl Store {
             StoreChange::PutRevokedRule(new) => put(&mut all.revoked_rules, |old| old.rule == new.rule, new.clone()),
             StoreChange::DeleteRevokedRule(rule) => all.revoked_rules.retain(|old| old.rule != rule),
             StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
+            StoreChange::PutRequest(new) => put(&mut all.requests, |old| old.id == new.id, new.clone()),
+            StoreChange::DeleteRequest(id) => all.requests.retain(|old| old.id != id),
             StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),
             StoreChange::PutPosture(new) => put(&mut all.postures, |old| old.device == new.device, new.clone()),
             StoreChange::DeletePosture(device) => all.postures.retain(|old| old.device != device),

@@ -1,6 +1,6 @@
 //! What each command of a local client does.
 
-use postern_common::{id::MachineName, key::WireGuardPrivateKey, net::Service, protocol::FromNode, time::Now};
+use postern_common::{id::MachineName, key::WireGuardPrivateKey, protocol::FromNode, time::Now};
 use zeroize::Zeroizing;
 
 use super::{
@@ -32,7 +32,18 @@ impl Core {
             }
             Command::Logout => self.logout(now),
             Command::StepUp { resource } => self.step_up(resource, now),
-            Command::Explain { question, to, service } => self.ask(question, to, service, now),
+            Command::Explain { question, to, service } => {
+                let message = FromNode::Explain { id: question, to, service };
+                if let Err(why) = self.ask(question, message, now) {
+                    self.effects.push_back(Effect::Explained { question, answer: Err(why) });
+                }
+            }
+            Command::RequestAccess { question, resource, length_ms, reason } => {
+                let message = FromNode::RequestAccess { id: question, resource, length_ms, reason };
+                if let Err(why) = self.ask(question, message, now) {
+                    self.effects.push_back(Effect::Explained { question, answer: Err(why) });
+                }
+            }
         }
     }
 
@@ -145,22 +156,19 @@ impl Core {
         self.settle();
     }
 
-    fn ask(&mut self, question: u64, to: String, service: Option<Service>, now: Now) {
-        let refusal = match &self.stream {
-            Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => None,
-            Stream::Live(_) => Some("too many questions are open: try again in a moment"),
+    /// Sends a question if the controller is there; what became of it comes as an effect.
+    fn ask(&mut self, question: u64, message: FromNode, now: Now) -> Result<(), String> {
+        match &self.stream {
+            Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => {}
+            Stream::Live(_) => return Err("too many questions are open: try again in a moment".into()),
             Stream::Resting { .. }
             | Stream::Connecting { .. }
             | Stream::Greeting { .. }
             | Stream::Joining { .. }
-            | Stream::Leaving { .. } => Some("the controller is not connected"),
-        };
-        match refusal {
-            Some(why) => self.effects.push_back(Effect::Explained { question, answer: Err(why.into()) }),
-            None => {
-                self.questions.insert(question, now.monotonic.saturating_add(EXPLAIN_PATIENCE));
-                self.effects.push_back(Effect::Send(FromNode::Explain { id: question, to, service }));
-            }
+            | Stream::Leaving { .. } => return Err("the controller is not connected".into()),
         }
+        self.questions.insert(question, now.monotonic.saturating_add(EXPLAIN_PATIENCE));
+        self.effects.push_back(Effect::Send(message));
+        Ok(())
     }
 }

@@ -38,6 +38,8 @@ impl Core {
             | ToNode::Probe { .. }
             | ToNode::Observed { .. }
             | ToNode::CountFlows { .. }
+            | ToNode::AccessRequested { .. }
+            | ToNode::Requests { .. }
             | ToNode::StepUpPending { .. }
             | ToNode::StepUpRefused { .. }
             | ToNode::Posture { .. }

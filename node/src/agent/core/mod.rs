@@ -58,7 +58,7 @@ use postern_common::{
     grant::{GrantVerifier, Position, SavedGrants},
     id::{BootId, Nonce},
     key::WireGuardPrivateKey,
-    protocol::{FlowGroup, FromNode, MAX_ENDPOINTS},
+    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS},
     time::{Monotonic, Now, WallTime},
 };
 use zeroize::Zeroizing;
@@ -133,6 +133,8 @@ pub struct Core {
     effects: VecDeque<Effect>,
     refused_documents: u64,
     step_ups: step_up::StepUps,
+    /// What this machine's subject has asked for here, as the controller last told.
+    requests: Vec<AccessRequest>,
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
     posture: Posture,
@@ -201,6 +203,7 @@ impl Core {
             effects: VecDeque::new(),
             refused_documents: 0,
             step_ups: step_up::StepUps::default(),
+            requests: Vec::new(),
             observed: None,
             posture: Posture::default(),
         }
@@ -335,6 +338,11 @@ impl Core {
         self.close_stream();
         self.shut();
         self.connect_if_wanted(now);
+    }
+
+    /// Returns what this machine's subject has asked for here, as the controller last told.
+    pub fn requests(&self) -> &[AccessRequest] {
+        &self.requests
     }
 
     /// Changes how long a WireGuard key is the newest.

@@ -14,7 +14,8 @@ use postern_common::{
     key::{SigningPurpose, WireGuardPublicKey},
     probe::ProbeKey,
     protocol::{
-        Enrol, FromNode, Hello, Join, MAX_COUNTED_PEERS, PROTOCOL_VERSION, Refusal, ToNode, hello_payload, join_payload,
+        Enrol, FromNode, Hello, Join, MAX_COUNTED_PEERS, MAX_OWN_REQUESTS, PROTOCOL_VERSION, Refusal, ToNode,
+        hello_payload, join_payload,
     },
     time::{Monotonic, Now},
 };
@@ -358,6 +359,18 @@ impl Core {
                 self.step_up_pending(resource, PendingStepUp { demand, url, expires });
             }
             ToNode::StepUpRefused { resource, message } => self.notify(Notice::StepUpFailed { resource, message }),
+            ToNode::AccessRequested { id, answer } => {
+                if self.questions.remove(&id).is_some() {
+                    self.effects.push_back(Effect::AccessRequested { question: id, answer });
+                }
+            }
+            ToNode::Requests { mut requests } => {
+                if let Stream::Live(_) = self.stream {
+                    requests.truncate(MAX_OWN_REQUESTS);
+                    self.requests = requests;
+                    self.effects.push_back(Effect::RequestsChanged);
+                }
+            }
             ToNode::CountFlows { id, mut peers } => {
                 if let Stream::Live(_) = self.stream {
                     peers.truncate(MAX_COUNTED_PEERS);

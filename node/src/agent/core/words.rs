@@ -6,7 +6,7 @@ use postern_common::{
     key::WireGuardPrivateKey,
     net::Service,
     probe::ProbeKey,
-    protocol::{Explanation, FromNode},
+    protocol::{AccessRequest, Explanation, FromNode},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,17 @@ pub enum Command {
         to: String,
         /// What is asked about.
         service: Option<Service>,
+    },
+    /// Ask for access for a time.
+    RequestAccess {
+        /// Comes back with the answer.
+        question: u64,
+        /// The resource.
+        resource: String,
+        /// For how long, milliseconds.
+        length_ms: u64,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -87,6 +98,15 @@ pub enum Effect {
     StopProbes,
     /// Tell local clients.
     Notify(Notice),
+    /// Answer a client that asked for access.
+    AccessRequested {
+        /// The question.
+        question: u64,
+        /// The request that waits now, or why there is none.
+        answer: Result<AccessRequest, String>,
+    },
+    /// What became of requests for access has changed: [`super::Core::requests`].
+    RequestsChanged,
     /// Answer a client's question.
     Explained {
         /// The question.

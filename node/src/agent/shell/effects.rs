@@ -90,6 +90,8 @@ impl Agent {
                     self.end_if_useless().await;
                 }
             }
+            Effect::AccessRequested { question, answer } => self.access_requested(question, answer),
+            Effect::RequestsChanged => self.requests_changed(),
             Effect::Explained { question, answer } => self.explained(question, answer).await,
         }
     }

@@ -145,6 +145,7 @@ impl Agent {
                 permissions.filter(|permission| live(&permission.until)).map(|permission| permission.until.wall).max()
             }),
             quarantine: own.and_then(|own| own.quarantine.clone()),
+            requests: self.core.requests().to_vec(),
             peers_in: stand.map_or(0, |stand| {
                 let may_come =
                     |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));

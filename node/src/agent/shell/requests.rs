@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use postern_common::{
-    id::{MachineName, ResourceName},
+    id::{MachineName, RequestId, ResourceName},
     net::{FiveTuple, PortRange, Protocol, Service},
-    protocol::Explanation,
+    protocol::{AccessRequest, AccessRequestState, Explanation},
 };
 use postern_dataplane::LocalVerdict;
 use tokio::sync::{broadcast, mpsc};
@@ -32,12 +32,25 @@ pub(super) struct Waiting {
     /// Clients that wait for a step-up.
     step_ups: BTreeMap<u64, (ResourceName, Replies)>,
     questions: BTreeMap<u64, (Replies, ExplainReport)>,
+    /// Who asked for access, whether they stay, and the request once it is known.
+    asks: BTreeMap<u64, Asking>,
     next_question: u64,
     /// How taking the tunnel down went, until the disk has it too.
     pub(super) taken_down: Option<Reply>,
     /// `node.toml` was read again, and worker and host do not follow it yet.
     pub(super) reloaded: bool,
 }
+
+/// A client that asked for access.
+#[derive(Debug)]
+struct Asking {
+    replies: Replies,
+    wait: bool,
+    request: Option<RequestId>,
+}
+
+/// The most clients that wait for a decision; the longest waiting is let go first.
+const MAX_ASKING: usize = 64;
 
 impl Waiting {
     /// Tells the clients that asked for `up`.
@@ -112,6 +125,16 @@ impl Agent {
                 return;
             }
             Request::Explain { to, service } => return self.explain(to, service, replies).await,
+            Request::RequestAccess { resource, length_ms, reason, wait } => {
+                self.waiting.next_question += 1;
+                let question = self.waiting.next_question;
+                if self.waiting.asks.len() >= MAX_ASKING {
+                    self.waiting.asks.pop_first();
+                }
+                self.waiting.asks.insert(question, Asking { replies, wait, request: None });
+                let command = Command::RequestAccess { question, resource, length_ms, reason };
+                return self.core.handle_command(command, now);
+            }
             Request::Up { target, token, name } => return self.up(client, target, token, name, replies).await,
             Request::StepUp { resource } => {
                 let domain = self.core.book().stand().map(|stand| format!(".{}", stand.own.domain)).unwrap_or_default();
@@ -274,8 +297,55 @@ impl Agent {
         reports
     }
 
+    pub(super) fn access_requested(&mut self, question: u64, answer: Result<AccessRequest, String>) {
+        let Some(asking) = self.waiting.asks.get_mut(&question) else { return };
+        let done = match answer {
+            Ok(request) => {
+                asking.request = Some(request.id);
+                let _ = asking.replies.try_send(Reply::Access { request: Box::new(request) });
+                if !asking.wait {
+                    let _ = asking.replies.try_send(Reply::Done);
+                }
+                !asking.wait
+            }
+            Err(message) => {
+                let _ = asking.replies.try_send(Reply::Refused { message });
+                true
+            }
+        };
+        if done {
+            self.waiting.asks.remove(&question);
+        }
+    }
+
+    /// Tells the clients that wait for a decision.
+    pub(super) fn requests_changed(&mut self) {
+        let known = self.core.requests();
+        self.waiting.asks.retain(|_, asking| {
+            let Some(id) = asking.request else { return !asking.replies.is_closed() };
+            let reply = match known.iter().find(|request| request.id == id) {
+                Some(AccessRequest { state: AccessRequestState::Waiting { .. }, .. }) => {
+                    return !asking.replies.is_closed();
+                }
+                Some(decided) => Reply::Access { request: Box::new(decided.clone()) },
+                None => Reply::Refused { message: "nobody decided in time: ask again".into() },
+            };
+            let done = !matches!(reply, Reply::Refused { .. });
+            let _ = asking.replies.try_send(reply);
+            if done {
+                let _ = asking.replies.try_send(Reply::Done);
+            }
+            false
+        });
+    }
+
     pub(super) async fn explained(&mut self, question: u64, answer: Result<Explanation, String>) {
-        let Some((replies, mut report)) = self.waiting.questions.remove(&question) else { return };
+        let Some((replies, mut report)) = self.waiting.questions.remove(&question) else {
+            if let (Some(asking), Err(message)) = (self.waiting.asks.remove(&question), answer) {
+                let _ = asking.replies.try_send(Reply::Refused { message }); // the client may have gone
+            }
+            return;
+        };
         match answer {
             Ok(explanation) => report.controller = Some(explanation),
             Err(error) => report.controller_error = Some(error),

@@ -174,6 +174,7 @@ impl Node {
                 Effect::LookAtPosture => self.looks += 1,
                 Effect::Notify(notice) => self.seen.notices.push(notice),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
+                Effect::AccessRequested { .. } | Effect::RequestsChanged => {}
             }
         }
     }
