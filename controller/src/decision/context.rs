@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use postern_common::{
     id::MachineName,
-    policy::{self, Approval, RequestContext, Subject, UserIdentity},
+    policy::{self, RequestContext, Subject, UserIdentity},
     time::WallTime,
 };
 
@@ -55,7 +55,6 @@ pub(crate) fn context(
     assurance: Option<&Assurance>,
     posture: Evidence,
     address: Option<IpAddr>,
-    approved: Vec<Approval>,
     now: WallTime,
 ) -> RequestContext {
     RequestContext {
@@ -65,7 +64,7 @@ pub(crate) fn context(
         tags: device.tags.clone(),
         posture: posture.own,
         attested: posture.attested,
-        approved,
+        approved: vec![],
         address,
         now,
     }

@@ -61,8 +61,8 @@ impl Core {
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let posture = self.postures.evidence(device.id, now);
-        let approved = self.registry.approvals(device);
-        Some(context(&self.config.url, device, owner, assurance, posture, address, approved, now.wall))
+        let context = context(&self.config.url, device, owner, assurance, posture, address, now.wall);
+        Some(RequestContext { approved: self.registry.approvals(device), ..context })
     }
 
     // --- tokens

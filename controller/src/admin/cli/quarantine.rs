@@ -24,12 +24,16 @@ use crate::{
 )]
 pub(super) enum Quarantine {
     /// A person or service: every machine of theirs.
+    #[command(after_help = "Example:\n  postern-controller quarantine subject bob@corp.example --reason incident-17")]
     Subject(Hold),
     /// A machine, whoever signs in there.
+    #[command(after_help = "Example:\n  postern-controller quarantine device bob-laptop --reason incident-17")]
     Device(Hold),
     /// A machine that runs our agent.
+    #[command(after_help = "Example:\n  postern-controller quarantine node payroll-1 --reason incident-17")]
     Node(Hold),
     /// A resource: nobody may open it, by whatever name.
+    #[command(after_help = "Example:\n  postern-controller quarantine resource payroll-app --reason incident-17")]
     Resource(Hold),
     /// Release somebody or something: what policy gives opens again.
     #[command(after_help = "Example:\n  postern-controller quarantine release node payroll-1")]
