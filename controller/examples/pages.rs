@@ -29,6 +29,7 @@ use postern_controller::{
         system_clock,
         user_code::UserCode,
     },
+    signals::provider::{Ends, Vouchers},
     web::{
         self, Doors, LocalAccounts, SignInWays, Web,
         doors::{
@@ -278,6 +279,10 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
+    fn provider_ended<'a>(&'a self, _: &'a Ends) -> Answer<'a, usize> {
+        Box::pin(async { Ok(0) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move {
             println!("{}", serde_json::to_string(&event).unwrap());
@@ -331,7 +336,8 @@ async fn main() -> anyhow::Result<()> {
         join_link: format!("{origin}#k=4f9a"),
         ways: SignInWays { provider, local: LocalAccounts::SecondFactorOptional },
         accounts,
-        sessions: WebSessions::new(pool, SessionLimits::default()),
+        sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
+        vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),
         doors: Arc::new(Memory::new()),
         clock: system_clock(),
     }));

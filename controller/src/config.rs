@@ -228,11 +228,23 @@ pub struct Oidc {
     /// Authentication context classes to ask for, best first.
     #[serde(default)]
     pub acr_values: Vec<String>,
+    /// How often the provider is asked whether it still vouches for who signed in, where it gave a refresh token.
+    #[serde(default = "default_check_interval")]
+    pub check_interval: HumanDuration,
+    /// How long the provider may be away before what it vouched for ends.
+    #[serde(default = "default_check_grace")]
+    pub check_grace: HumanDuration,
     /// PEM certificates that vouch for the provider, beside the system's roots.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
 }
 
+fn default_check_interval() -> HumanDuration {
+    HumanDuration::new(Duration::from_secs(300))
+}
+fn default_check_grace() -> HumanDuration {
+    HumanDuration::new(Duration::from_secs(4 * 3_600))
+}
 fn default_provider_name() -> String {
     "single sign-on".into()
 }
@@ -319,6 +331,11 @@ impl Config {
             && !oidc.get_ref().issuer.starts_with("http://127.0.0.1")
         {
             wrong.push(Diagnostic::at(oidc.span(), "the issuer must begin with https://"));
+        }
+        if let Some(oidc) = &written.oidc
+            && oidc.get_ref().check_interval.get() < Duration::from_secs(5)
+        {
+            wrong.push(Diagnostic::at(oidc.span(), "`check_interval` is at least \"5s\""));
         }
         if let Some(oidc) = &written.oidc
             && same_issuer(&oidc.get_ref().issuer, written.url.get_ref())

@@ -260,7 +260,11 @@ pub(crate) async fn test_pool() -> SqlitePool {
         .connect_with(options)
         .await
         .expect("a database in memory");
-    sqlx::raw_sql(include_str!("../../migrations/0002_identity.sql")).execute(&pool).await.expect("the tables");
+    let tables =
+        [include_str!("../../migrations/0002_identity.sql"), include_str!("../../migrations/0006_provider.sql")];
+    for table in tables {
+        sqlx::raw_sql(table).execute(&pool).await.expect("the tables");
+    }
     pool
 }
 

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     identity::{SignedIn, random::Token, user_code::UserCode},
     records::Person,
+    signals::provider::Ends,
     stream::{CoreError, Decider, Decision, RequestView},
     web::doors::{
         Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration,
@@ -128,6 +129,18 @@ impl Doors for Handle {
         Box::pin(
             async move { Ok(self.call(move |turn, now| turn.core.confirm_step_up(&token, &who, from, now)).await??) },
         )
+    }
+
+    fn provider_ended<'a>(&'a self, ends: &'a Ends) -> Answer<'a, usize> {
+        const REASON: &str = "signed out at the identity provider";
+        let ends = ends.clone();
+        Box::pin(async move {
+            let ended = self.call(move |turn, now| match &ends {
+                Ends::Sessions(vouched) => turn.core.end_vouched(vouched, REASON, now),
+                Ends::Person { issuer, subject } => turn.core.end_person(issuer, subject, REASON, now),
+            });
+            Ok(ended.await?)
+        })
     }
 
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {

@@ -44,6 +44,7 @@ use crate::{
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
     },
+    signals::provider::{self, Vouchers},
     store::{SqliteStore, Store, StoreError},
     stream::{Core, PersonNow},
     web::{self, LocalAccounts, SignInWays, Web},
@@ -271,8 +272,15 @@ async fn serve_all(
     let accounts = Arc::new(Accounts::new(pool.clone(), config.url.clone(), read_sealing_key(&config)?));
     take_over_accounts(&accounts, &running.handle).await?;
     let limits = SessionLimits { absolute: config.core.session_length, ..SessionLimits::default() };
-    let sessions = WebSessions::new(pool, limits);
-    let provider = provider(&config, &public_url)?;
+    let sessions = WebSessions::new(pool.clone(), limits);
+    let vouchers = Vouchers::new(pool, read_sealing_key(&config)?);
+    let provider = open_provider(&config, &public_url)?;
+    if let (Some(provider), Some(oidc)) = (&provider, &config.oidc) {
+        let checks = provider::Settings { interval: oidc.check_interval.get(), grace: oidc.check_grace.get() };
+        let (handle, stop) = (running.handle.clone(), running.stop.subscribe());
+        let watch = provider::watch(Arc::clone(provider), vouchers.clone(), sessions.clone(), handle, checks, stop);
+        running.tasks.spawn(watch);
+    }
     let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
     let pages = Arc::new(Web {
         public_url,
@@ -280,6 +288,7 @@ async fn serve_all(
         ways: SignInWays { provider, local },
         accounts: Arc::clone(&accounts),
         sessions: sessions.clone(),
+        vouchers: vouchers.clone(),
         doors: Arc::new(running.handle.clone()),
         clock: Arc::new(|| clock::now().wall),
     });
@@ -467,7 +476,7 @@ fn read_sealing_key(config: &Config) -> Result<SealingKey, ServeError> {
     Ok(SealingKey::from_bytes(key))
 }
 
-fn provider(config: &Config, public_url: &url::Url) -> Result<Option<Arc<Provider>>, ServeError> {
+fn open_provider(config: &Config, public_url: &url::Url) -> Result<Option<Arc<Provider>>, ServeError> {
     let Some(oidc) = &config.oidc else { return Ok(None) };
     let wrong = |why: String| ServeError::Provider { file: config.file.clone(), why };
     let issuer = url::Url::parse(&oidc.issuer).map_err(|error| wrong(format!("issuer: {error}")))?;

@@ -3,5 +3,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
+//! | [`provider`] | what the identity provider says of people after they signed in |
 
 pub mod posture;
+pub mod provider;

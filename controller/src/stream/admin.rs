@@ -410,6 +410,34 @@ impl Core {
         self.flush(now);
     }
 
+    /// Returns the browsers' login sessions in which login sessions on machines were confirmed.
+    pub fn vouched_sessions(&self) -> BTreeSet<SessionId> {
+        self.registry.sessions().filter_map(|session| session.vouched).collect()
+    }
+
+    /// Ends the login sessions on machines that were confirmed in these browsers' login sessions; returns how many.
+    pub fn end_vouched(&mut self, vouched: &BTreeSet<SessionId>, reason: &str, now: Now) -> usize {
+        let hanging = self.registry.sessions().filter(|s| s.vouched.is_some_and(|browser| vouched.contains(&browser)));
+        let hanging: Vec<SessionId> = hanging.map(|session| session.id).collect();
+        self.end_all(hanging, reason, now)
+    }
+
+    /// Ends every login session of a person on machines; returns how many.
+    pub fn end_person(&mut self, issuer: &str, sub: &str, reason: &str, now: Now) -> usize {
+        let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
+        let Some(subject) = self.registry.subject_of(&kind).map(|subject| subject.id) else { return 0 };
+        let theirs = self.registry.sessions().filter(|session| session.subject == subject);
+        let theirs: Vec<SessionId> = theirs.map(|session| session.id).collect();
+        self.end_all(theirs, reason, now)
+    }
+
+    fn end_all(&mut self, sessions: Vec<SessionId>, reason: &str, now: Now) -> usize {
+        let count = sessions.len();
+        self.end_sessions(sessions, reason, now);
+        self.flush(now);
+        count
+    }
+
     /// Returns the browsers' login sessions on which stock clients hang.
     pub fn web_sessions_in_use(&self) -> BTreeSet<SessionId> {
         self.registry.sessions().filter_map(|session| session.web_session).collect()

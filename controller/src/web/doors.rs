@@ -23,6 +23,7 @@ use postern_common::{
 use super::event::IdentityEvent;
 use crate::{
     identity::{SignedIn, random::Token, user_code::UserCode},
+    signals::provider::Ends,
     stream::{Decision, RequestView},
 };
 
@@ -105,6 +106,9 @@ pub trait Doors: Send + Sync + 'static {
 
     /// Takes this person's fresh proof over into the login session of the page. The page is spent, unless it is refused.
     fn confirm_step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, SteppedUp>;
+
+    /// Ends what the provider has ended, on machines; tells how many login sessions that were.
+    fn provider_ended<'a>(&'a self, ends: &'a Ends) -> Answer<'a, usize>;
 
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;

@@ -47,6 +47,16 @@ pub enum IdentityAction {
         /// The authentication methods.
         amr: Vec<String>,
     },
+    /// The provider told that somebody signed out there.
+    ProviderLogout {
+        /// How many login sessions on machines ended.
+        machines: usize,
+    },
+    /// A logout token was refused, and nothing changed.
+    ProviderLogoutRefused {
+        /// Why, as a constant text.
+        reason: &'static str,
+    },
     /// A sign-in was refused.
     SignInRefused {
         /// Why, as a constant word.

@@ -25,6 +25,7 @@
 //! | `visit` | who sends a request; forms; cookies |
 //! | `layout`, `words`, `assets`, `fault` | the frame of a page; times and codes as text; style, script, icon; refusals |
 //! | `sign_in`, `oidc`, `second_factor`, `password` | signing in and out |
+//! | `back_channel` | what the provider tells by itself |
 //! | `step_up` | stronger or fresher proof for a machine's login session |
 //! | `join`, `home`, `stock` | confirm a machine; resources and machines; stock WireGuard clients |
 
@@ -44,8 +45,10 @@ use crate::identity::{
     rate::{AddressPrefix, Allowance, Buckets},
     sessions::WebSessions,
 };
+use crate::signals::provider::Vouchers;
 
 mod assets;
+mod back_channel;
 pub mod doors;
 pub mod event;
 mod fault;
@@ -101,6 +104,8 @@ pub struct Web {
     pub accounts: Arc<Accounts>,
     /// The login sessions of browsers.
     pub sessions: WebSessions,
+    /// What the provider vouches for after sign-in.
+    pub vouchers: Vouchers,
     /// The rest of the controller.
     pub doors: Arc<dyn Doors>,
     /// The wall clock.
@@ -156,6 +161,8 @@ struct Limits {
     stock: Buckets<(String, String)>,
     /// One-time links.
     links: Buckets<AddressPrefix>,
+    /// Logout tokens.
+    logouts: Buckets<AddressPrefix>,
 }
 
 impl Limits {
@@ -169,8 +176,17 @@ impl Limits {
             provider: Buckets::new(every(30, 5_000), 8_192),
             stock: Buckets::new(every(10, 30_000), 4_096),
             links: Buckets::new(every(20, 6_000), 8_192),
+            // a provider that signs everybody out at once tells each of them
+            logouts: Buckets::new(every(500, 20), 1_024),
         }
     }
+}
+
+/// What servers tell: no page, no cookies, and no same-site check.
+fn told_by_servers() -> Router<Arc<Pages>> {
+    Router::new()
+        .route("/oidc/backchannel-logout", post(back_channel::receive))
+        .layer(axum::extract::DefaultBodyLimit::max(2 * crate::signals::provider::logout::MAX_TOKEN))
 }
 
 /// Makes the router of all pages.
@@ -204,5 +220,6 @@ pub fn router(web: Arc<Web>) -> Router {
         .method_not_allowed_fallback(fault::wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(security::MAX_BODY))
         .layer(middleware::from_fn_with_state(pages.clone(), security::guard))
+        .merge(told_by_servers())
         .with_state(pages)
 }

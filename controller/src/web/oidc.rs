@@ -10,7 +10,8 @@ use serde::Deserialize;
 use super::{
     event::IdentityAction,
     fault::{Fault, ProviderFault},
-    sign_in, step_up,
+    sign_in::{self, Vouched},
+    step_up,
     visit::{Next, Person, Visit, WithCookies},
 };
 use crate::identity::{
@@ -53,12 +54,13 @@ pub(super) async fn callback(visit: Visit, Query(callback): Query<Callback>) -> 
     let provider = visit.pages.web.ways.provider.as_ref().ok_or(Fault::NotFound)?;
     visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
     match provider.finish(callback, visit.visit.as_ref(), visit.now).await {
-        Ok((proof, next)) => {
+        Ok((proof, vouching, next)) => {
             if let (Next::StepUp(link), Some((cookie, who))) = (Next::parse(&next), &visit.session) {
                 let (cookie, who) = step_up::renew(&visit, cookie, who, proof, None).await?;
+                sign_in::note(&visit, &who, &vouching).await?;
                 return Ok(step_up::back(link).with_session(&cookie, &who, visit.now));
             }
-            let answer = sign_in::finish(&visit, proof, None, Next::parse(&next)).await?;
+            let answer = sign_in::finish(&visit, proof, Vouched::ByProvider(&vouching), Next::parse(&next)).await?;
             Ok(answer.into_response())
         }
         Err(error) => Err(refused(&visit, error).await?),

@@ -56,7 +56,7 @@ pub(super) async fn submit(posted: Posted<Code>) -> Result<Response, Fault> {
             if enrolment.is_some() {
                 visit.audit(Some(who(&visit, &account)), IdentityAction::SecondFactorEnrolled).await?;
             }
-            sign_in::finish(&visit, proof, Some(&account), next).await
+            sign_in::finish(&visit, proof, sign_in::Vouched::ByAccount(&account), next).await
         }
         Err(error @ SignInError::Changed) => {
             pages.half.take(cookie, visit.now);

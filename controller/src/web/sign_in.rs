@@ -18,10 +18,13 @@ use super::{
     visit::{Next, Posted, Visit, WithCookies},
     words,
 };
-use crate::identity::{
-    Proof, SignedIn,
-    local::{Account, AccountStatus, Credential, PasswordStep, SignInError},
-    random::Token,
+use crate::{
+    identity::{
+        Proof, SignedIn,
+        local::{Account, AccountStatus, Credential, PasswordStep, SignInError},
+        random::Token,
+    },
+    signals::provider::Vouching,
 };
 
 #[derive(Deserialize)]
@@ -107,7 +110,7 @@ pub(super) async fn submit(posted: Posted<Credentials>) -> Result<Response, Faul
         Err(error) => return refused(&visit, next, &fields.login, error).await,
     };
     match pages.web.accounts.prove(&account, Credential::Missing, visit.address, visit.now).await {
-        Ok(proof) => finish(&visit, proof, Some(&account), next).await,
+        Ok(proof) => finish(&visit, proof, Vouched::ByAccount(&account), next).await,
         Err(error) => refused(&visit, next, &fields.login, error).await,
     }
 }
@@ -119,20 +122,39 @@ fn half_way(visit: &Visit, half: HalfSignIn) -> Response {
     Redirect::to("/sign-in/code").with_visit(&cookie)
 }
 
+/// Who vouches for a sign-in.
+#[derive(Clone, Copy)]
+pub(super) enum Vouched<'a> {
+    /// The local account as its password was given.
+    ByAccount(&'a Account),
+    /// The provider, which can be asked again.
+    ByProvider(&'a Vouching),
+}
+
+/// Notes what the provider handed over beside the proof.
+pub(super) async fn note(visit: &Visit, who: &SignedIn, vouching: &Vouching) -> Result<(), Fault> {
+    let vouchers = &visit.pages.web.vouchers;
+    Ok(vouchers.put(who.session(), (who.issuer(), who.subject()), vouching, visit.now).await?)
+}
+
 /// Opens a session with a new cookie; it is in the audit log before the cookie is handed out.
-/// `account` is the local account as its password was given.
-pub(super) async fn finish(
-    visit: &Visit,
-    proof: Proof,
-    account: Option<&Account>,
-    next: Next,
-) -> Result<Response, Fault> {
+pub(super) async fn finish(visit: &Visit, proof: Proof, vouched: Vouched<'_>, next: Next) -> Result<Response, Fault> {
     let sessions = &visit.pages.web.sessions;
     if let Some((old, who)) = &visit.session {
         sessions.close(old).await?;
         visit.pages.web.doors.signed_out(who).await?;
     }
     let (token, who) = sessions.open(proof, visit.now).await?;
+    let account = match vouched {
+        Vouched::ByAccount(account) => Some(account),
+        Vouched::ByProvider(vouching) => {
+            if let Err(fault) = note(visit, &who, vouching).await {
+                sessions.close(&token).await?;
+                return Err(fault);
+            }
+            None
+        }
+    };
     if !still_stands(visit, &who, account).await? {
         sessions.close(&token).await?;
         visit.audit(Some(Who::of(&who)), IdentityAction::SignInRefused { reason: "changed" }).await?;

@@ -29,6 +29,7 @@ use crate::identity::{
     system_clock,
     user_code::UserCode,
 };
+use crate::signals::provider::Ends;
 
 const OWN: &str = "https://ctl.corp.example";
 const PASSWORD: &str = "correct horse battery";
@@ -107,6 +108,10 @@ impl Doors for Nothing {
         not_found()
     }
 
+    fn provider_ended<'a>(&'a self, _: &'a Ends) -> Answer<'a, usize> {
+        Box::pin(async { Ok(0) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         if self.audit_fails.load(std::sync::atomic::Ordering::SeqCst) {
             return Box::pin(async { Err(DoorsError::Unavailable("the disk is full".into())) });
@@ -155,7 +160,8 @@ async fn site(local: LocalAccounts) -> Site {
         join_link: format!("{OWN}#k=4f9a"),
         ways: SignInWays { provider: None, local },
         accounts,
-        sessions: WebSessions::new(pool, SessionLimits::default()),
+        sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
+        vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),
         doors: doors.clone(),
         clock: Arc::new(move || *clock.lock().expect("not poisoned")),
     });
@@ -333,7 +339,10 @@ async fn an_account_that_changes_during_its_sign_in_gets_no_session() {
         }
         let pages = Arc::new(Pages::new(site.web.clone()));
         let visit = visit::Visit { pages, address, now, session: None, visit: None };
-        assert!(sign_in::finish(&visit, proof, Some(&account), visit::Next::Home).await.is_err(), "{change}");
+        assert!(
+            sign_in::finish(&visit, proof, sign_in::Vouched::ByAccount(&account), visit::Next::Home).await.is_err(),
+            "{change}"
+        );
         assert_eq!(site.web.sessions.list(now).await.expect("works"), []);
         assert_eq!(site.reasons(), ["changed"]);
     }

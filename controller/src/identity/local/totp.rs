@@ -9,6 +9,7 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 use postern_common::time::WallTime;
+use sha2::{Digest, Sha256};
 use totp_rs::{Algorithm, TOTP};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
@@ -27,6 +28,14 @@ impl SealingKey {
     /// Takes 32 random bytes.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
+    }
+}
+
+impl SealingKey {
+    /// Derives a key of its own for another use, so that nothing sealed for one use opens for another.
+    pub(crate) fn derive(&self, purpose: &[u8]) -> [u8; 32] {
+        let digest = Sha256::new().chain_update(b"postern sealing key v1\0").chain_update(purpose).chain_update(self.0);
+        digest.finalize().into()
     }
 }
 

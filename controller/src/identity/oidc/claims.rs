@@ -110,6 +110,12 @@ pub(super) fn proof(claims: &Claims, groups_claim: &str, latest: WallTime) -> Op
     })
 }
 
+/// Reads the session at the provider.
+pub(super) fn sid(claims: &Claims) -> Option<String> {
+    let sid = claims.additional_claims().claims.get("sid")?.as_str()?;
+    (!sid.is_empty() && sid.len() <= MAX_WORD_BYTES).then(|| sid.to_owned())
+}
+
 /// Reads groups: a list of texts, or one text. `None`, unknown, for anything else and for what is missing.
 fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
     let text = |value: &Value| value.as_str().filter(|text| text.len() <= MAX_GROUP_BYTES).map(str::to_owned);

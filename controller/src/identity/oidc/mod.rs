@@ -18,9 +18,11 @@
 mod claims;
 mod fuzzing;
 mod http;
+mod later;
 mod settings;
 
 pub use fuzzing::fuzz_claims;
+pub use later::{LogoutError, Refusal};
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +46,7 @@ use postern_common::{
 pub use settings::ProviderSettings;
 use tokio::sync::Mutex;
 use url::Url;
+use zeroize::Zeroizing;
 
 use self::claims::{Metadata, OtherClaims, TokenAnswer, TokenErrorAnswer};
 use super::{
@@ -52,6 +55,7 @@ use super::{
     random::{Token, TokenHash},
     rate::{Allowance, Buckets},
 };
+use crate::signals::provider::Vouching;
 
 type RelyingParty = Client<
     OtherClaims,
@@ -303,7 +307,7 @@ impl Provider {
         callback: Callback,
         browser: Option<&Token>,
         now: WallTime,
-    ) -> Result<(Proof, String), OidcError> {
+    ) -> Result<(Proof, Vouching, String), OidcError> {
         let state = callback.state.as_deref().and_then(Token::presented).ok_or(OidcError::State)?;
         let waiting = self.pending.take(&state, now).ok_or(OidcError::State)?;
         if browser.map(Token::hash) != Some(waiting.browser) {
@@ -329,12 +333,12 @@ impl Provider {
             other => other,
         };
         match verified {
-            Ok(proof) => match waiting.proven_after {
+            Ok((proof, vouching)) => match waiting.proven_after {
                 // A provider may ignore `prompt` and `max_age`; then nothing was proven anew.
                 Some(after) if proof.auth_time.is_none_or(|at| at < after) => {
                     Err(OidcError::Token("nothing was proven anew".into()))
                 }
-                Some(_) | None => Ok((proof, waiting.next)),
+                Some(_) | None => Ok((proof, vouching, waiting.next)),
             },
             Err(Unverified::UnknownKey) => {
                 Err(OidcError::Token("signed by a key that the provider does not list".into()))
@@ -382,7 +386,7 @@ impl Provider {
         answer: &TokenAnswer,
         nonce: &Nonce,
         now: WallTime,
-    ) -> Result<Proof, Unverified> {
+    ) -> Result<(Proof, Vouching), Unverified> {
         let refused = |why: &str| Unverified::Refused(why.to_owned());
         let client = self.relying_party(metadata);
         let offered = metadata.id_token_signing_alg_values_supported();
@@ -417,8 +421,14 @@ impl Provider {
                 return Err(refused("the access token is another one's"));
             }
         }
-        claims::proof(claims, &self.settings.groups_claim, now.saturating_add(Duration::from_secs(CLOCK_SKEW as u64)))
-            .ok_or_else(|| refused("no usable subject"))
+        let proof = claims::proof(
+            claims,
+            &self.settings.groups_claim,
+            now.saturating_add(Duration::from_secs(CLOCK_SKEW as u64)),
+        )
+        .ok_or_else(|| refused("no usable subject"))?;
+        let refresh_token = answer.refresh_token().map(|token| Zeroizing::new(token.secret().clone()));
+        Ok((proof, Vouching { sid: claims::sid(claims), refresh_token }))
     }
 
     /// Returns the provider's metadata, read at most an hour ago where it answers, and older ones where it does not.

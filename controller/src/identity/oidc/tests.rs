@@ -192,7 +192,7 @@ impl Walk {
 
     async fn finish(&self) -> Result<Proof, OidcError> {
         let finished = self.provider.finish(self.callback.clone(), Some(&self.browser), system_clock()()).await;
-        finished.map(|(proof, next)| {
+        finished.map(|(proof, _, next)| {
             assert_eq!(next, "/join");
             proof
         })

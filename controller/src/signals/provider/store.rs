@@ -1,0 +1,252 @@
+//! The rows of what the provider vouches for.
+
+use std::collections::BTreeSet;
+
+use chacha20poly1305::{
+    ChaCha20Poly1305, KeyInit,
+    aead::{Aead, Payload},
+};
+use postern_common::{id::SessionId, time::WallTime};
+use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
+use zeroize::Zeroizing;
+
+use super::logout::LogoutToken;
+use crate::identity::{StoreFailed, local::SealingKey, random};
+
+/// The most rows that one round of checks takes.
+const BATCH: i64 = 64;
+
+/// What the provider handed over beside the proof.
+#[derive(Clone, Default)]
+pub struct Vouching {
+    /// The session at the provider (OIDC Front-Channel Logout §3, `sid`).
+    pub(crate) sid: Option<String>,
+    /// With which it can be asked again.
+    pub(crate) refresh_token: Option<Zeroizing<String>>,
+}
+
+impl std::fmt::Debug for Vouching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vouching").field("sid", &self.sid).finish_non_exhaustive()
+    }
+}
+
+/// What a logout token ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ends {
+    /// What was vouched for in these browsers' login sessions.
+    Sessions(BTreeSet<SessionId>),
+    /// Every login session of the person.
+    Person {
+        /// The issuer.
+        issuer: String,
+        /// The person.
+        subject: String,
+    },
+}
+
+/// A row whose time to be checked has come.
+pub(super) struct Due {
+    pub(super) session: SessionId,
+    pub(super) refresh_token: Zeroizing<String>,
+    pub(super) failing_since: Option<WallTime>,
+}
+
+/// What the provider vouches for, in the database.
+#[derive(Debug, Clone)]
+pub struct Vouchers {
+    pool: SqlitePool,
+    key: SealingKey,
+}
+
+fn seal(key: &SealingKey, session: SessionId, text: &str) -> Vec<u8> {
+    let nonce = random::bytes::<12>();
+    let payload = Payload { msg: text.as_bytes(), aad: session.as_bytes() };
+    let sealed = ChaCha20Poly1305::new(&key.derive(b"refresh token").into()).encrypt(&nonce.into(), payload);
+    [&nonce[..], &sealed.expect("a token is within ChaCha20-Poly1305's limits")].concat()
+}
+
+fn open(key: &SealingKey, session: SessionId, sealed: &[u8]) -> Option<Zeroizing<String>> {
+    let (nonce, text) = sealed.split_first_chunk::<12>()?;
+    let payload = Payload { msg: text, aad: session.as_bytes() };
+    let open = ChaCha20Poly1305::new(&key.derive(b"refresh token").into()).decrypt(nonce.into(), payload).ok()?;
+    String::from_utf8(open).ok().map(Zeroizing::new)
+}
+
+fn session_of(row: &SqliteRow) -> Result<SessionId, sqlx::Error> {
+    let bytes: &[u8] = row.try_get("session")?;
+    let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| sqlx::Error::Decode("a session id".into()))?;
+    Ok(SessionId::from_bytes(bytes))
+}
+
+impl Vouchers {
+    /// Uses the tables of the provider's migration in `pool`.
+    pub const fn new(pool: SqlitePool, key: SealingKey) -> Self {
+        Self { pool, key }
+    }
+
+    /// Notes what the provider handed over for a browser's login session, in place of what it did before.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn put(
+        &self,
+        session: SessionId,
+        (issuer, subject): (&str, &str),
+        vouching: &Vouching,
+        now: WallTime,
+    ) -> Result<(), StoreFailed> {
+        let sealed = vouching.refresh_token.as_ref().map(|token| seal(&self.key, session, token));
+        sqlx::query(
+            "INSERT INTO provider_sessions (session, issuer, subject, sid, refresh_token, checked_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (session) DO UPDATE SET sid = excluded.sid, refresh_token = excluded.refresh_token,
+                 checked_at = excluded.checked_at, failing_since = NULL",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(issuer)
+        .bind(subject)
+        .bind(&vouching.sid)
+        .bind(sealed)
+        .bind(now.as_millis())
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Lists what was checked last at `before` or earlier, oldest first; at most a batch.
+    pub(super) async fn due(&self, before: WallTime) -> Result<Vec<Due>, StoreFailed> {
+        let rows = sqlx::query(
+            "SELECT * FROM provider_sessions WHERE refresh_token IS NOT NULL AND checked_at <= ?1
+             ORDER BY checked_at LIMIT ?2",
+        )
+        .bind(before.as_millis())
+        .bind(BATCH)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut due = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let session = session_of(row)?;
+            let Some(refresh_token) = open(&self.key, session, row.try_get("refresh_token")?) else {
+                tracing::error!(%session, "a refresh token does not open under the sealing key: it is not checked any more");
+                self.forget(&BTreeSet::from([session])).await?;
+                continue;
+            };
+            let failing_since: Option<i64> = row.try_get("failing_since")?;
+            due.push(Due { session, refresh_token, failing_since: failing_since.map(WallTime::from_millis) });
+        }
+        Ok(due)
+    }
+
+    /// Notes that the provider still vouches; it may have handed over another token in place of the old one.
+    pub(super) async fn good(
+        &self,
+        session: SessionId,
+        replacement: Option<&str>,
+        now: WallTime,
+    ) -> Result<(), StoreFailed> {
+        let sealed = replacement.map(|token| seal(&self.key, session, token));
+        sqlx::query(
+            "UPDATE provider_sessions SET checked_at = ?2, failing_since = NULL,
+                 refresh_token = COALESCE(?3, refresh_token) WHERE session = ?1",
+        )
+        .bind(&session.as_bytes()[..])
+        .bind(now.as_millis())
+        .bind(sealed)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Notes that the provider could not be asked.
+    pub(super) async fn failing(&self, session: SessionId, since: WallTime, now: WallTime) -> Result<(), StoreFailed> {
+        sqlx::query("UPDATE provider_sessions SET checked_at = ?2, failing_since = ?3 WHERE session = ?1")
+            .bind(&session.as_bytes()[..])
+            .bind(now.as_millis())
+            .bind(since.as_millis())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets rows.
+    pub(super) async fn forget(&self, sessions: &BTreeSet<SessionId>) -> Result<(), StoreFailed> {
+        for session in sessions {
+            sqlx::query("DELETE FROM provider_sessions WHERE session = ?1")
+                .bind(&session.as_bytes()[..])
+                .execute(&self.pool)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets rows on which nothing hangs any more, and logout tokens that could not be fresh.
+    pub(super) async fn sweep(&self, in_use: &BTreeSet<SessionId>, now: WallTime) -> Result<(), StoreFailed> {
+        let rows =
+            sqlx::query("SELECT session FROM provider_sessions WHERE session NOT IN (SELECT id FROM web_sessions)")
+                .fetch_all(&self.pool)
+                .await?;
+        let rows: BTreeSet<SessionId> = rows.iter().map(session_of).collect::<Result<_, _>>()?;
+        self.forget(&rows.difference(in_use).copied().collect()).await?;
+        sqlx::query("DELETE FROM logout_tokens WHERE expires_at <= ?1")
+            .bind(now.as_millis())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Tells whether a logout token was used before.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn is_used(&self, token: &LogoutToken) -> Result<bool, StoreFailed> {
+        let found = sqlx::query("SELECT 1 FROM logout_tokens WHERE hash = ?1")
+            .bind(&token.hash[..])
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(found.is_some())
+    }
+
+    /// Notes that a logout token was used, and forgets what it ended.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn used(&self, token: &LogoutToken, ends: &Ends) -> Result<(), StoreFailed> {
+        match ends {
+            Ends::Sessions(sessions) => self.forget(sessions).await?,
+            Ends::Person { issuer, subject } => {
+                sqlx::query("DELETE FROM provider_sessions WHERE issuer = ?1 AND subject = ?2")
+                    .bind(issuer)
+                    .bind(subject)
+                    .execute(&self.pool)
+                    .await?;
+            }
+        }
+        sqlx::query("INSERT OR IGNORE INTO logout_tokens (hash, expires_at) VALUES (?1, ?2)")
+            .bind(&token.hash[..])
+            .bind(token.fresh_until.as_millis())
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
+
+    /// Finds what a logout token ends: with `sid` that session at the provider, else everything of the person.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn ends(&self, token: &LogoutToken) -> Result<Ends, StoreFailed> {
+        let Some(sid) = &token.sid else {
+            let subject = token.subject.clone().unwrap_or_default();
+            return Ok(Ends::Person { issuer: token.issuer.clone(), subject });
+        };
+        let rows = sqlx::query(
+            "SELECT session FROM provider_sessions WHERE issuer = ?1 AND sid = ?2 AND (?3 IS NULL OR subject = ?3)",
+        )
+        .bind(&token.issuer)
+        .bind(sid)
+        .bind(&token.subject)
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(Ends::Sessions(rows.iter().map(session_of).collect::<Result<_, _>>()?))
+    }
+}

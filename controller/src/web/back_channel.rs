@@ -1,0 +1,96 @@
+//! Back-channel logout (OpenID Connect Back-Channel Logout 1.0 §2.5): the provider tells that somebody signed out there.
+//!
+//! This is no page: a server sends it, without cookies, so it stands outside the pages' same-site check. It changes nothing
+//! without a logout token that the provider signed for this controller, and its refusals say nothing.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Form,
+    extract::{ConnectInfo, State},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+
+use super::{
+    Pages,
+    event::{IdentityAction, IdentityEvent, Who},
+};
+use crate::{identity::rate::AddressPrefix, signals::provider::Ends};
+
+#[derive(Deserialize)]
+pub(super) struct Told {
+    logout_token: String,
+}
+
+pub(super) async fn receive(
+    State(pages): State<Arc<Pages>>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    form: Result<Form<Told>, axum::extract::rejection::FormRejection>,
+) -> Response {
+    let now = (pages.web.clock)();
+    let address = from.ip().to_canonical();
+    if pages.limits.logouts.take(&AddressPrefix::from(address), now).is_err() {
+        return answer(StatusCode::TOO_MANY_REQUESTS);
+    }
+    let Ok(_permit) = pages.in_flight.try_acquire() else { return answer(StatusCode::SERVICE_UNAVAILABLE) };
+    let (Some(provider), Ok(Form(told))) = (&pages.web.ways.provider, form) else {
+        return answer(StatusCode::BAD_REQUEST);
+    };
+    let audit = async |who: Option<Who>, what: IdentityAction| {
+        let event = IdentityEvent { at: now, address, who, what };
+        pages.web.doors.audit(event).await.is_ok()
+    };
+    let refused = async |reason: &'static str| {
+        tracing::warn!(reason, "a logout token was refused");
+        audit(None, IdentityAction::ProviderLogoutRefused { reason }).await;
+        answer(StatusCode::BAD_REQUEST)
+    };
+    let token = match provider.verify_logout(&told.logout_token, now).await {
+        Ok(token) => token,
+        Err(crate::identity::oidc::LogoutError::Refused(why)) => return refused(why).await,
+        Err(crate::identity::oidc::LogoutError::Unavailable(why)) => {
+            tracing::warn!(why, "a logout token cannot be checked");
+            return answer(StatusCode::SERVICE_UNAVAILABLE);
+        }
+    };
+    let vouchers = &pages.web.vouchers;
+    match vouchers.is_used(&token).await {
+        Ok(true) => return refused("replayed").await,
+        Ok(false) => {}
+        Err(_) => return answer(StatusCode::SERVICE_UNAVAILABLE),
+    }
+    let Ok(ends) = vouchers.ends(&token).await else { return answer(StatusCode::SERVICE_UNAVAILABLE) };
+    // First closed, then noted as used: after a crash in between the provider tells it again, and it is done again.
+    if end_browsers(&pages, &ends).await.is_err() {
+        return answer(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let Ok(machines) = pages.web.doors.provider_ended(&ends).await else {
+        return answer(StatusCode::SERVICE_UNAVAILABLE);
+    };
+    let subject = token.subject.clone().unwrap_or_default();
+    let who = Who { issuer: token.issuer.clone(), name: subject.clone(), subject };
+    let told = audit(Some(who), IdentityAction::ProviderLogout { machines }).await;
+    match told && vouchers.used(&token, &ends).await.is_ok() {
+        true => answer(StatusCode::OK),
+        false => answer(StatusCode::SERVICE_UNAVAILABLE),
+    }
+}
+
+async fn end_browsers(pages: &Pages, ends: &Ends) -> Result<(), crate::identity::StoreFailed> {
+    match ends {
+        Ends::Sessions(sessions) => {
+            for session in sessions {
+                pages.web.sessions.end(*session).await?;
+            }
+        }
+        Ends::Person { issuer, subject } => drop(pages.web.sessions.end_of_person(issuer, subject).await?),
+    }
+    Ok(())
+}
+
+fn answer(status: StatusCode) -> Response {
+    // §2.8: no-store in every answer.
+    (status, [(header::CACHE_CONTROL, "no-store")]).into_response()
+}
