@@ -3,6 +3,7 @@
 pub use crate::{
     identity::oidc::fuzz_claims,
     serve::proxy_protocol::fuzz_proxy_header,
+    signals::provider::logout::fuzz_logout_token,
     web::fuzzing::{fuzz_cookie, fuzz_form},
 };
 
@@ -22,6 +23,7 @@ mod tests {
     fn the_kept_corpus_of_the_controller_passes() {
         replay("claims", super::fuzz_claims);
         replay("proxy_header", super::fuzz_proxy_header);
+        replay("logout_token", super::fuzz_logout_token);
         replay("cookie", super::fuzz_cookie);
         replay("form", super::fuzz_form);
     }

@@ -6,12 +6,13 @@
 // --host ADDRESS   127.0.0.1 by default: where it listens, and the host in its issuer
 // --name NAME      the host in its issuer instead
 // --certificate FILE, --key FILE   PEM: it speaks TLS then
+// --logout URL    where it tells of logouts (back channel)
 // --users FILE     JSON: {"login": {"password", "email", "groups", "acr", "amr"}}; the people below by default
 import { createServer } from "node:http";
 import { createServer as createTlsServer } from "node:https";
 import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { generateKeyPairSync } from "node:crypto";
+import { createPrivateKey, generateKeyPairSync, sign } from "node:crypto";
 import Provider from "oidc-provider";
 
 const { values: options } = parseArgs({
@@ -22,6 +23,7 @@ const { values: options } = parseArgs({
     name: { type: "string" },
     certificate: { type: "string" },
     key: { type: "string" },
+    logout: { type: "string" },
     users: { type: "string" },
   },
 });
@@ -41,6 +43,8 @@ await new Promise((done) => server.listen(Number(options.port), options.host, do
 const bracketed = options.host.includes(":") ? `[${options.host}]` : options.host;
 const issuer = `${options.certificate ? "https" : "http"}://${options.name ?? bracketed}:${server.address().port}`;
 
+/** People whom the administrator of the provider has disabled: POST /test/disable with their login. */
+const gone = new Set();
 const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
 const provider = new Provider(issuer, {
   clients: [{
@@ -48,19 +52,24 @@ const provider = new Provider(issuer, {
     client_secret: CLIENT.secret,
     redirect_uris: options.redirect,
     response_types: ["code"],
-    grant_types: ["authorization_code"],
+    grant_types: ["authorization_code", "refresh_token"],
     require_auth_time: true,
+    ...(options.logout && { backchannel_logout_uri: options.logout, backchannel_logout_session_required: true }),
   }],
   jwks: { keys: [{ ...key, kid: "test-1", use: "sig", alg: "RS256" }] },
   acrValues: ["urn:corp:mfa"],
   cookies: { keys: ["a-cookie-key-for-tests"] },
-  scopes: ["openid", "profile", "email", "groups"],
+  scopes: ["openid", "profile", "email", "groups", "offline_access"],
+  issueRefreshToken: async (_, client) => client.grantTypeAllowed("refresh_token"),
+  rotateRefreshToken: true,
   claims: { openid: ["sub", "acr", "amr", "auth_time"], profile: ["preferred_username"], email: ["email", "email_verified"], groups: ["groups"], iss: null, sid: null },
   conformIdTokenClaims: false, // the ID token itself carries the claims of the scopes
-  features: { devInteractions: { enabled: false }, rpInitiatedLogout: { enabled: false } },
+  features: { devInteractions: { enabled: false }, rpInitiatedLogout: { enabled: Boolean(options.logout) }, backchannelLogout: { enabled: Boolean(options.logout) } },
+  // Its guard against requests to private addresses is right for the world, and the lab is all private addresses.
+  fetch: (url, { dispatcher: _, ...rest }) => fetch(url, rest),
   pkce: { required: () => true },
   interactions: { url: (_, interaction) => `/interaction/${interaction.uid}` },
-  findAccount: async (_, login) => users[login] && {
+  findAccount: async (_, login) => !users[login] || gone.has(login) ? undefined : {
     accountId: login,
     claims: async () => ({
       sub: login, preferred_username: login, email: users[login].email, email_verified: true,
@@ -77,6 +86,8 @@ const provider = new Provider(issuer, {
   },
 });
 provider.on("server_error", (_, error) => console.error(error));
+provider.on("backchannel.error", (_, error) => console.error("backchannel", error, error.cause));
+provider.on("grant.error", (_, error) => console.error("grant", error.message, error.error_detail));
 
 const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const form = (uid, text) => `<!doctype html><html lang="en"><meta charset="utf-8"><title>Corp SSO</title>
@@ -109,7 +120,23 @@ async function interaction(request, response, uid) {
 }
 
 const rest = provider.callback();
-server.on("request", (request, response) => {
+server.on("request", async (request, response) => {
+  if (request.url === "/test/disable") {
+    let login = "";
+    for await (const chunk of request) login += chunk;
+    gone.add(login.trim());
+    return response.end();
+  }
+  // A logout token signed by the provider's own key, with claims of the test's choice: POST /test/logout-token {header, claims}
+  if (request.url === "/test/logout-token") {
+    let text = "";
+    for await (const chunk of request) text += chunk;
+    const { header, claims } = JSON.parse(text);
+    const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+    const signed = `${part({ alg: "RS256", typ: "logout+jwt", kid: "test-1", ...header })}.${part(claims)}`;
+    const signature = sign("sha256", Buffer.from(signed), createPrivateKey({ key, format: "jwk" })).toString("base64url");
+    return response.end(`${signed}.${signature}`);
+  }
   const uid = request.url.match(/^\/interaction\/([\w-]+)$/)?.[1];
   if (!uid) return rest(request, response);
   interaction(request, response, uid).catch((error) => {

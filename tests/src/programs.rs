@@ -138,12 +138,21 @@ pub fn nmap_open_ports(host: &Host, address: IpAddr, ports: &str) -> Result<Vec<
         .collect()
 }
 
+/// Where the provider looks for the certificate authority of the controller, a PEM file on its machine.
+pub const CONTROLLER_AUTHORITY: &str = "/run/controller-ca.pem";
+
 /// Starts the OpenID provider of the tests, as `https://NAME-OF-THE-HOST:PORT`. `tls` is a certificate and its key, PEM files
-/// on the host; `redirect` is where its one client, `postern`, has people sent back to.
+/// on the host; `redirect` is where its one client, `postern`, has people sent back to; `further` are arguments of `tests/idp/run`.
 ///
 /// # Errors
 /// Fails when `tests/idp/install` has not been run, or when it does not listen soon.
-pub fn openid_provider(host: &Host, port: u16, tls: (&str, &str), redirect: &str) -> Result<Background> {
+pub fn openid_provider(
+    host: &Host,
+    port: u16,
+    tls: (&str, &str),
+    redirect: &str,
+    further: &[&str],
+) -> Result<Background> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/idp");
     ensure!(
         std::path::Path::new(folder).join("node_modules/.installed").exists(),
@@ -155,6 +164,9 @@ pub fn openid_provider(host: &Host, port: u16, tls: (&str, &str), redirect: &str
         .arg(format!("{folder}/server.mjs"))
         .args(["--host", "::", "--name", host.name(), "--port", &port_text, "--redirect", redirect])
         .args(["--certificate", tls.0, "--key", tls.1])
+        .args(further)
+        // it speaks TLS to the controller too, whose own authority it has to know
+        .env("NODE_EXTRA_CA_CERTS", CONTROLLER_AUTHORITY)
         .spawn()?;
     wait_for_tcp_listener(host, port, Duration::from_secs(60)).with_context(|| server.output())?;
     Ok(server)

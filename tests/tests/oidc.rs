@@ -8,7 +8,7 @@ use postern_tests::{
     browser::{Browser, Page},
     deployment::{Deployment, Family, Node, PATIENCE},
     eventually,
-    programs::{can_connect, http_get, http_server, openid_provider},
+    programs::{CONTROLLER_AUTHORITY, can_connect, http_get, http_server, openid_provider},
 };
 
 const POLICY: &str = r#"
@@ -55,6 +55,11 @@ struct Corp {
 
 impl Corp {
     fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, POLICY, "", &[])
+    }
+
+    /// As [`Corp::start`], with a policy, further keys of `[oidc]` and further arguments of the provider.
+    fn start_with(name: &str, policy: &str, further: &str, of_provider: &[&str]) -> Result<Self> {
         let world = Deployment::start_with(name, |controller, config| {
             controller.sh(CERTIFICATES)?;
             controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
@@ -62,16 +67,22 @@ impl Corp {
             Ok(config
                 + &format!(
                     "\n[oidc]\nissuer = \"https://idp:9443\"\nname = \"Corp SSO\"\nclient_id = \"postern\"\n\
-                     client_secret_file = \"keys/oidc.secret\"\nca_file = \"{CA}\"\n"
+                     client_secret_file = \"keys/oidc.secret\"\nca_file = \"{CA}\"\n{further}"
                 ))
         })?;
         let idp = world.lab.host("idp")?;
         for file in ["idp.pem", "idp.key"] {
             idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
         }
-        let provider =
-            openid_provider(&idp, 9443, ("/run/pki/idp.pem", "/run/pki/idp.key"), "https://ctl/oidc/callback")?;
-        world.apply_policy(POLICY)?;
+        idp.write(CONTROLLER_AUTHORITY, world.controller.read("/etc/postern-controller/keys/ca.crt")?)?;
+        let provider = openid_provider(
+            &idp,
+            9443,
+            ("/run/pki/idp.pem", "/run/pki/idp.key"),
+            "https://ctl/oidc/callback",
+            of_provider,
+        )?;
+        world.apply_policy(policy)?;
         Ok(Self { world, idp, _provider: provider })
     }
 
@@ -93,9 +104,12 @@ impl Corp {
 
     /// Signs a person in on a machine through the provider.
     fn sign_in(&self, node: &Node, login: &str) -> Result<String> {
+        self.sign_in_with(&self.browser(&node.host)?, node, login)
+    }
+
+    fn sign_in_with(&self, browser: &Browser, node: &Node, login: &str) -> Result<String> {
         let (mut up, code) = self.world.begin_sign_in(node)?;
-        let browser = self.browser(&node.host)?;
-        let page = self.to_provider(&browser, &format!("https://ctl/join?code={code}"))?;
+        let page = self.to_provider(browser, &format!("https://ctl/join?code={code}"))?;
         let page =
             browser.submit(&page.form("password")?, &[("login", login), ("password", &format!("{login}-password"))])?;
         let text = page.text();
@@ -235,6 +249,196 @@ fn a_provider_that_is_away_is_said_and_nothing_else_stops() -> Result<()> {
     ensure!(page.status == 502 && page.text().contains("does not answer"), "({}) {}", page.status, page.text());
     // it comes back, and nobody had to restart anything
     let files = ("/run/pki/idp.pem", "/run/pki/idp.key");
-    let _provider = openid_provider(&corp.idp, 9443, files, "https://ctl/oidc/callback")?;
+    let _provider = openid_provider(&corp.idp, 9443, files, "https://ctl/oidc/callback", &[])?;
     corp.to_provider(&browser, "https://ctl/sign-in").map(drop)
+}
+
+const OFFLINE: &str = "scopes = [\"profile\", \"email\", \"groups\", \"offline_access\"]\ncheck_interval = \"5s\"\n";
+
+/// Why nobody is signed in on a machine any more, if so.
+fn signed_out(node: &Node) -> Option<String> {
+    let status = node.json(&["status"]).ok()?;
+    status["phase"]["reason"].as_str().map(str::to_owned)
+}
+
+fn payroll(corp: &Corp) -> Result<(Node, Background, std::net::IpAddr)> {
+    let server = corp.world.server("payroll", &["payroll"], None)?;
+    let page = http_server(&server.host, 80, "how we do it")?;
+    let at = server.overlay(Family::V6)?;
+    Ok((server, page, at))
+}
+
+#[test]
+fn who_is_disabled_at_the_provider_is_out_within_the_interval_and_a_provider_that_is_away_ends_nobody() -> Result<()> {
+    let mut corp = Corp::start_with("oidc-refresh", POLICY, OFFLINE, &[])?;
+    let (_server, _page, at) = payroll(&corp)?;
+    let (alice, bob) = (corp.world.laptop("alice-laptop")?, corp.world.laptop("bob-laptop")?);
+    let browser = corp.browser(&alice.host)?;
+    corp.sign_in_with(&browser, &alice, "alice")?;
+    corp.sign_in(&bob, "bob")?;
+    for node in [&alice, &bob] {
+        eventually(PATIENCE, "the wiki is not reached", || can_connect(&node.host, at, 80).then_some(()))?;
+    }
+    let stored = corp.world.controller.sh("strings -n 20 /etc/postern-controller/state/*.db* | grep -c eyJ || true")?;
+    ensure!(stored.trim() == "0", "something that looks like a token is in the database in clear");
+    // twice the interval: the token is exchanged, and the one that takes its place is kept
+    std::thread::sleep(Duration::from_secs(12));
+    ensure!(signed_out(&alice).is_none() && signed_out(&bob).is_none());
+
+    corp.idp.sh("curl -sk https://localhost:9443/test/disable -d alice")?;
+    let said = || format!("{}\n{}", corp._provider.output(), corp.world.controller_log());
+    let reason = eventually(Duration::from_secs(20), "alice is still in", || signed_out(&alice)).with_context(said)?;
+    ensure!(reason.contains("identity provider has ended this sign-in"), "{reason}");
+    ensure!(!can_connect(&alice.host, at, 80) && can_connect(&bob.host, at, 80));
+    let page = browser.get("https://ctl/")?;
+    ensure!(page.url.contains("/sign-in"), "her browser is still signed in: {}", page.url);
+
+    corp._provider.signal(postern_tests::Signal::Kill)?;
+    corp._provider.wait(PATIENCE)?;
+    std::thread::sleep(Duration::from_secs(12));
+    ensure!(signed_out(&bob).is_none() && can_connect(&bob.host, at, 80), "bob fell with the provider");
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    ensure!(audit.contains("the identity provider has ended this sign-in"), "the audit log says nothing");
+    Ok(())
+}
+
+/// Has the provider sign a logout token with these claims over what a good one says, and tells it to the controller.
+fn tell(corp: &Corp, header: &str, claims: &str) -> Result<String> {
+    let script = format!(
+        "import json,subprocess,time\n\
+         now=int(time.time())\n\
+         claims={{'iss':'https://idp:9443','aud':'postern','iat':now,'exp':now+100,'jti':'j-%d'%time.time_ns(),'sub':'bob',\
+         'events':{{'http://schemas.openid.net/event/backchannel-logout':{{}}}}}}\n\
+         claims.update({claims})\n\
+         claims={{k:v for k,v in claims.items() if v is not None}}\n\
+         asked=json.dumps({{'header':{header},'claims':claims}})\n\
+         token=subprocess.run(['curl','-sk','https://localhost:9443/test/logout-token','-d',asked],capture_output=True,text=True).stdout\n\
+         open('/run/token','w').write(token)\n"
+    );
+    corp.idp.command("python3").args(["-c", &script]).run()?.ok()?;
+    tell_again(corp)
+}
+
+fn tell_again(corp: &Corp) -> Result<String> {
+    corp.idp.sh(&format!(
+        "curl -s --cacert {CONTROLLER_AUTHORITY} -o /dev/null -w '%{{http_code}}' https://ctl/oidc/backchannel-logout \
+         --data-urlencode logout_token@/run/token"
+    ))
+}
+
+#[test]
+fn back_channel_logout_ends_what_it_names_and_what_does_not_hold_changes_nothing() -> Result<()> {
+    let corp = Corp::start_with("oidc-logout", POLICY, "", &["--logout", "https://ctl/oidc/backchannel-logout"])?;
+    let (_server, _page, at) = payroll(&corp)?;
+    let (alice, bob) = (corp.world.laptop("alice-laptop")?, corp.world.laptop("bob-laptop")?);
+    let browser = corp.browser(&alice.host)?;
+    corp.sign_in_with(&browser, &alice, "alice")?;
+    corp.sign_in(&bob, "bob")?;
+    for node in [&alice, &bob] {
+        eventually(PATIENCE, "the wiki is not reached", || can_connect(&node.host, at, 80).then_some(()))?;
+    }
+
+    // she signs out at the provider, which tells the controller by itself
+    let page = browser.get("https://idp:9443/session/end")?;
+    let mut form = page.forms().into_iter().next().context("no form to sign out")?;
+    form.fields.insert("logout".into(), "yes".into());
+    let page = browser.submit(&form, &[])?;
+    let said =
+        || format!("({}) {}\n{}\n{}", page.status, page.text(), corp._provider.output(), corp.world.controller_log());
+    let reason = eventually(Duration::from_secs(10), "alice is still in", || signed_out(&alice)).with_context(said)?;
+    ensure!(reason.contains("signed out at the identity provider"), "{reason}");
+    ensure!(!can_connect(&alice.host, at, 80) && signed_out(&bob).is_none());
+    ensure!(browser.get("https://ctl/")?.url.contains("/sign-in"), "her browser is still signed in");
+
+    for (header, claims) in [
+        ("{}", "{'aud':'another'}"),
+        ("{}", "{'aud':['postern','another']}"),
+        ("{}", "{'iss':'https://evil.example'}"),
+        ("{}", "{'iat':now-3600,'exp':now-3500}"),
+        ("{}", "{'events':{}}"),
+        ("{}", "{'nonce':'n'}"),
+        ("{}", "{'jti':None}"),
+        ("{}", "{'sub':None}"),
+        ("{'typ':'JWT'}", "{}"),
+        ("{'alg':'none'}", "{}"),
+        ("{'alg':'HS256'}", "{}"),
+        ("{'kid':'nobody'}", "{}"),
+    ] {
+        let status = tell(&corp, header, claims)?;
+        ensure!(status == "400", "{header} {claims}: {status}");
+    }
+    // signed by the provider for another person, and changed on the way
+    tell(&corp, "{}", "{'sub':'nobody'}")?;
+    corp.idp.sh("python3 - <<'EOF'\nimport base64,json\nh,p,s=open('/run/token').read().split('.')\n\
+        c=json.loads(base64.urlsafe_b64decode(p+'==='));c['sub']='bob';c['jti']='forged'\n\
+        open('/run/token','w').write('.'.join([h,base64.urlsafe_b64encode(json.dumps(c).encode()).decode().rstrip('='),s]))\nEOF")?;
+    ensure!(tell_again(&corp)? == "400", "a forged token was taken");
+    ensure!(signed_out(&bob).is_none() && can_connect(&bob.host, at, 80), "bob is out by a token that does not hold");
+
+    // one that holds, once
+    ensure!(tell(&corp, "{}", "{}")? == "200");
+    let reason = eventually(PATIENCE, "bob is still in", || signed_out(&bob))?;
+    ensure!(reason.contains("signed out at the identity provider"), "{reason}");
+    corp.sign_in(&bob, "bob")?;
+    ensure!(tell_again(&corp)? == "400", "a used token was taken again");
+    ensure!(signed_out(&bob).is_none(), "a replayed token ended the next sign-in");
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    for word in ["provider_logout", "replayed", "for another client", "not signed by the provider"] {
+        ensure!(audit.contains(word), "the audit log says nothing of {word}");
+    }
+    Ok(())
+}
+
+/// The provider ends the session of whoever was signed in there before, by a form that sends itself where scripts are on.
+fn out_of_the_session_there(browser: &Browser, page: Page) -> Result<Page> {
+    match page.form("/session/end/confirm") {
+        Ok(form) => browser.submit(&form, &[]),
+        Err(_) => Ok(page),
+    }
+}
+
+#[test]
+fn a_step_up_at_the_provider_asks_for_the_password_again_and_takes_the_same_person_alone() -> Result<()> {
+    let policy =
+        POLICY.replace("to = [\"wiki\"]\n\n[[deny]]", "to = [\"wiki\"]\nwhen = { mfa_within = \"20s\" }\n\n[[deny]]");
+    ensure!(policy != POLICY);
+    let corp = Corp::start_with("oidc-step-up", &policy, "", &[])?;
+    let (_server, _page, at) = payroll(&corp)?;
+    let alice = corp.world.laptop("alice-laptop")?;
+    let browser = corp.browser(&alice.host)?;
+    corp.sign_in_with(&browser, &alice, "alice")?;
+    eventually(Duration::from_secs(40), "the proof does not grow old", || {
+        (!can_connect(&alice.host, at, 80)).then_some(())
+    })?;
+    let mut command = alice.command().args(["--json", "step-up", "wiki"]).spawn()?;
+    let url = eventually(PATIENCE, "no page", || {
+        let line = command.output().lines().find(|line| line.contains("\"url\""))?.to_owned();
+        let notice: serde_json::Value = serde_json::from_str(&line).ok()?;
+        notice["url"].as_str().map(str::to_owned)
+    })?;
+    let page = browser.get(&url)?;
+    ensure!(page.form("Yes, it is me").is_err(), "an old sign-in is offered as enough: {}", page.text());
+    let at_provider = |browser: &Browser| -> Result<Page> {
+        let page = browser.get(&browser.get(&url)?.link("/provider")?)?;
+        ensure!(page.url.starts_with("https://idp:9443/interaction/"), "the provider asks for nothing: {}", page.url);
+        Ok(page)
+    };
+    // somebody else at her desk: she stays who she is, and nothing opens
+    let filled = [("login", "bob"), ("password", "bob-password")];
+    let page = browser.submit(&at_provider(&browser)?.form("password")?, &filled)?;
+    let page = out_of_the_session_there(&browser, page)?;
+    ensure!(page.status == 403 && page.text().contains("somebody else"), "({}) {}", page.status, page.text());
+    ensure!(browser.get("https://ctl/")?.text().contains("alice@corp.example"));
+    ensure!(!can_connect(&alice.host, at, 80));
+
+    let filled = [("login", "alice"), ("password", "alice-password")];
+    let page = browser.submit(&at_provider(&browser)?.form("password")?, &filled)?;
+    let page = out_of_the_session_there(&browser, page)?;
+    let page = browser.submit(&page.form("Yes, it is me")?, &[])?;
+    ensure!(page.status == 200 && page.text().contains("wiki is open"), "({}) {}", page.status, page.text());
+    ensure!(command.wait(PATIENCE)?.success(), "{}", command.output());
+    ensure!(can_connect(&alice.host, at, 80));
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    ensure!(audit.contains("step_up_other_person"), "the audit log does not say that somebody else was refused");
+    Ok(())
 }
