@@ -307,7 +307,7 @@ async fn main() -> anyhow::Result<()> {
         .connect_with(options)
         .await?;
     sqlx::raw_sql(include_str!("../migrations/0002_identity.sql")).execute(&pool).await?;
-    sqlx::raw_sql(include_str!("../migrations/0007_provider.sql")).execute(&pool).await?;
+    sqlx::raw_sql(include_str!("../migrations/0006_provider.sql")).execute(&pool).await?;
 
     let origin = public_url.origin().ascii_serialization();
     let accounts = Arc::new(Accounts::new(pool.clone(), &origin, SealingKey::from_bytes([7; 32])));
