@@ -3,12 +3,17 @@
 //! Each takes bytes as an outsider would send them and checks what must hold for any bytes, beyond not panicking.
 //! `fuzz/` holds the targets for `cargo fuzz` and the corpus.
 
+use std::time::Duration;
+
 use crate::{
     diagnostics,
     grant::{Change, GrantVerifier, SignedDocument},
     id::{DeviceId, Nonce},
-    key::{ControllerSigningKey, SigningPurpose},
-    policy::{Assurance, Audience, Destination, Policy, RequestContext, Subject, TargetNode, Targets, UserIdentity},
+    key::{ControllerSigningKey, DeviceSigningKey, SigningPurpose},
+    policy::{
+        Assurance, Audience, Destination, Policy, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity,
+    },
+    posture::{Facts, PostureVerifier, Report, Requirement, SignedPosture},
     probe::{ClaimedProbe, ProbeKey},
     protocol::{FromNode, ToNode},
     time::{Monotonic, WallTime},
@@ -114,6 +119,33 @@ pub fn fuzz_probe(bytes: &[u8]) {
     }
 }
 
+/// Lets the controller verify a report that a device signed, whatever is in it: as a hostile device could send it. What is taken is
+/// within its bounds, counts once, and can be judged and told.
+pub fn fuzz_posture(bytes: &[u8]) {
+    let Ok(document) = std::str::from_utf8(bytes) else { return };
+    let (key, device, challenge) =
+        (DeviceSigningKey::from_seed(&[5; 32]), DeviceId::from_bytes([1; 16]), Nonce::from_bytes([9; 16]));
+    let signature = key.sign(SigningPurpose::Posture, document.as_bytes());
+    let signed = SignedPosture { document: document.to_owned(), signature };
+    let mut verifier = PostureVerifier::new(device, key.public(), challenge);
+    let Ok(verified) = verifier.verify(&signed, Duration::from_secs(60)) else { return };
+    assert!(verifier.verify(&signed, Duration::from_secs(60)).is_err(), "a replay is refused");
+    assert!(verified.facts().within_bounds() && verified.facts().same_state(verified.facts()));
+    assert!(verified.facts().changes_since(&Facts::default()).len() <= crate::posture::facts::MAX_NAMED);
+    let now = WallTime::from_millis(1_795_424_400_000);
+    let report = Report { facts: verified.into_facts(), observed_at: now };
+    let requirement = Requirement {
+        disk_encrypted: Some(true),
+        firewall: Some(true),
+        max_security_updates: Some(0),
+        agents: report.facts.agents.keys().cloned().collect(),
+        checks: report.facts.checks.keys().cloned().collect(),
+        ..Requirement::default()
+    };
+    let verdict = requirement.evaluate(Some(&report), None, now);
+    assert_eq!(verdict.truth == Truth::True, verdict.findings.is_empty());
+}
+
 #[cfg(test)]
 mod tests {
     fn replay(target: &str, body: impl Fn(&[u8])) {
@@ -132,6 +164,7 @@ mod tests {
         replay("message", super::fuzz_message);
         replay("grants", super::fuzz_grants);
         replay("probe", super::fuzz_probe);
+        replay("posture", super::fuzz_posture);
         super::fuzz_policy(include_bytes!("../../configs/policy.toml"));
     }
 
@@ -145,5 +178,11 @@ mod tests {
         assert!(verifier.verify(&crate::grant::sign(&document, &key)).is_ok());
         assert_eq!(document.audience, crate::id::DeviceId::from_bytes([1; 16]));
         assert_eq!(document.nonce, crate::id::Nonce::from_bytes([9; 16]));
+        let report: crate::posture::PostureDocument =
+            serde_json::from_str(include_str!("../fuzz/corpus/posture/whole")).expect("a report");
+        let key = crate::key::DeviceSigningKey::from_seed(&[5; 32]);
+        let (device, challenge) = (document.audience, document.nonce);
+        let mut verifier = crate::posture::PostureVerifier::new(device, key.public(), challenge);
+        assert!(verifier.verify(&crate::posture::sign_posture(&report, &key), std::time::Duration::ZERO).is_ok());
     }
 }

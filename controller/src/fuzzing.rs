@@ -3,6 +3,7 @@
 pub use crate::{
     identity::oidc::fuzz_claims,
     serve::proxy_protocol::fuzz_proxy_header,
+    signals::posture::fuzz_import,
     signals::provider::logout::fuzz_logout_token,
     web::fuzzing::{fuzz_cookie, fuzz_form},
 };
@@ -26,5 +27,6 @@ mod tests {
         replay("logout_token", super::fuzz_logout_token);
         replay("cookie", super::fuzz_cookie);
         replay("form", super::fuzz_form);
+        replay("import", super::fuzz_import);
     }
 }

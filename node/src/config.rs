@@ -468,6 +468,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_guide_says_of_a_posture_is_a_good_file() {
+        let guide = include_str!("../../docs/posture.md");
+        let block = guide.split("```toml\n").filter_map(|rest| rest.split("```").next());
+        let block = block.into_iter().find(|block| block.starts_with("[posture.agents.")).expect("an example");
+        let posture = parse(block).expect("the example is valid").posture;
+        assert!(posture.report && posture.marker.is_some() && posture.agents.len() == 1 && posture.checks.len() == 1);
+    }
+
+    #[test]
     fn an_empty_file_is_the_default() {
         assert_eq!(parse(""), Ok(NodeConfig::default()));
     }
@@ -500,6 +509,15 @@ mod tests {
             ("listen_port = 0", "no port"),
             ("listen_port = 70000", "listen_port"),
             ("[ceiling]\noverlay = [\"0.0.0.0/0\"]", "too wide"),
+            ("[posture.agents.edr]", "neither `exe` nor `unit`"),
+            ("[posture.agents.edr]\nunit = \"../edr\"", "not a unit's name"),
+            ("[posture.checks.c]\ncommand = [\"check\"]", "begin with an absolute path"),
+            ("[posture.checks.c]\ncommand = []", "begin with an absolute path"),
+            ("[posture.checks.c]\ncommand = [\"/c\"]\nevery = \"1s\"", "shorter than 5 s"),
+            ("[posture.checks.c]\ncommand = [\"/c\"]\ntimeout = \"1h\"", "posture.checks.c.timeout"),
+            ("[posture.checks.\"a b\"]\ncommand = [\"/c\"]", "a b"),
+            ("[posture.marker]\nfile = \"/m\"\nkey = \"x\"", "32 bytes in base 64"),
+            ("[posture.marker]\nfile = \"m\"\nkey = \"O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=\"", "absolute path"),
             ("x = ", "node.toml:1"),
         ] {
             let error = parse(text).expect_err(text);

@@ -223,3 +223,61 @@ fn an_attested_fact_is_not_taken_from_the_device() -> Result<()> {
     scene.opens()?;
     Ok(())
 }
+
+/// The machine's own ruleset and processes, with no tree of files in between: `nft` opens and closes the firewall, a program is started
+/// and killed.
+#[test]
+fn the_kernels_own_notices_are_followed() -> Result<()> {
+    let policy = r#"
+[posture.guarded]
+firewall = true
+agents = ["edr"]
+
+[resource.echo]
+nodes = ["tag:echo"]
+ports = ["tcp/7000"]
+
+[[access]]
+name = "guarded machines use echo"
+from = ["user:*"]
+to = ["echo"]
+when = { posture = "guarded" }
+"#;
+    let world = Deployment::start("posture-real")?;
+    world.apply_policy(policy)?;
+    world.add_user("alice", &[])?;
+    let server = world.server("echo", &["echo"], None)?;
+    let echo = server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let host = world.lab.host("laptop")?;
+    // A program of its own, so that no other process on the machine is taken for it.
+    host.sh("cp /bin/sleep /run/edrd")?;
+    let laptop = world.adopt(host, "[posture.agents.edr]\nexe = \"/run/edrd\"\n")?;
+    world.sign_in(&laptop, "alice")?;
+    let at = server.overlay(Family::V6)?;
+    let scene = Scene { world, laptop, _server: server, _echo: echo, at };
+    let told = |part: &str| {
+        let what = format!("explain does not say: {part}");
+        eventually(PATIENCE, &what, || Some(scene.explain()).filter(|said| said.contains(part)))
+    };
+    told("the firewall is off")?;
+    let close = "nft -f - <<E\nadd table inet mine\nadd chain inet mine input { type filter hook input priority 0; policy drop; }\nadd rule inet mine input ct state established,related accept\nadd rule inet mine input iifname \"lo\" accept\nadd rule inet mine input meta l4proto { icmp, ipv6-icmp } accept\nadd rule inet mine input udp dport 51820 accept\nE";
+    scene.laptop.host.sh(close)?;
+    told("endpoint agent edr does not run")?;
+    let edr = scene.laptop.host.command("/run/edrd").arg("600").spawn()?;
+    // A process that begins is seen by the slow look; its end at once.
+    scene.opens()?;
+    let client = scene.chatter()?;
+    edr.signal(Signal::Kill)?;
+    let took = scene.cut(&client)?;
+    println!("the endpoint agent was killed: the open connection was cut after {took:?}");
+    ensure!(took < WITHIN, "{took:?}");
+    let edr = scene.laptop.host.command("/run/edrd").arg("600").spawn()?;
+    scene.opens()?;
+    let client = scene.chatter()?;
+    scene.laptop.host.sh("nft delete table inet mine")?;
+    let took = scene.cut(&client)?;
+    println!("the firewall was opened: the open connection was cut after {took:?}");
+    ensure!(took < WITHIN, "{took:?}");
+    drop(edr);
+    Ok(())
+}

@@ -107,6 +107,16 @@ pub(crate) fn read_line(text: &str, now: WallTime) -> Result<Attestation, Import
     Ok(Attestation { of, facts: line.facts, observed_at: observed_at.min(now) })
 }
 
+/// Reads bytes as a line of an import. What is taken is within its bounds and does not lie in the future.
+pub fn fuzz_import(bytes: &[u8]) {
+    let now = WallTime::from_millis(1_795_424_400_000);
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(attestation) = read_line(text, now)
+    {
+        assert!(attestation.facts.within_bounds() && attestation.observed_at <= now);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

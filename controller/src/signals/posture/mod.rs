@@ -21,4 +21,4 @@ pub(crate) mod book;
 pub(crate) mod import;
 
 pub(crate) use book::{Book, Evidence};
-pub use import::{Attestation, ImportError, Keyed};
+pub use import::{Attestation, ImportError, Keyed, fuzz_import};

@@ -30,6 +30,8 @@ const LEAST: Duration = Duration::from_secs(2);
 pub(super) struct Posture {
     /// What the machine last saw, and when.
     seen: Option<(Facts, Monotonic)>,
+    /// Whether the controller asked, and has not said since that it wants none.
+    wanted: bool,
     /// What the controller said is not as rules ask.
     unmet: Vec<UnmetPosture>,
 }
@@ -93,6 +95,11 @@ impl Core {
         self.posture.seen.as_ref().map(|(facts, at)| (facts, *at))
     }
 
+    /// Tells whether the controller wants to know the machine's posture, as it last said.
+    pub const fn posture_wanted(&self) -> bool {
+        self.posture.wanted
+    }
+
     /// Returns what of the posture is not as rules ask, as the controller last said.
     pub fn posture_unmet(&self) -> &[UnmetPosture] {
         &self.posture.unmet
@@ -102,6 +109,7 @@ impl Core {
         let Stream::Live(live) = &mut self.stream else { return };
         unmet.truncate(MAX_UNMET_POSTURES);
         self.posture.unmet = unmet;
+        self.posture.wanted = within_ms.is_some();
         let before = live.reporting.within;
         live.reporting.within = within_ms.map(|within| Duration::from_millis(within).max(LEAST));
         match (before, live.reporting.within) {

@@ -12,6 +12,7 @@
 //! | `effects` | how each effect of the core is done |
 //! | `desktop` | notices on the person's desktop |
 //! | `requests` | what each local request does |
+//! | `probing` | probes from the WireGuard socket, so that the controller sees the outer address |
 //! | `posture` | the watch of the machine's state, while it is wanted |
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
@@ -32,6 +33,7 @@ pub mod local;
 pub mod paths;
 pub mod plane;
 mod posture;
+mod probing;
 pub mod records;
 mod report;
 mod requests;
@@ -66,11 +68,12 @@ use self::{
     local::{FromClient, LocalSocket},
     plane::Plane,
     posture::PostureWatch,
+    probing::Probing,
     records::Spool,
     requests::Waiting,
 };
 use super::{
-    core::{Core, Entropy, ProbeOrder, Settings, identity::Wanted},
+    core::{Core, Entropy, Settings, identity::Wanted},
     state::{
         self, State, StateError,
         writer::{Done, Writer},
@@ -93,15 +96,10 @@ const FOLLOWED_RECORDS: usize = 512;
 const TICK: Duration = Duration::from_secs(5);
 /// How often is looked what the paths to the peers take.
 const PATHS: Duration = Duration::from_secs(1);
-/// Probes follow each other this quickly at first, in case one is lost, ...
-const PROBE_BURST: Duration = Duration::from_secs(1);
-/// ... and then this slowly: a NAT's mapping lives 30 s at least nearly everywhere.
-const PROBE_INTERVAL: Duration = Duration::from_secs(25);
 /// How long the last words to the controller may take when the process ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long a new agent waits for a former one to end.
 const HANDOVER: Duration = Duration::from_secs(8);
-const PROBES_IN_BURST: u64 = 3;
 
 /// Where things are, and who started the agent.
 #[derive(Debug, Clone)]
@@ -162,12 +160,6 @@ struct Agent {
     addresses: Vec<IpAddr>,
     posture: Option<PostureWatch>,
     course: Course,
-}
-
-struct Probing {
-    order: ProbeOrder,
-    sequence: u64,
-    next: Instant,
 }
 
 /// Runs the agent until a signal, or until `down` if it is detached.
@@ -397,19 +389,6 @@ impl Agent {
         }
     }
 
-    async fn send_probe(&mut self) {
-        let (Some(probe), Some(plane), Some((controller, _))) = (&mut self.probe, &self.plane, self.path) else {
-            self.probe = None;
-            return;
-        };
-        probe.sequence += 1;
-        let wait = if probe.sequence < PROBES_IN_BURST { PROBE_BURST } else { PROBE_INTERVAL };
-        probe.next = Instant::now() + wait;
-        let datagram = probe.order.key.seal(probe.order.stream, probe.sequence);
-        let to = SocketAddr::new(controller.ip(), probe.order.port);
-        let _ = plane.worker.send_probe(to, datagram.to_vec()).await; // a worker that has ended is told by its events
-    }
-
     async fn tick(&mut self) {
         if let Some(plane) = &self.plane
             && let Ok(status) = plane.worker.status().await
@@ -424,6 +403,7 @@ impl Agent {
             self.troubles.note(Trouble::Records, trouble.map_or(Ok(()), |text| Err(anyhow::Error::msg(text))));
         }
         self.follow_names();
+        self.follow_posture();
     }
 
     fn reload(&mut self) {

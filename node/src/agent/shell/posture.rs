@@ -48,8 +48,8 @@ impl Agent {
 
     /// Takes `node.toml` and the enrolment over as they are now.
     pub(super) fn follow_posture(&mut self) {
-        if !self.config.posture.report {
-            self.posture = None;
+        if !self.config.posture.report || !self.core.posture_wanted() {
+            self.posture = None; // nobody asks: nothing is looked at
         }
         if let Some(posture) = &self.posture {
             posture.watch.configure(self.config.posture.clone(), self.device());

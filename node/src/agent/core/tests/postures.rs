@@ -50,6 +50,7 @@ fn nothing_is_told_that_nobody_asked_for() {
     see(&mut node, false);
     node.pass(Duration::from_secs(3_600));
     assert_eq!((reports(&mut node).len(), node.looks), (0, 1));
+    assert!(!node.core.posture_wanted());
 }
 
 #[test]
