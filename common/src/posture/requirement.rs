@@ -169,7 +169,6 @@ impl<'a> Gathering<'a> {
         unknown: impl FnOnce() -> String,
         judge: impl Fn(&Facts, &str) -> Option<Result<(), String>>,
     ) {
-        let as_of = self.as_of(kind, further_age);
         let attested = self.requirement.attested.contains(&kind);
         let testimony = if attested { &mut self.management } else { &mut self.device };
         let Some(facts) = testimony.facts else {
@@ -180,10 +179,12 @@ impl<'a> Gathering<'a> {
         };
         self.verdict.until = self.verdict.until.min(testimony.until);
         let fix = || words::fix(kind).to_owned();
-        match judge(facts, &as_of) {
+        // Most devices are as they should be: words are made only for those that are not.
+        match judge(facts, "") {
             Some(Ok(())) => {}
-            Some(Err(what)) => {
-                let gist = judge(facts, "").and_then(Result::err).unwrap_or_default();
+            Some(Err(gist)) => {
+                let as_of = as_of(testimony.age.saturating_add(further_age));
+                let what = judge(facts, &as_of).and_then(Result::err).unwrap_or_default();
                 self.verdict.truth = self.verdict.truth.and(Truth::False);
                 self.verdict.findings.push(Finding { what, gist, fix: fix() });
             }
@@ -194,17 +195,6 @@ impl<'a> Gathering<'a> {
                 self.verdict.findings.push(Finding { gist: what.clone(), what, fix: fix() });
             }
         }
-    }
-
-    /// Says how old what was looked at is: ` now`, ` as of 12 s ago`.
-    fn as_of(&self, kind: FactKind, further: Duration) -> String {
-        let attested = self.requirement.attested.contains(&kind);
-        let testimony = if attested { &self.management } else { &self.device };
-        let age = testimony.age.saturating_add(further);
-        if age < Duration::from_secs(1) {
-            return " now".into();
-        }
-        format!(" as of {} ago", HumanDuration::rounded(age))
     }
 
     fn flag(&mut self, kind: FactKind, required: Option<bool>, reported: impl Fn(&Facts) -> Option<bool>) {
@@ -258,6 +248,14 @@ impl<'a> Gathering<'a> {
             },
         );
     }
+}
+
+/// Says how old what was looked at is: ` now`, ` as of 12 s ago`.
+fn as_of(age: Duration) -> String {
+    if age < Duration::from_secs(1) {
+        return " now".into();
+    }
+    format!(" as of {} ago", HumanDuration::rounded(age))
 }
 
 impl Requirement {
@@ -340,7 +338,7 @@ impl Requirement {
             );
         }
         if !self.distributions.is_empty() {
-            let wanted = self.distributions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
+            let wanted = || self.distributions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ");
             gathering.part(
                 kind,
                 Duration::ZERO,
@@ -349,7 +347,7 @@ impl Requirement {
                     not_linux(facts).or_else(|| {
                         let found = linux(facts).and(facts.distribution.as_ref())?;
                         let good = self.distributions.iter().any(|wanted| found.is_at_least(wanted));
-                        let wrong = || format!("its system is {found}, and must be {wanted} or newer");
+                        let wrong = || format!("its system is {found}, and must be {} or newer", wanted());
                         Some(if good { Ok(()) } else { Err(wrong()) })
                     })
                 },
