@@ -117,6 +117,11 @@ pub enum FromNode {
         /// The resource, as an offer of [`crate::grant::OwnGrant::step_up`] names it.
         resource: ResourceName,
     },
+    /// The node has refused many packets within the last minute. Said once in a while, however many there are.
+    Refusals {
+        /// How many.
+        refused: u64,
+    },
     /// May this node's subject have access to something for a time?
     RequestAccess {
         /// Chosen by the node; comes back with the answer.

@@ -27,6 +27,7 @@ use crate::{
         proxy_protocol::TrustedProxies,
         tls,
     },
+    signals::alerts::settings::AlertSettings,
     stream::CoreConfig,
 };
 
@@ -85,6 +86,8 @@ struct Written {
     accounts: Accounts,
     #[serde(default)]
     oidc: Option<Spanned<Oidc>>,
+    #[serde(default)]
+    alerts: AlertSettings,
 }
 
 fn default_state() -> PathBuf {
@@ -292,6 +295,8 @@ pub struct Config {
     pub local_accounts: bool,
     /// The provider for sign-in, if there is one.
     pub oidc: Option<Oidc>,
+    /// Where alerts go.
+    pub alerts: AlertSettings,
 }
 
 impl Config {
@@ -331,6 +336,9 @@ impl Config {
             && !oidc.get_ref().issuer.starts_with("http://127.0.0.1")
         {
             wrong.push(Diagnostic::at(oidc.span(), "the issuer must begin with https://"));
+        }
+        if let Some(mistake) = written.alerts.mistakes() {
+            wrong.push(Diagnostic::whole(mistake));
         }
         if let Some(oidc) = &written.oidc
             && oidc.get_ref().check_interval.get() < Duration::from_secs(5)
@@ -373,6 +381,7 @@ impl Config {
             address_hold: written.overlay.address_hold.get(),
             join_code_life: written.sessions.join_code.into_inner().get(),
             probe_port: Some(probe_listen.port()),
+            dormant_after: written.alerts.dormant_after.get(),
             ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
         };
         let oidc = written.oidc.map(Spanned::into_inner).map(|oidc| Oidc {
@@ -398,6 +407,7 @@ impl Config {
             connections_per_address: written.limits.connections_per_address.max(4),
             local_accounts: written.accounts.local,
             oidc,
+            alerts: written.alerts.based_on(base),
         })
     }
 
@@ -441,7 +451,8 @@ impl Config {
         {
             wrong.push(error.to_string());
         }
-        for path in self.oidc.iter().flat_map(|oidc| &oidc.client_secret_file) {
+        let secrets = self.oidc.iter().flat_map(|oidc| &oidc.client_secret_file);
+        for path in secrets.chain(&self.alerts.secret_file) {
             if let Err(error) = files::read_secret(path) {
                 wrong.push(error.to_string());
             }

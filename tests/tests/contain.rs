@@ -186,3 +186,39 @@ fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_th
     ensure!(!can_connect(&laptop.host, at, 7000), "a door is open after its end");
     Ok(())
 }
+
+/// A receiver of alerts: prints each body and answers 204.
+const RECEIVER: &str = r#"
+import http.server, sys
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        print(self.headers["Postern-Signature"], body, flush=True)
+        self.send_response(204)
+        self.end_headers()
+    def log_message(self, *arguments):
+        pass
+http.server.HTTPServer(("127.0.0.1", 9099), Receiver).serve_forever()
+"#;
+
+/// An alert that was raised while its receiver was away, and before the controller was killed, arrives when the receiver is back.
+#[test]
+fn an_alert_reaches_the_webhook_after_an_outage_and_a_crash() -> Result<()> {
+    let world = Deployment::start_with("alerts", |host, config| {
+        host.write("/etc/postern-controller/keys/alerts.secret", "a secret of enough characters")?;
+        host.sh("chmod 600 /etc/postern-controller/keys/alerts.secret")?;
+        let alerts = "[alerts]\nwebhook = \"http://127.0.0.1:9099/\"\nsecret_file = \"keys/alerts.secret\"\nlog = \"alerts.jsonl\"\n";
+        Ok(format!("{config}\n{alerts}"))
+    })?;
+    world.apply_policy(POLICY)?;
+    let (_app, _echo) = server(&world, "app")?;
+    world.ctl(&["quarantine", "node", "app", "--reason", "it scans"])?;
+    let log = || world.controller.read("/etc/postern-controller/alerts.jsonl").unwrap_or_default();
+    eventually(PATIENCE, "the alert is not in the log", || log().contains("it scans").then_some(()))?;
+    world.stop_controller(Signal::Kill)?;
+    let mut receiver = world.controller.command("python3").args(["-c", RECEIVER]).spawn()?;
+    world.start_controller()?;
+    let said = receiver.wait_for_output("it scans", PATIENCE)?;
+    ensure!(said.contains("t=") && said.contains(",v1=") && said.contains("\"kind\":\"quarantine\""), "{said}");
+    Ok(())
+}

@@ -23,6 +23,7 @@ use std::{
     str::FromStr,
 };
 
+use crate::signals::alerts::Alert;
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
 use postern_common::{
@@ -437,4 +438,6 @@ pub enum StoreChange {
     PutRequest(RequestRecord),
     /// Forgets a request that is over.
     DeleteRequest(RequestId),
+    /// Spools an alert.
+    PutAlert(Alert),
 }

@@ -44,6 +44,7 @@ use crate::{
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
     },
+    signals::alerts::webhook::Courier,
     signals::provider::{self, Vouchers},
     store::{SqliteStore, Store, StoreError},
     stream::{Core, PersonNow},
@@ -119,6 +120,14 @@ pub enum ServeError {
     /// The settings of the provider cannot be used.
     #[error("[oidc] in {file}: {why}")]
     Provider {
+        /// The configuration.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// Alerts cannot be delivered as it is written.
+    #[error("[alerts] in {file}: {why}")]
+    Alerts {
         /// The configuration.
         file: PathBuf,
         /// What is wrong.
@@ -320,6 +329,10 @@ async fn serve_all(
         running.handle.clone(),
         running.stop.subscribe(),
     ));
+    let spool = SqliteStore::pool(database).await?;
+    let courier = Courier::new(spool, config.alerts.clone());
+    let courier = courier.map_err(|why| ServeError::Alerts { file: config.file.clone(), why })?;
+    running.tasks.spawn(courier.run(running.stop.subscribe()));
     let office = admin::server::Office {
         changing: tokio::sync::Mutex::default(),
         handle: running.handle.clone(),

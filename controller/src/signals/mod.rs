@@ -2,8 +2,10 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`alerts`] | what a person should look at now: spooled, signed, delivered |
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
 //! | [`provider`] | what the identity provider says of people after they signed in |
 
+pub mod alerts;
 pub mod posture;
 pub mod provider;

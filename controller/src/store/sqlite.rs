@@ -333,6 +333,7 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeletePosture(device) => delete!("postures", device),
         StoreChange::PutRequest(request) => put!("requests", request.id, request),
         StoreChange::DeleteRequest(id) => delete!("requests", id),
+        StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)
 }

@@ -84,6 +84,8 @@ pub struct CoreConfig {
     pub acknowledge_within: Duration,
     /// How long the old key of a rotation stays beside the new one after both ends have acknowledged that.
     pub key_overlap: Duration,
+    /// After how long without use a device that comes back raises an alert.
+    pub dormant_after: Duration,
 }
 
 impl CoreConfig {
@@ -105,6 +107,7 @@ impl CoreConfig {
             probe_port: None,
             acknowledge_within: Duration::from_secs(30),
             key_overlap: Duration::from_secs(5),
+            dormant_after: Duration::from_secs(30 * 86_400),
         }
     }
 

@@ -187,6 +187,7 @@ impl Core {
                     false => self.counters.messages_refused += 1,
                 }
             }
+            FromNode::Refusals { refused } => self.refusals_told(id, refused, now),
             FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
                 let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
                 if permitted {
@@ -297,9 +298,11 @@ impl Core {
             posture: device.key.map(|key| PostureVerifier::new(id, key, challenge)),
             challenged,
             posture_told: None,
+            burst_told: None,
             endpoints_late: false,
         };
         self.nodes.insert(id, node);
+        self.wakes(id, device.last_seen, now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
         self.registry.change_device(id, &mut self.out, |device| {
             device.last_seen = now.wall;

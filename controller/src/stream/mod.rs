@@ -41,6 +41,7 @@
 //! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
 //! | `requests` | access for a time, on request |
+//! | `alarms` | what alerts are raised for |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
@@ -49,6 +50,7 @@
 //! | `limits`, `timers`, `outbox` | small parts |
 
 mod admin;
+mod alarms;
 mod api;
 mod core;
 mod enrol;

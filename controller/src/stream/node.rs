@@ -75,6 +75,8 @@ pub(crate) struct Connected {
     pub(crate) challenged: Monotonic,
     /// What the node was last told of its posture.
     pub(crate) posture_told: Option<ToNode>,
+    /// When an alert about its refusals was raised last.
+    pub(crate) burst_told: Option<Monotonic>,
     /// Whether peers still have to be told of new outer addresses.
     pub(crate) endpoints_late: bool,
 }

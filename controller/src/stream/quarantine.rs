@@ -79,6 +79,7 @@ impl Core {
         let name = self.quarantined_name(&target);
         let revoked = RevokeTarget::Quarantine(target.clone());
         let id = self.while_noting(revoked, reason, by, now, |core| {
+            core.alert_quarantine(&target, format!("{name} is in quarantine ({by}): {reason}"), now);
             core.out.audit(AuditEvent::Quarantined {
                 target: target.clone(),
                 name,
@@ -133,6 +134,7 @@ impl Core {
             return Err(CoreError::NotFound { what: "quarantine of", name });
         }
         self.out.store(StoreChange::DeleteQuarantine(target.clone()));
+        self.alert_quarantine(target, format!("{name} is released from quarantine ({by})"), now);
         self.out.audit(AuditEvent::QuarantineReleased { target: target.clone(), name, by: by.to_owned() });
         for device in self.devices_held_by(target) {
             self.tell_own(device);

@@ -75,7 +75,9 @@ impl Disk {
                 self.pairs.retain(|_, pair| pair.name() != name);
                 return Matters::No;
             }
-            StoreChange::PutRequest(_) | StoreChange::DeleteRequest(_) => return Matters::No, // nobody asks in here
+            StoreChange::PutAlert(_) | StoreChange::PutRequest(_) | StoreChange::DeleteRequest(_) => {
+                return Matters::No;
+            } // nobody asks in here
             StoreChange::PutHold(hold) => {
                 self.holds.insert(hold.addresses, hold);
                 return Matters::No;

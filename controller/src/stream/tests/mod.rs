@@ -3,6 +3,7 @@
 //! `world` is the clock, the network and the store; `node` a small honest node that verifies what it is told with the
 //! real verifier; the others are claims about them.
 
+mod alarms;
 mod claims;
 mod documents;
 mod enrolling;

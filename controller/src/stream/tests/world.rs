@@ -59,6 +59,7 @@ enum Event {
 #[derive(Debug, Default, Clone)]
 pub(super) struct Store {
     pub(super) loaded: Loaded,
+    pub(super) alerts: Vec<crate::signals::alerts::Alert>,
 }
 
 fn put<T>(records: &mut Vec<T>, same: impl Fn(&T) -> bool, record: T) {
@@ -87,6 +88,7 @@ impl Store {
             StoreChange::PutRevokedRule(new) => put(&mut all.revoked_rules, |old| old.rule == new.rule, new.clone()),
             StoreChange::DeleteRevokedRule(rule) => all.revoked_rules.retain(|old| old.rule != rule),
             StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
+            StoreChange::PutAlert(alert) => self.alerts.push(alert),
             StoreChange::PutRequest(new) => put(&mut all.requests, |old| old.id == new.id, new.clone()),
             StoreChange::DeleteRequest(id) => all.requests.retain(|old| old.id != id),
             StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),

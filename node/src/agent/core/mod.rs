@@ -80,6 +80,9 @@ pub const FRESHEN_INTERVAL: Duration = Duration::from_secs(120);
 pub const EXPLAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How many questions may be open.
 pub const MAX_OPEN_QUESTIONS: usize = 64;
+/// How many refused packets within a minute the controller is told of, and how seldom.
+const REFUSALS_BURST: u64 = 100;
+const REFUSALS_APART: Duration = Duration::from_secs(300);
 const MAX_CUTS: usize = 64;
 const PERSIST_RETRY: Duration = Duration::from_secs(5);
 const ENDPOINT_SPACING: Duration = Duration::from_secs(1);
@@ -135,6 +138,8 @@ pub struct Core {
     step_ups: step_up::StepUps,
     /// What this machine's subject has asked for here, as the controller last told.
     requests: Vec<AccessRequest>,
+    /// When the controller was last told of a burst of refusals.
+    refusals_told: Option<Monotonic>,
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
     posture: Posture,
@@ -204,6 +209,7 @@ impl Core {
             refused_documents: 0,
             step_ups: step_up::StepUps::default(),
             requests: Vec::new(),
+            refusals_told: None,
             observed: None,
             posture: Posture::default(),
         }
@@ -315,6 +321,18 @@ impl Core {
     pub fn handle_flows(&mut self, question: u64, groups: Vec<FlowGroup>, unlisted: u64) {
         if let Stream::Live(_) = self.stream {
             self.effects.push_back(Effect::Send(FromNode::LiveFlows { id: question, groups, unlisted }));
+        }
+    }
+
+    /// Tells the controller of a burst of refused packets, once in a while: `refused` within the last minute.
+    pub fn handle_refusals(&mut self, refused: u64, now: Now) {
+        let lately = self.refusals_told.is_some_and(|told| now.monotonic.since(told) < REFUSALS_APART);
+        if refused < REFUSALS_BURST || lately {
+            return;
+        }
+        if let Stream::Live(_) = self.stream {
+            self.refusals_told = Some(now.monotonic);
+            self.effects.push_back(Effect::Send(FromNode::Refusals { refused }));
         }
     }
 

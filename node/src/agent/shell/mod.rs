@@ -397,6 +397,8 @@ impl Agent {
             while self.denied.len() > 1 + 60 / TICK.as_secs() as usize {
                 self.denied.pop_front();
             }
+            let refused = self.denied.back().copied().unwrap_or(0) - self.denied.front().copied().unwrap_or(0);
+            self.core.handle_refusals(refused, self.clock.now());
         }
         if let Some(spool) = &self.spool {
             let trouble = spool.trouble();

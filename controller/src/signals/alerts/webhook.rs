@@ -1,0 +1,176 @@
+//! Delivering alerts: one after another, to the log and to the webhook, again until they are taken.
+//!
+//! ```text
+//! POST {webhook}
+//! Postern-Signature: t=1795424400,v1=<hex HMAC-SHA-256(secret, "1795424400." + body)>
+//! {"id":"..","sequence":7,"dropped_before":0,"kind":"quarantine","at":..,"text":"..","device":"dev_.."}
+//! ```
+
+use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
+
+use hmac::{Hmac, Mac};
+use postern_common::time::WallTime;
+use serde_json::json;
+use sha2::Sha256;
+use sqlx::SqlitePool;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use super::{
+    settings::AlertSettings,
+    spool::{self, MAX_SPOOLED, Spooled},
+};
+use crate::serve::{clock, files, listener};
+
+const CONNECT: Duration = Duration::from_secs(4);
+const ANSWER: Duration = Duration::from_secs(10);
+/// How often the spool is looked at while nothing waits.
+const LOOK: Duration = Duration::from_secs(1);
+/// The first and the longest wait after a failure; each is twice the one before.
+const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+const LEAST_SECRET: usize = 16;
+
+/// Signs a body with its time: the value of the header `Postern-Signature`.
+pub fn signature(secret: &[u8], at: WallTime, body: &str) -> String {
+    let seconds = at.as_millis() / 1_000;
+    let mut code = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    code.update(format!("{seconds}.{body}").as_bytes());
+    format!("t={seconds},v1={}", hex::encode(code.finalize().into_bytes()))
+}
+
+/// Delivers alerts.
+pub struct Courier {
+    pool: SqlitePool,
+    settings: AlertSettings,
+    secret: Option<Zeroizing<String>>,
+    client: reqwest::Client,
+    last: Option<i64>,
+    /// The newest that is in the log: a repetition to the webhook is not logged again.
+    logged: i64,
+}
+
+impl std::fmt::Debug for Courier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Courier").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl Courier {
+    /// Makes the courier of a database's spool.
+    ///
+    /// # Errors
+    /// What is wrong with the secret, the certificates or the client, in words.
+    pub fn new(pool: SqlitePool, settings: AlertSettings) -> Result<Self, String> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // of several callers the first installs it
+        let secret = match &settings.secret_file {
+            None => None,
+            Some(path) => {
+                let text = files::read_secret(path).map_err(|error| error.to_string())?;
+                let secret = Zeroizing::new(text.trim().to_owned());
+                if secret.len() < LEAST_SECRET {
+                    return Err(format!("{}: a secret has at least {LEAST_SECRET} characters", path.display()));
+                }
+                Some(secret)
+            }
+        };
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .timeout(ANSWER)
+            .connect_timeout(CONNECT)
+            .no_proxy()
+            .user_agent(concat!("postern-controller/", env!("CARGO_PKG_VERSION")));
+        if let Some(path) = &settings.ca_file {
+            let wrong = |error: String| format!("{}: {error}", path.display());
+            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+            let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+            builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
+        }
+        let client = builder.build().map_err(|error| error.to_string())?;
+        Ok(Self { pool, settings, secret, client, last: None, logged: 0 })
+    }
+
+    /// Delivers until `stop` changes.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut wait = LOOK;
+        let mut failures = 0u32;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = listener::told(&mut stop) => return,
+            }
+            wait = match self.deliver_all().await {
+                Ok(()) => {
+                    failures = 0;
+                    LOOK
+                }
+                Err(why) => {
+                    let next = WAITS.0.saturating_mul(2u32.saturating_pow(failures.min(16))).min(WAITS.1);
+                    failures = failures.saturating_add(1);
+                    tracing::warn!(why, wait_s = next.as_secs(), "an alert was not delivered; it is tried again");
+                    next
+                }
+            };
+        }
+    }
+
+    /// Delivers everything that waits, in order.
+    ///
+    /// # Errors
+    /// Why it stopped at the first that was not taken.
+    pub async fn deliver_all(&mut self) -> Result<(), String> {
+        let database = |error: sqlx::Error| format!("the spool: {error}");
+        loop {
+            spool::trim(&self.pool, MAX_SPOOLED).await.map_err(database)?;
+            let waiting = spool::oldest(&self.pool).await.map_err(database)?;
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            for spooled in waiting {
+                self.deliver(&spooled).await?;
+                spool::forget(&self.pool, spooled.sequence).await.map_err(database)?;
+                self.last = Some(spooled.sequence);
+            }
+        }
+    }
+
+    async fn deliver(&mut self, spooled: &Spooled) -> Result<(), String> {
+        let dropped = self.last.map_or(0, |last| (spooled.sequence - last - 1).max(0));
+        let mut body = serde_json::to_value(&spooled.alert).expect("an alert has a JSON form");
+        body["sequence"] = json!(spooled.sequence);
+        body["dropped_before"] = json!(dropped);
+        let body = Arc::<str>::from(body.to_string());
+        if self.logged < spooled.sequence {
+            tracing::warn!(kind = ?spooled.alert.kind, text = spooled.alert.text, dropped, "alert");
+            if let Some(path) = self.settings.log.clone() {
+                let line = body.clone();
+                let written = tokio::task::spawn_blocking(move || append(&path, &line)).await;
+                written.map_err(|error| error.to_string())?.map_err(|error| format!("the log of alerts: {error}"))?;
+            }
+            self.logged = spooled.sequence;
+        }
+        let (Some(url), Some(secret)) = (&self.settings.webhook, &self.secret) else { return Ok(()) };
+        let signature = signature(secret.as_bytes(), clock::now().wall, &body);
+        let request = self
+            .client
+            .post(url)
+            .header("Content-Type", "application/json")
+            .header("Postern-Signature", signature)
+            .body(body.to_string());
+        let answer = request.send().await.map_err(|error| format!("the webhook does not answer: {error}"))?;
+        match answer.status() {
+            status if status.is_success() => Ok(()),
+            status => Err(format!("the webhook answers {status}")),
+        }
+    }
+}
+
+fn append(path: &Path, line: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::File::options().append(true).create(true).mode(0o640).open(path)?;
+    file.write_all(format!("{line}\n").as_bytes())?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! What the core raises alerts for. They are stored with the change that caused them; [`crate::signals::alerts`] delivers them.
+
+use std::time::Duration;
+
+use postern_common::{
+    id::DeviceId,
+    time::{Now, WallTime},
+};
+
+use super::core::Core;
+use crate::{
+    records::{Quarantined, StoreChange},
+    signals::alerts::{About, Alert, AlertKind},
+};
+
+/// The least time from one alert about a node's refusals to the next.
+const BURSTS_APART: Duration = Duration::from_secs(300);
+/// How many packets a node has to have refused within a minute.
+const BURST: u64 = 100;
+
+impl Core {
+    /// Raises an alert.
+    pub fn alert(&mut self, kind: AlertKind, text: String, about: About, now: Now) {
+        let About { subject, device, resource } = about;
+        let id = hex::encode(self.draw::<16>());
+        self.out.store(StoreChange::PutAlert(Alert { id, kind, at: now.wall, text, subject, device, resource }));
+    }
+
+    pub(super) fn alert_quarantine(&mut self, target: &Quarantined, text: String, now: Now) {
+        let about = match target.clone() {
+            Quarantined::Subject(subject) => About { subject: Some(subject), ..About::default() },
+            Quarantined::Device(device) => About { device: Some(device), ..About::default() },
+            Quarantined::Resource(resource) => About { resource: Some(resource), ..About::default() },
+        };
+        self.alert(AlertKind::Quarantine, text, about, now);
+    }
+
+    /// Raises an alert if a device is used again after long.
+    pub(super) fn wakes(&mut self, id: DeviceId, last_used: WallTime, now: Now) {
+        let slept = now.wall.since(last_used);
+        if slept < self.config.dormant_after {
+            return;
+        }
+        let subject = self.registry.device(id).map(|device| device.owner);
+        let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
+        let machine = self.registry.machine_name(id);
+        let slept = postern_common::diagnostics::HumanDuration::rounded(slept);
+        let text = format!("{machine} of {name} is used again after {slept}");
+        self.alert(AlertKind::DormantAwake, text, About { subject, device: Some(id), resource: None }, now);
+    }
+
+    /// Takes in how many packets a node has refused within the last minute.
+    pub(super) fn refusals_told(&mut self, id: DeviceId, refused: u64, now: Now) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let lately = node.burst_told.is_some_and(|told| now.monotonic.since(told) < BURSTS_APART);
+        if refused < BURST || lately {
+            return;
+        }
+        node.burst_told = Some(now.monotonic);
+        let machine = self.registry.machine_name(id);
+        let subject = self.registry.device(id).map(|device| device.owner);
+        let text = format!("{machine} refused {refused} packets within a minute: postern flows -f --denied there");
+        self.alert(AlertKind::DenyBurst, text, About { subject, device: Some(id), resource: None }, now);
+    }
+}
