@@ -58,6 +58,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         attested: None,
         approved: vec![],
         address: None,
+        place: Default::default(),
         now: WallTime::from_millis(1_795_424_400_000),
     };
     let contexts = [user(None), user(Some(&["staff", "payroll"])), user(Some(&[]))];

@@ -27,7 +27,10 @@ use crate::{
         proxy_protocol::TrustedProxies,
         tls,
     },
-    signals::alerts::settings::AlertSettings,
+    signals::{
+        alerts::settings::AlertSettings,
+        place::{Maps, PlaceFiles},
+    },
     stream::CoreConfig,
 };
 
@@ -88,6 +91,15 @@ struct Written {
     oidc: Option<Spanned<Oidc>>,
     #[serde(default)]
     alerts: AlertSettings,
+    #[serde(default)]
+    place: PlaceSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct PlaceSection {
+    country_file: Option<PathBuf>,
+    asn_file: Option<PathBuf>,
 }
 
 fn default_state() -> PathBuf {
@@ -297,6 +309,8 @@ pub struct Config {
     pub oidc: Option<Oidc>,
     /// Where alerts go.
     pub alerts: AlertSettings,
+    /// Maps of addresses.
+    pub place: PlaceFiles,
 }
 
 impl Config {
@@ -408,6 +422,10 @@ impl Config {
             local_accounts: written.accounts.local,
             oidc,
             alerts: written.alerts.based_on(base),
+            place: PlaceFiles {
+                country: written.place.country_file.map(|path| base.join(path)),
+                asn: written.place.asn_file.map(|path| base.join(path)),
+            },
         })
     }
 
@@ -461,6 +479,9 @@ impl Config {
             if let Err(error) = files::read(path) {
                 wrong.push(error.to_string());
             }
+        }
+        if let Err(error) = Maps::read(&self.place) {
+            wrong.push(error.to_string());
         }
         if let Err(error) =
             files::make_private_folder(&self.state_dir).and_then(|()| files::check_writable(&self.state_dir))

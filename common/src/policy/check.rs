@@ -13,6 +13,7 @@ use super::{
     condition::Lens,
     evaluate::{Coverage, Evaluation},
     model::{Expect, NodeSelector, TestCase},
+    place::Place,
     proof::Phishing,
     read::Reading,
     subject::{Assurance, RequestContext, Subject, TargetNode, Targets, UserIdentity},
@@ -126,6 +127,10 @@ impl Reading<'_> {
             posture.extend(self.posture_named(&name));
         }
         let address = table.parsed("address", &mut self.diagnostics).map(Spanned::into_inner);
+        let place = Place {
+            country: table.parsed("country", &mut self.diagnostics).map(Spanned::into_inner),
+            asn: table.parsed("asn", &mut self.diagnostics).map(Spanned::into_inner),
+        };
         let subject = match (user, service) {
             (Some(user), None) => {
                 let identity = match user.get_ref().strip_prefix("oidc/") {
@@ -157,6 +162,7 @@ impl Reading<'_> {
             tags,
             posture,
             address,
+            place,
             name: None,
             line: 0,
             span: value.span(),
@@ -246,6 +252,7 @@ impl Policy {
             attested: report(attested),
             approved: vec![],
             address: test.address,
+            place: test.place,
             now,
         }
     }

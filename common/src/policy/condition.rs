@@ -1,13 +1,12 @@
-//! Conditions of a rule: posture, proof of sign-in, hours, network.
+//! Conditions of a rule: posture, proof of sign-in, hours, place.
 //!
 //! Each has one evaluation that returns a [`State`] (a truth of three values, and until when it stays so if only time
 //! passes); decisions take the state, explanations add words to the same state.
 
-use ipnet::IpNet;
-
 use super::{
     hours::Hours,
     model::Model,
+    place::Places,
     posture,
     proof::Demand,
     subject::{RequestContext, Truth},
@@ -58,8 +57,8 @@ pub(super) struct When {
     pub(super) proof: Demand,
     /// Any of them opens; empty means that hours do not matter.
     pub(super) hours: Vec<Hours>,
-    /// Any of them contains the address; empty means that the place does not matter.
-    pub(super) network: Vec<IpNet>,
+    /// Where the device must be.
+    pub(super) place: Places,
 }
 
 /// What is taken for granted in an evaluation, in favour of access.
@@ -107,6 +106,12 @@ pub(super) struct Unmet {
 }
 
 impl When {
+    /// Tells whether it goes by the place and by nothing else.
+    pub(super) fn is_place_alone(&self) -> bool {
+        let Self { posture, proof, hours, place } = self;
+        !place.is_nothing() && posture.is_empty() && proof.is_nothing() && hours.is_empty()
+    }
+
     /// Evaluates all conditions together. `assumed` is what a condition that the lens takes for granted counts as.
     pub(super) fn state(&self, model: &Model, context: &RequestContext, lens: Lens, assumed: Truth) -> State {
         let assumed = State::forever(assumed);
@@ -121,8 +126,8 @@ impl When {
         if !self.hours.is_empty() {
             state = state.and(if lens.grants_time() { assumed } else { hours_state(&self.hours, context) });
         }
-        if !self.network.is_empty() {
-            state = state.and(if anyhow { assumed } else { network_state(&self.network, context) });
+        if !self.place.is_nothing() {
+            state = state.and(if anyhow { assumed } else { self.place.state(context) });
         }
         state
     }
@@ -150,18 +155,7 @@ impl When {
                 });
             }
         }
-        if !self.network.is_empty() && network_state(&self.network, context).truth != Truth::True {
-            let networks = self.network.iter().map(IpNet::to_string).collect::<Vec<_>>().join(" or ");
-            unmet.push(Unmet {
-                fact: match context.address {
-                    Some(address) => format!("the device speaks from {address}"),
-                    None => "it is not known from which address the device speaks".into(),
-                },
-                demand: format!("asks for an address in {networks}"),
-                fix: None,
-                mended_by_step_up: false,
-            });
-        }
+        unmet.extend(self.place.unmet(context));
         unmet
     }
 }
@@ -169,14 +163,4 @@ impl When {
 fn hours_state(hours: &[Hours], context: &RequestContext) -> State {
     let state = Hours::state(hours, context.now);
     State { truth: state.open, until: state.until }
-}
-
-fn network_state(networks: &[IpNet], context: &RequestContext) -> State {
-    State::forever(match context.address {
-        None => Truth::Unknown,
-        Some(address) => {
-            let address = address.to_canonical(); // ::ffff:192.0.2.1 is 192.0.2.1
-            Truth::known(networks.iter().any(|network| network.contains(&address)))
-        }
-    })
 }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     condition::When,
+    place::Place,
     posture::PostureException,
     proof::Phishing,
     request::OnRequest,
@@ -181,6 +182,7 @@ pub(super) struct TestCase {
     pub(super) tags: BTreeSet<Tag>,
     pub(super) posture: Vec<usize>,
     pub(super) address: Option<IpAddr>,
+    pub(super) place: Place,
     pub(super) at: Option<WallTime>,
     pub(super) to: usize,
     pub(super) service: Option<Service>,

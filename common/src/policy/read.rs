@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, ops::Range, time::Duration};
 
+use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use toml::{Spanned, de::DeValue};
 
@@ -12,6 +13,7 @@ use super::{
     condition::When,
     hours::{Hours, time_zone},
     model::{Access, Deny, DenyTo, Life, Model, NodeSelector, Resource, Sensitivity},
+    place::{AutonomousSystem, Country},
     proof::Phishing,
     request::OnRequest,
     selector::Selector,
@@ -35,7 +37,8 @@ pub(super) const REQUEST_LIMITS: (Duration, Duration) = (Duration::from_secs(60)
 pub const DEFAULT_LEASE: Duration = Duration::from_secs(600);
 
 /// The conditions that `when` and `unless` know.
-const CONDITIONS: [&str; 6] = ["posture", "mfa_within", "phishing_resistant", "acr", "hours", "network"];
+const CONDITIONS: [&str; 8] =
+    ["posture", "mfa_within", "phishing_resistant", "acr", "hours", "network", "country", "asn"];
 
 /// What the readers of single sections share.
 pub(super) struct Reading<'a> {
@@ -45,6 +48,7 @@ pub(super) struct Reading<'a> {
     pub(super) zone: TimeZone,
     default_lease: Duration,
     pub(super) posture_by_name: HashMap<String, usize>,
+    network_by_name: HashMap<String, Vec<IpNet>>,
     rule_lines: HashMap<RuleName, usize>,
     when_by_text: HashMap<String, usize>,
     /// Names of resources and postures that were written but could not be read: naming them is no second mistake.
@@ -61,6 +65,7 @@ pub(super) fn read(file: &str, text: &str) -> Result<Model, Diagnostics> {
         zone: TimeZone::UTC,
         default_lease: DEFAULT_LEASE,
         posture_by_name: HashMap::new(),
+        network_by_name: HashMap::new(),
         rule_lines: HashMap::new(),
         when_by_text: HashMap::new(),
         broken: Vec::new(),
@@ -74,6 +79,9 @@ pub(super) fn read(file: &str, text: &str) -> Result<Model, Diagnostics> {
     }
     for value in reading.table_list(document.take("posture_exception"), "posture_exception") {
         reading.posture_exception(value);
+    }
+    for (name, value) in reading.named_tables(document.take("network"), "network") {
+        reading.known_network(name, value);
     }
     for (name, value) in reading.named_tables(document.take("resource"), "resource") {
         reading.resource(name, value);
@@ -218,6 +226,11 @@ impl<'a> Reading<'a> {
         let from = self.from(&mut table);
         let to = self.resources_of(&mut table);
         let when = self.conditions(&mut table, "when");
+        if when.is_some_and(|when| self.model.whens[when].is_place_alone()) {
+            let help = "ask for something of the person or the device too (posture, mfa_within): an address is easily borrowed";
+            let message = format!("{} opens by the place alone", table.title());
+            self.diagnostics.push(Diagnostic::at(table.span(), message).help(help));
+        }
         let life = self.life(&mut table);
         let lease = table.duration("lease", &mut self.diagnostics);
         let lease = lease.map_or(self.default_lease, |lease| checked_lease(&lease, &mut self.diagnostics));
@@ -409,7 +422,13 @@ impl<'a> Reading<'a> {
             when.hours.extend(parse_at::<Hours>(text.span(), text.get_ref(), &mut self.diagnostics));
         }
         for text in table.one_or_more("network", &mut self.diagnostics).unwrap_or_default() {
-            when.network.extend(network(&text, &mut self.diagnostics));
+            when.place.network.extend(self.network(&text));
+        }
+        for text in table.one_or_more("country", &mut self.diagnostics).unwrap_or_default() {
+            when.place.country.extend(parse_at::<Country>(text.span(), text.get_ref(), &mut self.diagnostics));
+        }
+        for text in table.one_or_more("asn", &mut self.diagnostics).unwrap_or_default() {
+            when.place.asn.extend(parse_at::<AutonomousSystem>(text.span(), text.get_ref(), &mut self.diagnostics));
         }
         let is_empty = CONDITIONS.iter().all(|key| !table.has(key));
         if is_empty {
@@ -419,12 +438,58 @@ impl<'a> Reading<'a> {
         }
         table.finish(&mut self.diagnostics);
         let model = &mut self.model;
-        let same = format!("{:?} {:?} {:?}", when.posture, when.proof, when.network);
+        let same = format!("{:?} {:?} {:?}", when.posture, when.proof, when.place);
         let same = when.hours.iter().fold(same, |text, hours| format!("{text} {hours}"));
         Some(*self.when_by_text.entry(same).or_insert_with(|| {
             model.whens.push(when);
             model.whens.len() - 1
         }))
+    }
+
+    /// Reads an address, a prefix, or the name of a known network; host bits are a slip of the pen.
+    fn network(&mut self, text: &Spanned<&str>) -> Vec<IpNet> {
+        let parsed = match text.get_ref().parse::<std::net::IpAddr>() {
+            Ok(address) => Some(IpNet::from(address)),
+            Err(_) => text.get_ref().parse::<IpNet>().ok(),
+        };
+        let known = self.network_by_name.get(*text.get_ref()).cloned();
+        match (parsed, known) {
+            (Some(network), _) if network.addr() == network.network() => return vec![network],
+            (None, Some(known)) => return known,
+            (Some(network), _) => {
+                let message = format!("`{network}` has bits after its prefix");
+                let help = format!("did you mean \"{}\"?", network.trunc());
+                self.diagnostics.push(Diagnostic::at(text.span(), message).help(help));
+            }
+            (None, None) if self.broken.iter().any(|broken| broken == text.get_ref()) => {}
+            (None, None) => {
+                let message = format!("`{}` is not a network", text.get_ref());
+                let help = match did_you_mean(text.get_ref(), self.network_by_name.keys().map(String::as_str)) {
+                    Some(near) => format!("did you mean \"{near}\"?"),
+                    None => {
+                        "write it as \"192.0.2.0/24\" or \"2001:db8::/32\", or name one that [network.NAME] makes known"
+                            .into()
+                    }
+                };
+                self.diagnostics.push(Diagnostic::at(text.span(), message).help(help));
+            }
+        }
+        Vec::new()
+    }
+
+    /// Reads `[network.NAME]`: prefixes that conditions may name.
+    fn known_network(&mut self, name: Spanned<&str>, value: Table<'_, '_>) {
+        let title = format!("[network.{}]", name.get_ref());
+        let Some(mut table) = TableReader::of_value(value, title, &mut self.diagnostics) else {
+            return self.broken.push(name.into_inner().to_owned());
+        };
+        let list = table.list("prefixes", &mut self.diagnostics).unwrap_or_default();
+        if !table.has("prefixes") {
+            table.missing("prefixes", "add prefixes = [\"192.0.2.0/24\"]", &mut self.diagnostics);
+        }
+        let prefixes = list.iter().flat_map(|text| self.network(text)).collect();
+        table.finish(&mut self.diagnostics);
+        self.network_by_name.insert(name.into_inner().to_owned(), prefixes);
     }
 
     fn life(&mut self, rule: &mut TableReader<'_, '_>) -> Life {
@@ -487,29 +552,6 @@ impl<'a> Reading<'a> {
                 self.diagnostics.push(Diagnostic::at(value.span(), format!("`{text}` is not a date")).help(help));
                 None
             }
-        }
-    }
-}
-
-/// Reads an address or a prefix; host bits are a slip of the pen.
-fn network(text: &Spanned<&str>, diagnostics: &mut Diagnostics) -> Option<ipnet::IpNet> {
-    let parsed = match text.get_ref().parse::<std::net::IpAddr>() {
-        Ok(address) => Some(ipnet::IpNet::from(address)),
-        Err(_) => text.get_ref().parse::<ipnet::IpNet>().ok(),
-    };
-    match parsed {
-        Some(network) if network.addr() == network.network() => Some(network),
-        Some(network) => {
-            let message = format!("`{network}` has bits after its prefix");
-            let help = format!("did you mean \"{}\"?", network.trunc());
-            diagnostics.push(Diagnostic::at(text.span(), message).help(help));
-            None
-        }
-        None => {
-            let message = format!("`{}` is not a network", text.get_ref());
-            diagnostics
-                .push(Diagnostic::at(text.span(), message).help("write it as \"192.0.2.0/24\" or \"2001:db8::/32\""));
-            None
         }
     }
 }

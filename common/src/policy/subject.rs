@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::request::Approval;
+use super::{place::Place, request::Approval};
 use crate::{
     id::{DeviceId, MachineName, ServiceName, Tag},
     posture::Report,
@@ -142,6 +142,8 @@ pub struct RequestContext {
     pub address: Option<IpAddr>,
     /// What was approved for this subject on this device.
     pub approved: Vec<Approval>,
+    /// Where that address is.
+    pub place: Place,
     /// The time of the decision.
     pub now: WallTime,
 }

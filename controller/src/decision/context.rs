@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use postern_common::{
     id::MachineName,
-    policy::{self, RequestContext, Subject, UserIdentity},
+    policy::{self, Place, RequestContext, Subject, UserIdentity},
     time::WallTime,
 };
 
@@ -12,6 +12,15 @@ use crate::{
     records::{Assurance, DeviceRecord, SubjectKind, SubjectRecord},
     signals::posture::Evidence,
 };
+
+/// From where a device speaks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Whence {
+    /// Its outer address, as the controller sees it.
+    pub(crate) address: Option<IpAddr>,
+    /// Where that is.
+    pub(crate) place: Place,
+}
 
 /// Returns how policy identifies a person. The controller's own URL is the issuer of local accounts, whose login names
 /// are unique and are what `user:NAME` means.
@@ -54,7 +63,7 @@ pub(crate) fn context(
     owner: &SubjectRecord,
     assurance: Option<&Assurance>,
     posture: Evidence,
-    address: Option<IpAddr>,
+    from: Whence,
     now: WallTime,
 ) -> RequestContext {
     RequestContext {
@@ -65,7 +74,8 @@ pub(crate) fn context(
         posture: posture.own,
         attested: posture.attested,
         approved: vec![],
-        address,
+        address: from.address,
+        place: from.place,
         now,
     }
 }
@@ -76,7 +86,7 @@ pub(crate) fn hypothetical(
     owner: &SubjectRecord,
     assurance: Option<&Assurance>,
     machine: Option<MachineName>,
-    address: Option<IpAddr>,
+    from: Whence,
     now: WallTime,
 ) -> RequestContext {
     RequestContext {
@@ -87,7 +97,8 @@ pub(crate) fn hypothetical(
         posture: None,
         attested: None,
         approved: vec![],
-        address,
+        address: from.address,
+        place: from.place,
         now,
     }
 }

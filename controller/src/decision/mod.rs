@@ -25,6 +25,6 @@ mod context;
 mod lease;
 mod permissions;
 
-pub(crate) use context::{context, hypothetical, policy_assurance};
+pub(crate) use context::{Whence, context, hypothetical, policy_assurance};
 pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant};
 pub(crate) use permissions::{Permissions, covered, earliest, latest, live, loses, narrows};

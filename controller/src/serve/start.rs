@@ -44,8 +44,11 @@ use crate::{
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
     },
-    signals::alerts::webhook::Courier,
-    signals::provider::{self, Vouchers},
+    signals::{
+        alerts::webhook::Courier,
+        place::{self, MapError, Maps},
+        provider::{self, Vouchers},
+    },
     store::{SqliteStore, Store, StoreError},
     stream::{Core, PersonNow},
     web::{self, LocalAccounts, SignInWays, Web},
@@ -133,6 +136,9 @@ pub enum ServeError {
         /// What is wrong.
         why: String,
     },
+    /// A map of addresses cannot be used.
+    #[error(transparent)]
+    Map(#[from] MapError),
     /// The signing key is not where the configuration says.
     #[error(
         "there is no signing key at {}: correct `key_dir` in {}, restore the key from its copy, or run `postern-controller init` for a new controller", key.display(), file.display()
@@ -290,6 +296,7 @@ async fn serve_all(
         let watch = provider::watch(Arc::clone(provider), vouchers.clone(), sessions.clone(), handle, checks, stop);
         running.tasks.spawn(watch);
     }
+    let maps = Maps::read(&config.place)?;
     let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
     let pages = Arc::new(Web {
         public_url,
@@ -322,6 +329,7 @@ async fn serve_all(
         let (limits, proxies) = (Arc::clone(&limits), Arc::clone(&proxies));
         running.tasks.spawn(listener::serve(socket, acceptor, router, limits, proxies, running.stop.subscribe()));
     }
+    running.tasks.spawn(place::keep_up(config.place.clone(), maps, running.handle.clone(), running.stop.subscribe()));
     running.tasks.spawn(receive_probes(probes, running.handle.clone(), running.stop.subscribe()));
     running.tasks.spawn(keep_up(
         certificates.clone(),

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -20,11 +21,12 @@ use super::{
     leases::{Turn, Urgency},
 };
 use crate::{
-    decision::{Extend, context},
+    decision::{Extend, Whence, context},
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, NameClaim, Person, Quarantined, RevokeTarget, StoreChange,
         SubjectKind, SubjectRecord, TokenHash, TokenRecord,
     },
+    signals::place::Atlas,
 };
 
 /// The alphabet of tokens: Crockford's base 32, in capitals.
@@ -61,8 +63,20 @@ impl Core {
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let posture = self.postures.evidence(device.id, now);
-        let context = context(&self.config.url, device, owner, assurance, posture, address, now.wall);
+        let from = self.whence(address);
+        let context = context(&self.config.url, device, owner, assurance, posture, from, now.wall);
         Some(RequestContext { approved: self.registry.approvals(device), ..context })
+    }
+
+    pub(super) fn whence(&self, address: Option<IpAddr>) -> Whence {
+        Whence { address, place: address.map(|address| self.atlas.place_of(address)).unwrap_or_default() }
+    }
+
+    /// Takes new maps of addresses; every lease is decided again.
+    pub fn set_atlas(&mut self, atlas: Arc<dyn Atlas>, now: Now) {
+        self.atlas = atlas;
+        self.decide_all(now);
+        self.flush(now);
     }
 
     // --- tokens

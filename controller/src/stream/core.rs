@@ -35,7 +35,10 @@ use crate::{
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
-    signals::posture,
+    signals::{
+        place::{Atlas, NoMaps},
+        posture,
+    },
 };
 
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
@@ -91,6 +94,7 @@ pub struct Core {
     pub(super) speed: Speed,
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
+    pub(super) atlas: Arc<dyn Atlas>,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -133,6 +137,7 @@ impl Core {
             streams: HashMap::new(),
             next_stream: 0,
             strangers: VecDeque::new(),
+            atlas: Arc::new(NoMaps),
             joins: Joins::default(),
             step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),

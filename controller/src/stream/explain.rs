@@ -13,7 +13,7 @@ use postern_common::{
 
 use super::{api::CoreError, core::Core, peering::PeeringName};
 use crate::{
-    decision::{Lease, hypothetical},
+    decision::{Lease, Whence, hypothetical},
     records::{DeviceRecord, Standing, SubjectKind},
 };
 
@@ -120,7 +120,7 @@ impl Core {
         }
         let owner = self.registry.subject(subject).cloned();
         let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
-        Ok((hypothetical(&self.config.url, &owner, None, None, None, now.wall), None))
+        Ok((hypothetical(&self.config.url, &owner, None, None, Whence::default(), now.wall), None))
     }
 
     fn destination(

@@ -10,7 +10,7 @@ use postern_common::{
 
 use super::core::Core;
 use crate::{
-    decision::hypothetical,
+    decision::{Whence, hypothetical},
     records::{DeviceKind, DeviceRecord, Person, SubjectRecord},
     web::doors::{self, OpenFrom, Portal, PortalDevice, PortalResource, PortalSession, Presence, Reach, StockClients},
 };
@@ -72,7 +72,7 @@ impl Core {
         let assurance = self.assurance(who);
         let context = match devices.iter().find(|device| self.leases.contains_key(&device.id)) {
             Some(device) => self.context_of(device, now),
-            None => Some(hypothetical(&self.config.url, &owner, Some(&assurance), None, None, now.wall)),
+            None => Some(hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)),
         };
         let Some(context) = context else { return open.into_values().collect() };
         for resource in self.policy.resources() {

@@ -33,7 +33,7 @@ use super::{
     core::Core,
 };
 use crate::{
-    decision::{Extend, hypothetical},
+    decision::{Extend, Whence, hypothetical},
     records::{AuditEvent, Person, Quarantined, RequestRecord, StoreChange},
 };
 
@@ -215,7 +215,7 @@ impl Core {
 
     fn approver(&self, who: &Person, now: Now) -> RequestContext {
         let (owner, assurance) = (self.record_of(who, now), self.assurance(who));
-        hypothetical(&self.config.url, &owner, Some(&assurance), None, None, now.wall)
+        hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)
     }
 
     /// Lists the requests about which a person may decide, the oldest first.

@@ -11,7 +11,7 @@ use postern_common::{policy::Entitlement, time::Now};
 
 use super::{api::CoreError, core::Core, peering::PeeringName};
 use crate::{
-    decision::{Extend, hypothetical},
+    decision::{Extend, Whence, hypothetical},
     records::{AuditEvent, DeviceKind, Person, StoreChange},
     web::doors::{StockConfiguration, StockPeer, StockRequest},
 };
@@ -27,7 +27,7 @@ impl Core {
             return vec![];
         }
         let assurance = self.assurance(who);
-        let context = hypothetical(&self.config.url, &owner, Some(&assurance), None, None, now.wall);
+        let context = hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall);
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
         let revoked = self.registry.revoked_rules();

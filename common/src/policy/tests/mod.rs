@@ -3,6 +3,7 @@
 mod decisions;
 mod documents;
 mod explanations;
+mod places;
 mod plans;
 mod postures;
 mod properties;
@@ -133,6 +134,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         attested: None,
         approved: vec![],
         address: Some("192.0.2.7".parse().expect("an address")),
+        place: super::Place::default(),
         now,
     }
 }

@@ -51,7 +51,7 @@ fn a_plan_says_until_when_something_is_kept_and_what_is_only_watched() {
         lines(PAYROLL, &new, &people(MONDAY)[1..2]),
         ["group:ops until 2026-11-30T23:00:00Z everything-on-servers tcp/* icmp [0] now"]
     );
-    let watched = "when = { network = \"198.51.100.0/24\" }\nmode = \"monitor\"\nmonitor_until = 2026-12-01";
+    let watched = "when = { network = \"198.51.100.0/24\", mfa_within = \"99d\" }\nmode = \"monitor\"\nmonitor_until = 2026-12-01";
     let new = PAYROLL.replace(ops, &format!("{ops}\n{watched}"));
     assert_eq!(
         lines(PAYROLL, &new, &people(MONDAY)[1..2]),

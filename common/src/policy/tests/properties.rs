@@ -21,7 +21,7 @@ const WHEN: [&str; 7] = [
     "",
     "when = { mfa_within = \"1h\" }",
     "when = { posture = \"p\" }",
-    "when = { network = \"192.0.2.0/24\" }",
+    "when = { network = \"192.0.2.0/24\", mfa_within = \"99d\" }",
     "when = { hours = \"Mon 08:00-12:00 UTC\" }",
     "when = { hours = \"Mon 10:00-12:00 UTC\", posture = \"p\" }",
     "starts = 2026-11-23T09:30:00Z",

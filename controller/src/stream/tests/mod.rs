@@ -10,6 +10,7 @@ mod enrolling;
 mod joining;
 mod keys;
 mod node;
+mod places;
 mod plans;
 mod postures;
 mod property;

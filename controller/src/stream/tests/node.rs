@@ -46,6 +46,8 @@ pub(super) struct SimNode {
     pub(super) explained: Vec<postern_common::protocol::Explanation>,
     /// Where the controller said that a probe came from.
     pub(super) observed: Option<std::net::SocketAddr>,
+    /// Another place than where it came from first.
+    pub(super) moved_to: Option<std::net::SocketAddr>,
     pub(super) session_ended: Option<String>,
     /// What it has asked for, as the controller last told.
     pub(super) requests: Vec<postern_common::protocol::AccessRequest>,
@@ -95,6 +97,7 @@ impl SimNode {
             refused: None,
             explained: vec![],
             observed: None,
+            moved_to: None,
             session_ended: None,
             requests: vec![],
             refused_request: None,

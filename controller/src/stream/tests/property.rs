@@ -87,6 +87,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             attested: None,
             approved: vec![],
             address: None,
+            place: Default::default(),
             now: world.now.wall,
         };
         for entitlement in policy.entitlements(&context, &targets) {

@@ -282,9 +282,14 @@ impl World {
         self.nodes.len() - 1
     }
 
+    /// From where a node speaks.
+    pub(super) fn remote(&self, node: usize) -> SocketAddr {
+        let home = SocketAddr::from(([198, 51, (node / 200) as u8, (node % 200) as u8 + 1], 40_000));
+        self.nodes[node].moved_to.unwrap_or(home)
+    }
+
     pub(super) fn connect(&mut self, node: usize) {
-        let remote = SocketAddr::from(([198, 51, (node / 200) as u8, (node % 200) as u8 + 1], 40_000));
-        let stream = self.core.connect(remote, self.now);
+        let stream = self.core.connect(self.remote(node), self.now);
         self.nodes[node].stream = Some(stream);
         self.nodes[node].refused = None;
         self.pump();
