@@ -298,7 +298,10 @@ fn argument(name: &str) -> Option<String> {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::bind(argument("--listen").unwrap_or("127.0.0.1:0".into())).await?;
-    let public_url: url::Url = format!("http://{}/", listener.local_addr()?).parse()?;
+    // Passkeys need a name: `--name localhost`.
+    let at = listener.local_addr()?;
+    let host = argument("--name").unwrap_or_else(|| at.ip().to_string());
+    let public_url: url::Url = format!("http://{host}:{}/", at.port()).parse()?;
     let options = sqlx::sqlite::SqliteConnectOptions::new().in_memory(true).foreign_keys(true);
     let pool = sqlx::sqlite::SqlitePoolOptions::new()
         .max_connections(1)
@@ -308,6 +311,7 @@ async fn main() -> anyhow::Result<()> {
         .await?;
     sqlx::raw_sql(include_str!("../migrations/0002_identity.sql")).execute(&pool).await?;
     sqlx::raw_sql(include_str!("../migrations/0006_provider.sql")).execute(&pool).await?;
+    sqlx::raw_sql(include_str!("../migrations/0007_passkeys.sql")).execute(&pool).await?;
 
     let origin = public_url.origin().ascii_serialization();
     let accounts = Arc::new(Accounts::new(pool.clone(), &origin, SealingKey::from_bytes([7; 32])));

@@ -37,10 +37,10 @@ function freePort() {
 }
 
 export class World {
-  static async open({ provider = false } = {}) {
+  static async open({ provider = false, name } = {}) {
     const world = new World();
     const port = await freePort();
-    const listen = ["--listen", `127.0.0.1:${port}`];
+    const listen = ["--listen", `127.0.0.1:${port}`, ...(name ? ["--name", name] : [])];
     if (provider) {
       world.provider = await start(join(here, "../idp/run"), ["--redirect", `http://127.0.0.1:${port}/oidc/callback`]);
       const { issuer, client_id, client_secret } = world.provider;
@@ -62,6 +62,9 @@ export class World {
   }
 
   get url() { return this.pages.url; }
+
+  /** What was recorded in the audit log so far. */
+  events() { return this.pages.lines; }
 
   /** Opens a page in a fresh browser profile; anything that the browser complains about is kept in `complaints`. */
   async page(options = {}) {
@@ -108,7 +111,7 @@ export class World {
 export async function signIn(page, login, password) {
   await page.getByLabel("Login").fill(login);
   await page.getByLabel("Password", { exact: true }).fill(password);
-  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("button", { name: "Sign in", exact: true }).click();
 }
 
 /** Plays an authenticator: the code of the key shown as base 32, `steps` of 30 seconds from now (RFC 6238). */

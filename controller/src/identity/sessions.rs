@@ -260,8 +260,11 @@ pub(crate) async fn test_pool() -> SqlitePool {
         .connect_with(options)
         .await
         .expect("a database in memory");
-    let tables =
-        [include_str!("../../migrations/0002_identity.sql"), include_str!("../../migrations/0006_provider.sql")];
+    let tables = [
+        include_str!("../../migrations/0002_identity.sql"),
+        include_str!("../../migrations/0006_provider.sql"),
+        include_str!("../../migrations/0007_passkeys.sql"),
+    ];
     for table in tables {
         sqlx::raw_sql(table).execute(&pool).await.expect("the tables");
     }

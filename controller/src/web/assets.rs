@@ -27,6 +27,8 @@ static STYLE: LazyLock<Asset> =
     LazyLock::new(|| asset("postern", "css", "text/css; charset=utf-8", include_str!("assets/postern.css")));
 static SCRIPT: LazyLock<Asset> =
     LazyLock::new(|| asset("keys", "js", "text/javascript; charset=utf-8", include_str!("assets/keys.js")));
+static PASSKEY: LazyLock<Asset> =
+    LazyLock::new(|| asset("passkey", "js", "text/javascript; charset=utf-8", include_str!("assets/passkey.js")));
 static ICON: LazyLock<Asset> =
     LazyLock::new(|| asset("postern", "svg", "image/svg+xml", include_str!("assets/postern.svg")));
 
@@ -38,12 +40,16 @@ pub(super) fn script() -> &'static str {
     &SCRIPT.path
 }
 
+pub(super) fn passkey_script() -> &'static str {
+    &PASSKEY.path
+}
+
 pub(super) fn icon() -> &'static str {
     &ICON.path
 }
 
 pub(super) async fn serve(Path(name): Path<String>) -> Result<Response, Fault> {
-    let asset = [&STYLE, &SCRIPT, &ICON]
+    let asset = [&STYLE, &SCRIPT, &PASSKEY, &ICON]
         .into_iter()
         .find(|asset| asset.path.strip_prefix("/assets/") == Some(name.as_str()))
         .ok_or(Fault::NotFound)?;

@@ -69,6 +69,10 @@ pub enum IdentityAction {
     },
     /// A person set up a second factor.
     SecondFactorEnrolled,
+    /// A person added a passkey.
+    PasskeyAdded,
+    /// A person removed a passkey.
+    PasskeyRemoved,
     /// A person set a password by a one-time link.
     PasswordSet,
     /// A page was asked for too often.

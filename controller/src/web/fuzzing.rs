@@ -39,7 +39,8 @@ pub fn fuzz_cookie(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let path = Next::parse(text).path();
     assert_eq!(Next::parse(&path).path(), path);
-    let own = ["/", "/join", "/wireguard", "/second-factor"].contains(&path.as_str());
+    let own = ["/", "/join", "/wireguard", "/requests", "/second-factor", "/passkeys"].contains(&path.as_str())
+        || path.strip_prefix("/step-up/").is_some_and(|secret| secret.len() == Token::LENGTH);
     assert!(own || path.strip_prefix("/join?code=").is_some_and(|code| code.parse::<UserCode>().is_ok()), "{path}");
 }
 

@@ -38,6 +38,13 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, Fault> {
         html! {
             (resources(&person, &portal))
             (devices(&person, &portal))
+            @if person.who.issuer() == person.visit.pages.web.accounts.issuer() {
+                section.aside {
+                    h2 { "Passkeys" }
+                    p { "Sign in with your fingerprint, face or PIN: it cannot be guessed or phished." }
+                    p { a.button.secondary href="/passkeys" { "Your passkeys" } }
+                }
+            }
             @if without_second_factor {
                 section.aside {
                     h2 { "Make your sign-in stronger" }

@@ -55,6 +55,17 @@ pub(super) fn door(title: &str, content: Markup) -> Markup {
     frame(title, html! {}, brand(), html! { div.door { (content) } })
 }
 
+/// A page before sign-in that can ask for a passkey.
+pub(super) fn door_with_passkeys(title: &str, content: Markup) -> Markup {
+    let script = html! { script src=(assets::passkey_script()) defer {} };
+    frame(title, script, brand(), html! { div.door { (content) } })
+}
+
+/// A page of somebody who is signed in, which can ask for a passkey.
+pub(super) fn page_with_passkeys(person: &Person, place: Place, title: &str, content: Markup) -> Markup {
+    with_head(person, place, title, html! { script src=(assets::passkey_script()) defer {} }, content)
+}
+
 /// A page of somebody who is signed in.
 pub(super) fn page(person: &Person, place: Place, title: &str, content: Markup) -> Markup {
     with_head(person, place, title, html! {}, content)

@@ -10,8 +10,8 @@
 //! - Nothing changes by GET, but for the return from the provider, which is bound to the browser that left.
 //! - A form reaches its handler only as [`visit::Posted`]: same site, with the token of this very session.
 //! - What machines and providers say is hostile text; every page is made with maud, which escapes all of it.
-//! - Pages are whole without scripts. The one script makes WireGuard keys in the browser, so that the controller
-//!   never sees a private key.
+//! - Pages are whole without scripts. One script makes WireGuard keys in the browser, so that the controller
+//!   never sees a private key; another asks the browser for a passkey.
 //! - `next` is one of our own paths by name ([`visit::Next`]); there is no way to redirect elsewhere.
 //!
 //! Threats: device-code phishing (RFC 8628 §5.4: the page shows which machine asks, from where and since when, warns,
@@ -24,7 +24,7 @@
 //! | `security` | headers, limits, the same-site check |
 //! | `visit` | who sends a request; forms; cookies |
 //! | `layout`, `words`, `assets`, `fault` | the frame of a page; times and codes as text; style, script, icon; refusals |
-//! | `sign_in`, `oidc`, `second_factor`, `password` | signing in and out |
+//! | `sign_in`, `oidc`, `second_factor`, `passkey`, `password` | signing in and out |
 //! | `back_channel` | what the provider tells by itself |
 //! | `step_up` | stronger or fresher proof for a machine's login session |
 //! | `join`, `home`, `stock` | confirm a machine; resources and machines; stock WireGuard clients |
@@ -39,7 +39,7 @@ use url::Url;
 
 use crate::identity::{
     Clock,
-    local::{Account, Accounts, Enrolment},
+    local::{Account, Accounts, Enrolment, WaitingRegistration, WaitingSignIn},
     oidc::Provider,
     pending::Pending,
     rate::{AddressPrefix, Allowance, Buckets},
@@ -57,6 +57,7 @@ mod home;
 mod join;
 mod layout;
 mod oidc;
+mod passkey;
 mod password;
 mod requests;
 mod second_factor;
@@ -125,6 +126,9 @@ struct Pages {
     half: Pending<HalfSignIn>,
     /// Authenticators being set up by people who are signed in, by their session cookie.
     enrolments: Pending<Enrolment>,
+    /// Passkeys being added, by the session cookie; sign-ins with one, by the cookie of the visit or the session.
+    passkeys: Pending<WaitingRegistration>,
+    passkey_sign_ins: Pending<WaitingSignIn>,
     limits: Limits,
     in_flight: tokio::sync::Semaphore,
 }
@@ -135,6 +139,8 @@ impl Pages {
             web,
             half: Pending::new(MAX_HALF, HALF_LIFETIME),
             enrolments: Pending::new(MAX_HALF, HALF_LIFETIME),
+            passkeys: Pending::new(MAX_HALF, HALF_LIFETIME),
+            passkey_sign_ins: Pending::new(MAX_HALF, HALF_LIFETIME),
             limits: Limits::new(),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
         }
@@ -199,6 +205,10 @@ pub fn router(web: Arc<Web>) -> Router {
         .route("/", get(home::show))
         .route("/sign-in", get(sign_in::show).post(sign_in::submit))
         .route("/sign-in/code", get(second_factor::show).post(second_factor::submit))
+        .route("/sign-in/passkey", post(passkey::sign_in))
+        .route("/passkeys", get(passkey::show).post(passkey::add))
+        .route("/passkeys/remove", post(passkey::remove))
+        .route("/step-up/{secret}/passkey", post(step_up::by_passkey))
         .route("/sign-out", post(sign_in::sign_out))
         .route("/oidc/start", get(oidc::start))
         .route("/oidc/callback", get(oidc::callback))

@@ -14,7 +14,7 @@ use super::{
     HalfSignIn, LocalAccounts, Pages,
     event::{IdentityAction, Who},
     fault::Fault,
-    layout,
+    layout, passkey,
     visit::{Next, Posted, Visit, WithCookies},
     words,
 };
@@ -47,21 +47,22 @@ pub(super) async fn show(visit: Visit, Query(asked): Query<Asked>) -> Response {
         return next.redirect().into_response();
     }
     let (token, new) = visit.form_token();
-    let page = form(&visit.pages, &token, next, "", None);
+    let passkey = new.as_ref().or(visit.visit.as_ref()).and_then(|cookie| passkey::offer(&visit, cookie));
+    let page = form(&visit.pages, &token, next, "", None, passkey.as_deref());
     match new {
         Some(cookie) => page.with_visit(&cookie),
         None => page.into_response(),
     }
 }
 
-fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>) -> Markup {
+fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>, passkey: Option<&str>) -> Markup {
     let why = match next {
         Next::Join(_) => "to let a machine in",
         Next::StepUp(_) => "to confirm that it is you",
         Next::Requests => "to decide about requests",
-        Next::Home | Next::WireGuard | Next::SecondFactor => "to see what you may reach",
+        Next::Home | Next::WireGuard | Next::SecondFactor | Next::Passkeys => "to see what you may reach",
     };
-    layout::door(
+    layout::door_with_passkeys(
         if alert.is_some() { "Not signed in" } else { "Sign in" },
         html! {
             h1 { "Sign in" }
@@ -82,6 +83,10 @@ fn form(pages: &Pages, token: &str, next: Next, login: &str, alert: Option<&str>
                     input #password name="password" type="password" required maxlength="256"
                         autocomplete="current-password" autofocus[!login.is_empty()];
                     button.wide { "Sign in" }
+                }
+                @if let Some(options) = passkey {
+                    @let hidden = html! { (layout::token(token)) input type="hidden" name="next" value=(next.path()); };
+                    (passkey::form(options, "/sign-in/passkey", hidden, "Sign in with a passkey"))
                 }
             } @else if pages.web.ways.provider.is_none() {
                 p { "No way to sign in is set up. Tell your administrator." }
@@ -191,7 +196,8 @@ async fn refused(visit: &Visit, next: Next, login: &str, error: SignInError) -> 
     visit.audit(Some(who), IdentityAction::SignInRefused { reason }).await?;
     let login: String = login.chars().take(120).collect();
     let (token, _) = visit.form_token();
-    Ok((status, form(&visit.pages, &token, next, &login, Some(&text))).into_response())
+    let passkey = visit.visit.as_ref().and_then(|cookie| passkey::offer(visit, cookie));
+    Ok((status, form(&visit.pages, &token, next, &login, Some(&text), passkey.as_deref())).into_response())
 }
 
 /// Tells a refusal as a constant word for the log, a status, and a text for the person.

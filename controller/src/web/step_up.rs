@@ -23,7 +23,7 @@ use super::{
     event::{IdentityAction, Who},
     fault::Fault,
     layout::{self, Place},
-    oidc, sign_in,
+    oidc, passkey, sign_in,
     visit::{Link, Next, Person, Posted, Visit, WithCookies},
     words,
 };
@@ -38,6 +38,11 @@ pub(super) struct Secrets {
     password: String,
     #[serde(default)]
     code: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Answer {
+    credential: String,
 }
 
 fn link(text: &str) -> Result<(Link, Token), Fault> {
@@ -95,6 +100,18 @@ pub(super) async fn prove(Path(secret): Path<String>, posted: Posted<Secrets>) -
             Ok((status, shown).into_response())
         }
     }
+}
+
+/// A passkey of the same person.
+pub(super) async fn by_passkey(Path(secret): Path<String>, posted: Posted<Answer>) -> Result<Response, Fault> {
+    let (link, token) = link(&secret)?;
+    let Posted { visit, fields } = posted;
+    let person = visit.signed_in(Next::StepUp(link))?;
+    let page = look_up(&person, &token).await?;
+    let account = passkey::answered(&person.visit, &person.cookie, &fields.credential).await?;
+    let proof = person.visit.pages.web.accounts.prove_passkey(&account, person.visit.address, person.visit.now).await;
+    let proof = proof.map_err(|_| Fault::StartOver)?;
+    finish(person, proof, Some(&account), link, &page).await
 }
 
 async fn local_account(person: &Person) -> Result<Option<Account>, Fault> {
@@ -183,7 +200,7 @@ async fn question(person: &Person, link: Link, page: &StepUpPage, alert: Option<
     let account = local_account(person).await?;
     let now = person.visit.now;
     let here = format!("/step-up/{link}");
-    Ok(layout::page(
+    Ok(layout::page_with_passkeys(
         person,
         Place::Elsewhere,
         "Is it you?",
@@ -227,7 +244,12 @@ async fn question(person: &Person, link: Link, page: &StepUpPage, alert: Option<
 }
 
 fn local_form(person: &Person, account: &Account, here: &str) -> Markup {
+    let passkey = passkey::offer(&person.visit, &person.cookie);
     html! {
+        @if let Some(options) = passkey {
+            @let hidden = layout::token(&person.form_token());
+            (passkey::form(&options, &format!("{here}/passkey"), hidden, "Confirm with a passkey"))
+        }
         form method="post" action={ (here) "/prove" } {
             (layout::token(&person.form_token()))
             label for="password" { "Password" }

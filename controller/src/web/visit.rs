@@ -65,6 +65,7 @@ pub(super) enum Next {
     WireGuard,
     Requests,
     SecondFactor,
+    Passkeys,
     StepUp(Link),
 }
 
@@ -103,6 +104,7 @@ impl Next {
             "/wireguard" => Self::WireGuard,
             "/requests" => Self::Requests,
             "/second-factor" => Self::SecondFactor,
+            "/passkeys" => Self::Passkeys,
             other => match (other.strip_prefix("/join?code=").map(str::parse), other.strip_prefix("/step-up/")) {
                 (Some(Ok(code)), _) => Self::Join(Some(code)),
                 (_, Some(link)) => Link::parse(link).map_or(Self::Home, Self::StepUp),
@@ -119,6 +121,7 @@ impl Next {
             Self::WireGuard => "/wireguard".into(),
             Self::Requests => "/requests".into(),
             Self::SecondFactor => "/second-factor".into(),
+            Self::Passkeys => "/passkeys".into(),
             Self::StepUp(link) => format!("/step-up/{link}"),
         }
     }
@@ -131,7 +134,12 @@ impl Next {
     pub(super) fn sign_in(self) -> String {
         match self {
             Self::Home => "/sign-in".into(),
-            Self::Join(_) | Self::WireGuard | Self::Requests | Self::SecondFactor | Self::StepUp(_) => {
+            Self::Join(_)
+            | Self::WireGuard
+            | Self::Requests
+            | Self::SecondFactor
+            | Self::Passkeys
+            | Self::StepUp(_) => {
                 format!("/sign-in?next={}", self.encoded())
             }
         }

@@ -20,10 +20,12 @@ use super::{
     random::{self, Token},
 };
 
+mod passkey;
 pub mod password;
 mod sign_in;
 pub mod totp;
 
+pub use passkey::{MAX_PASSKEYS, Passkey, PasskeyError, WaitingRegistration, WaitingSignIn};
 pub use sign_in::{Enrolment, PasswordStep, SignInError};
 pub use totp::SealingKey;
 
@@ -355,12 +357,15 @@ impl Accounts {
         self.find(login).await
     }
 
-    /// Forgets an account's second factor, for somebody who lost the authenticator. Ends its sessions. The last used
+    /// Forgets an account's second factor and passkeys, for somebody who lost the authenticator. Ends its sessions. The last used
     /// step is kept, so that an old code cannot come back with the same secret.
     ///
     /// # Errors
     /// If there is no such account.
     pub async fn reset_totp(&self, login: &str) -> Result<Account, AccountError> {
+        let account = self.find(login).await?;
+        // Who lost the authenticator has most often lost the device with the passkeys.
+        sqlx::query("DELETE FROM local_passkeys WHERE account = ?1").bind(&account.id).execute(&self.pool).await?;
         let query = sqlx::query("UPDATE local_accounts SET totp_secret = NULL WHERE id = ?1 AND ?2 IS NOT NULL");
         self.change(login, query, true).await
     }

@@ -73,7 +73,7 @@ impl From<sqlx::Error> for SignInError {
 /// The limits on guessing.
 #[derive(Debug)]
 pub(super) struct Limits {
-    address: Buckets<AddressPrefix>,
+    pub(super) address: Buckets<AddressPrefix>,
     login_at: Buckets<(String, AddressPrefix)>,
     login_from_strangers: Buckets<String>,
     codes: Buckets<String>,
@@ -229,6 +229,26 @@ impl Accounts {
         from: IpAddr,
         now: WallTime,
     ) -> Result<Proof, SignInError> {
+        let methods: &[&str] = match second {
+            Credential::Set => &["pwd", "otp"],
+            Credential::Missing => &["pwd"],
+        };
+        let now_set = self.find_by_id(&account.id).await?.ok_or(SignInError::Wrong)?.second_factor;
+        if now_set == Credential::Set && second == Credential::Missing {
+            return Err(SignInError::Code);
+        }
+        self.proof_of(account, methods, None, from, now).await
+    }
+
+    /// Writes a proof for an account that is still what it was when the sign-in began.
+    pub(super) async fn proof_of(
+        &self,
+        account: &Account,
+        methods: &[&str],
+        class: Option<&str>,
+        from: IpAddr,
+        now: WallTime,
+    ) -> Result<Proof, SignInError> {
         let begun_with = account.stamp;
         let account = self.find_by_id(&account.id).await?.ok_or(SignInError::Wrong)?;
         if account.stamp != begun_with {
@@ -237,20 +257,13 @@ impl Accounts {
         if account.status == AccountStatus::Disabled {
             return Err(SignInError::Disabled);
         }
-        if account.second_factor == Credential::Set && second == Credential::Missing {
-            return Err(SignInError::Code);
-        }
         self.remember_address(&account, from.into(), now).await?;
-        let methods: &[&str] = match second {
-            Credential::Set => &["pwd", "otp"],
-            Credential::Missing => &["pwd"],
-        };
         Ok(Proof {
             issuer: self.issuer.clone(),
             subject: account.id,
             name: account.login,
             groups: Some(account.groups),
-            acr: None,
+            acr: class.map(str::to_owned),
             amr: methods.iter().map(|method| (*method).to_owned()).collect(),
             auth_time: Some(now),
         })

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use postern_common::{
     grant::{
-        Change, DOCUMENT_VERSION, GrantDocument, Mode, OnDeny, OwnGrant, PeerGrant, Permission, SignedDocument, sign,
+        Change, DOCUMENT_VERSION, GrantDocument, Mode, OnDeny, OwnGrant, PeerGrant, Permission, SignedDocument,
+        StepUpOffer, sign,
     },
     id::{DeviceId, LeaseId, SubjectId},
     key::{ControllerSigningKey, WireGuardPublicKey},
@@ -21,6 +22,7 @@ mod farewell;
 mod joins;
 mod life;
 mod postures;
+mod step_up;
 
 const BOOT: BootId = BootId::from_bytes([1; 16]);
 const ROTATION: Duration = Duration::from_secs(3_600);
@@ -229,6 +231,8 @@ struct Controller {
     keys: BTreeMap<DeviceId, Vec<WireGuardPublicKey>>,
     overlay: ipnet::IpNet,
     peer_address: std::net::IpAddr,
+    /// What a step-up would open.
+    step_up: Vec<StepUpOffer>,
 }
 
 impl Controller {
@@ -240,6 +244,7 @@ impl Controller {
             keys: BTreeMap::new(),
             overlay: "fd00::/48".parse().expect("a prefix"),
             peer_address: "fd00::3".parse().expect("an address"),
+            step_up: vec![],
         }
     }
 
@@ -296,7 +301,7 @@ impl Controller {
             keys: self.keys.get(&device).cloned().unwrap_or_default(),
             session_until: None,
             quarantine: None,
-            step_up: vec![],
+            step_up: self.step_up.clone(),
         };
         let peer = PeerGrant {
             device: DeviceId::from_bytes([3; 16]),
