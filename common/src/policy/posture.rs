@@ -178,6 +178,20 @@ impl Policy {
         unmet.map(demand).collect()
     }
 
+    /// Lists the exceptions from postures, one line each, for people: who answers for each, why, and until when.
+    pub fn posture_exceptions(&self) -> impl Iterator<Item = String> {
+        self.model.posture_exceptions.iter().map(|exception| {
+            let of = match &exception.of {
+                Excepted::Device(device) => device.to_string(),
+                Excepted::Machine(machine) => machine.to_string(),
+                Excepted::From(from) => from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            };
+            let posture = &self.model.postures[exception.posture].0;
+            let PostureException { owner, reason, expires, .. } = exception;
+            format!("{of}: excepted from posture \"{posture}\" until {expires} by {owner}: {reason}")
+        })
+    }
+
     /// Returns the shortest age of a device's own report that some posture accepts; `None` if no posture asks devices.
     pub fn shortest_posture_age(&self) -> Option<Duration> {
         let asking = self.model.postures.iter().map(|(_, requirement)| requirement);

@@ -174,6 +174,7 @@ impl Core {
             .collect();
         warnings
             .extend(next.watched_rules().map(|(rule, until)| format!("rule \"{rule}\" is only watched until {until}")));
+        warnings.extend(next.posture_exceptions());
         warnings.extend(
             next.rule_names()
                 .filter(|rule| self.registry.revoked_rules().contains_key(rule))

@@ -250,8 +250,8 @@ pub struct PacketsReport {
 pub struct PostureReport {
     /// What the machine sees: the fact's name and its value, for people.
     pub facts: Vec<(String, String)>,
-    /// How long ago it was seen, seconds.
-    pub seen_seconds_ago: u64,
+    /// How long ago it was seen, seconds; absent if it was not.
+    pub seen_seconds_ago: Option<u64>,
     /// What is not as rules ask, as the controller last said.
     pub unmet: Vec<UnmetPosture>,
 }

@@ -168,7 +168,10 @@ fn details(report: &StatusReport) {
         rows.push(vec!["documents refused".into(), report.documents_refused.to_string()]);
     }
     if let Some(posture) = &report.posture {
-        let age = format!("posture, seen {} s ago", posture.seen_seconds_ago);
+        let age = match posture.seen_seconds_ago {
+            Some(seconds) => format!("posture, seen {seconds} s ago"),
+            None => "posture, not looked at".into(),
+        };
         rows.push(vec![age, String::new()]);
         rows.extend(posture.facts.iter().map(|(fact, value)| vec![format!("  {fact}"), show::safe(value)]));
     }
@@ -248,7 +251,8 @@ mod tests {
             fix: "turn a firewall on".into(),
         };
         let facts = vec![("firewall".into(), "off".into())];
-        report.posture = Some(crate::agent::api::PostureReport { facts, seen_seconds_ago: 3, unmet: vec![unmet] });
+        report.posture =
+            Some(crate::agent::api::PostureReport { facts, seen_seconds_ago: Some(3), unmet: vec![unmet] });
         let line = "posture \"managed-laptop\": the firewall is off, and must be on   fix: turn a firewall on";
         assert_eq!(posture(&report), [line]);
         assert!(!is_well(&report));

@@ -55,6 +55,8 @@ const FIRST_RESULTS: Duration = Duration::from_secs(10);
 const QUIET: Duration = Duration::from_millis(100);
 /// How long a look waits for quiet at most.
 const NEVER_QUIET: Duration = Duration::from_secs(1);
+/// How long a change may wait on a machine where looking is slow.
+const LONGEST_REST: Duration = Duration::from_secs(10);
 /// The most processes whose end is waited for.
 const MAX_PROCESSES: usize = 64;
 /// The multicast group of nftables (`NFNLGRP_NFTABLES`).
@@ -254,9 +256,11 @@ fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
     let mut collector = Collector::new(shared.root.clone());
     await_first_results(shared);
     let mut last: Option<(Facts, Vec<String>)> = None;
+    let mut rest;
     while !shared.is_over() {
         let asked = shared.asked.swap(false, Ordering::SeqCst);
         let now: Now = shared.clock.now();
+        let begun = Instant::now();
         let (look, folders) = {
             let orders = shared.orders();
             let (config, device) = (orders.config.clone(), orders.device);
@@ -265,6 +269,7 @@ fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
             (look, collector.watched(&config))
         };
         sources.follow(&folders, &look.processes);
+        rest = rest_after(begun.elapsed());
         let same =
             last.as_ref().is_some_and(|(facts, problems)| facts.same_state(&look.facts) && *problems == look.problems);
         if asked || !same {
@@ -275,13 +280,22 @@ fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
             }
         }
         if sources.wait(&shared.wake, EVERY + jitter(EVERY / 3)) {
-            let begun = Instant::now();
+            let noticed = Instant::now();
             let mut quiet = false;
-            while !quiet && begun.elapsed() < NEVER_QUIET && !shared.asked.load(Ordering::SeqCst) {
+            while !quiet && noticed.elapsed() < NEVER_QUIET && !shared.asked.load(Ordering::SeqCst) {
                 quiet = !sources.wait(&shared.wake, QUIET);
+            }
+            while begun.elapsed() < rest && !shared.asked.load(Ordering::SeqCst) && !shared.is_over() {
+                sources.wait(&shared.wake, rest.saturating_sub(begun.elapsed()));
             }
         }
     }
+}
+
+/// Returns how long after the begin of a look the next one that nobody asked for comes at the earliest: a machine whose rules change
+/// all the time spends a tenth of one processor on looking at most.
+fn rest_after(look: Duration) -> Duration {
+    (look * 10).min(LONGEST_REST)
 }
 
 /// Waits until every check has been run once: after a restart of the agent a check that passes must not be missing for a moment,

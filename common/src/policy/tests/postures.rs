@@ -87,6 +87,9 @@ fn an_exception_opens_for_its_device_until_it_ends_and_is_told() {
         let expected: &[&str] = if opens { &["wiki-1 tcp/443 until 2026-11-30T00:00:00Z"] } else { &[] };
         assert_eq!(given(&policy(&document), &silent()), expected, "{of}");
     }
+    let listed: Vec<String> = policy(&exception("from = [\"group:staff\"]", "")).posture_exceptions().collect();
+    let line = "group:staff: excepted from posture \"managed\" until 2026-11-30T00:00:00Z by it: new disk is ordered";
+    assert_eq!(listed, [line], "plans say it");
     let document = exception("device = \"alice-laptop\"", "");
     let told = why(&document, &silent());
     assert!(told.allowed && told.because.iter().any(|line| line.contains("owner of the rule: wiki-team")));

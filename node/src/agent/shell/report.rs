@@ -102,14 +102,25 @@ impl Agent {
                 farewell.controller.authority()
             ));
         }
+        if self.core.posture_wanted() && !self.config.posture.report && !self.core.posture_unmet().is_empty() {
+            let why = "`report = false` under [posture] in node.toml keeps this machine's posture at home: rules that ask for one let it into nothing";
+            problems.push(why.to_owned());
+        }
         problems.extend(self.posture.iter().flat_map(|posture| posture.problems.iter().cloned()));
         problems
     }
 
     fn posture_report(&self, now: Now) -> Option<PostureReport> {
-        let (facts, at) = self.core.posture_seen()?;
+        let seen = self.core.posture_seen();
         let unmet = self.core.posture_unmet().to_vec();
-        Some(PostureReport { facts: facts.lines(), seen_seconds_ago: now.monotonic.since(at).as_secs(), unmet })
+        if !self.core.posture_wanted() || (seen.is_none() && unmet.is_empty()) {
+            return None;
+        }
+        Some(PostureReport {
+            facts: seen.map(|(facts, _)| facts.lines()).unwrap_or_default(),
+            seen_seconds_ago: seen.map(|(_, at)| now.monotonic.since(at).as_secs()),
+            unmet,
+        })
     }
 
     pub(super) async fn status(&mut self) -> StatusReport {
