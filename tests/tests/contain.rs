@@ -113,6 +113,23 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     world.ctl(&["quarantine", "release", "node", "app"])?;
     chatter(&laptop, &app)?;
     chatter(&app, &db)?;
+
+    // Past the rules, loudly, and cut when it is closed.
+    ensure!(!can_connect(&laptop.host, db_at, 7000), "no rule opens the database to a laptop");
+    let reasons = ["--reason", "incident 17", "--why-past-the-rules", "nobody answers"];
+    let opened = world.ctl(&[&["break-glass", "open", "laptop", "db", "--for", "30m"][..], &reasons].concat())?;
+    ensure!(opened.contains("db is open to alice on laptop until"), "{opened}");
+    let mut client = chatter(&laptop, &db)?;
+    for (what, text) in [
+        ("the controller's status", world.ctl(&["status"])?),
+        ("resources", laptop.postern(&["resources", "--json"])?),
+        ("flows on the destination", db.postern(&["flows", "--json"])?),
+    ] {
+        ensure!(text.contains("BREAK-GLASS") && text.contains("incident 17"), "{what}: {text}");
+    }
+    let list = world.ctl_json(&["break-glass", "list"])?;
+    world.ctl(&["break-glass", "close", list[0]["record"]["id"].as_str().unwrap_or_default()])?;
+    eventually(Duration::from_secs(5), "the connection lives on", || (!client.is_running()).then_some(()))?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use postern_common::policy::Policy;
+use postern_common::{policy::Policy, time::WallTime};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -15,8 +15,8 @@ use crate::{
     records::{Quarantined, RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
     stream::{
-        Core, CoreError, Decider, Decision, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress,
-        SubjectUpdate,
+        Core, CoreError, Decider, Decision, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, StaleKind,
+        StaleView, SubjectUpdate,
     },
 };
 
@@ -209,6 +209,47 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(Value::Null)
         }
         Request::QuarantineList => ask(office, |core| value(&core.list_quarantines())).await,
+        Request::Stale { for_ms } => {
+            let now = clock::now();
+            let since =
+                WallTime::from_millis(now.wall.as_millis().saturating_sub(i64::try_from(for_ms).unwrap_or(i64::MAX)));
+            let (mut stale, known) = office
+                .handle
+                .call(move |turn, now| (turn.core.list_stale(since, now), turn.core.list_subjects()))
+                .await?;
+            // Accounts with which nobody ever joined a machine are not subjects yet.
+            let joined = |id: &str| {
+                known.iter().any(|view| matches!(&view.record.kind, SubjectKind::Person { sub, .. } if sub == id))
+            };
+            for account in office.accounts.list().await? {
+                let (enabled, login, last_used) =
+                    (account.status == AccountStatus::Enabled, account.login, account.created);
+                if enabled && last_used < since && !joined(&account.id) {
+                    let detail = "a local account that never joined a machine".to_owned();
+                    stale.push(StaleView { kind: StaleKind::Person, name: login, last_used, detail });
+                }
+            }
+            Ok(value(&stale))
+        }
+        Request::BreakGlassOpen { machine, resource, length_ms, reason, why_past_the_rules } => {
+            let opened = office.handle.call(move |turn, now| {
+                let device = turn.core.find_device(&machine)?;
+                let missing = |_| CoreError::NotFound { what: "resource", name: resource.chars().take(80).collect() };
+                let resource = resource.parse().map_err(missing)?;
+                let length = Duration::from_millis(length_ms);
+                turn.core.break_glass(device, &resource, length, &reason, &why_past_the_rules, &by, now)
+            });
+            Ok(value(&opened.await??))
+        }
+        Request::BreakGlassClose { id } => {
+            let closed = office.handle.call(move |turn, now| {
+                let id = turn.core.find_break_glass(&id)?;
+                turn.core.close_break_glass(id, &by, now)
+            });
+            closed.await??;
+            Ok(Value::Null)
+        }
+        Request::BreakGlassList => ask(office, |core| value(&core.list_break_glass(clock::now()))).await,
         Request::RequestList => ask(office, |core| value(&core.list_requests())).await,
         Request::RequestDecide { request, approve, reason } => {
             let decision = if approve { Decision::Approve } else { Decision::Refuse };
@@ -521,6 +562,7 @@ async fn await_plan(office: &Office, id: PlanId) -> Result<PolicyPlan, Refusal> 
 async fn status(office: &Office) -> Result<Value, Refusal> {
     let (core, devices, meta) =
         office.handle.call(|turn, _| (turn.core.status(), turn.core.list_devices(), turn.meta.clone())).await?;
+    let break_glass = ask(office, |core| value(&core.list_break_glass(clock::now()))).await?;
     let now = clock::now();
     let on_disk = std::fs::read_to_string(&office.config.policy).ok();
     let memory = std::fs::read_to_string("/proc/self/statm").ok();
@@ -532,6 +574,7 @@ async fn status(office: &Office) -> Result<Value, Refusal> {
         "uptime_s": now.monotonic.since(office.started.monotonic).as_secs(),
         "now": now.wall,
         "core": value(&core),
+        "break_glass": break_glass,
         "policy": {
             "generation": meta.policy_revision,
             "applied": meta.policy_applied,

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::{client, print, request::Request};
 use crate::config::{self, Config};
 
+mod break_glass;
 mod care;
 mod init;
 mod machines;
@@ -59,6 +60,9 @@ enum Command {
     /// What is measured and counted, in the Prometheus text format.
     #[command(after_help = "Example:\n  postern-controller metrics > /var/lib/node_exporter/postern.prom")]
     Metrics,
+    /// Who and what is known here, and is not used.
+    #[command(subcommand)]
+    Identities(people::Identities),
     /// Local accounts, and people who signed in through a provider.
     #[command(subcommand)]
     User(people::User),
@@ -91,6 +95,9 @@ enum Command {
     /// Hold something: nothing in and nothing out until it is released.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
+    /// Open something past the rules, for a short time, loudly.
+    #[command(subcommand)]
+    BreakGlass(break_glass::BreakGlass),
     /// Requests for access for a time: list, approve, refuse.
     #[command(subcommand)]
     Request(requests::Requests),
@@ -189,6 +196,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Check => care::check(desk),
         Command::Status => care::status(desk),
         Command::Metrics => care::metrics(desk),
+        Command::Identities(command) => command.run(desk),
         Command::User(command) => command.run(desk),
         Command::Group(command) => command.run(desk),
         Command::Token(command) => command.run(desk),
@@ -202,6 +210,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Lift(command) => command.run(desk),
         Command::Quarantine(command) => command.run(desk),
         Command::Request(command) => command.run(desk),
+        Command::BreakGlass(command) => command.run(desk),
         Command::Policy(command) => command.run(desk),
         Command::Explain(command) => command.run(desk),
         Command::Flows(command) => command.run(desk),

@@ -181,6 +181,31 @@ pub enum Request {
         /// The serial number.
         serial: String,
     },
+    /// Lists what nobody used for so long.
+    Stale {
+        /// Milliseconds.
+        for_ms: u64,
+    },
+    /// Opens a resource past the rules.
+    BreakGlassOpen {
+        /// To whoever is signed in on this machine.
+        machine: String,
+        /// The resource.
+        resource: String,
+        /// For how long, milliseconds.
+        length_ms: u64,
+        /// Why it is needed.
+        reason: String,
+        /// Why no rule and no request would do.
+        why_past_the_rules: String,
+    },
+    /// Closes what is open past the rules.
+    BreakGlassClose {
+        /// Its identifier, or as many of its first letters as name no other.
+        id: String,
+    },
+    /// Lists what is open past the rules.
+    BreakGlassList,
     /// Lists requests for access.
     RequestList,
     /// Decides about a request for access.

@@ -9,7 +9,7 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Quarantined;
+use super::{BreakGlassRecord, Quarantined};
 
 /// Whom or what a revocation cuts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -335,6 +335,22 @@ pub enum AuditEvent {
         target: Quarantined,
         /// Its name.
         name: String,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// An administrator opened something past the rules.
+    BreakGlassOpened {
+        /// What, to whom, until when, and why.
+        record: BreakGlassRecord,
+        /// The subject's name.
+        subject_name: String,
+        /// The machine's name.
+        machine: MachineName,
+    },
+    /// An administrator closed what was open past the rules.
+    BreakGlassClosed {
+        /// Which.
+        id: RequestId,
         /// By which operating system's user.
         by: String,
     },

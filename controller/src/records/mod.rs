@@ -12,6 +12,7 @@
 //! hashes alone.
 
 mod audit;
+mod break_glass;
 mod identity;
 mod quarantine;
 mod request;
@@ -25,6 +26,7 @@ use std::{
 
 use crate::signals::alerts::Alert;
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
+pub use break_glass::BreakGlassRecord;
 pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId, Tag},
@@ -389,6 +391,8 @@ pub struct Loaded {
     pub postures: Vec<PostureRecord>,
     /// Requests for access for a time.
     pub requests: Vec<RequestRecord>,
+    /// What an administrator opened past the rules.
+    pub break_glass: Vec<BreakGlassRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -438,6 +442,10 @@ pub enum StoreChange {
     PutRequest(RequestRecord),
     /// Forgets a request that is over.
     DeleteRequest(RequestId),
+    /// Writes an opening past the rules, named by its id.
+    PutBreakGlass(BreakGlassRecord),
+    /// Forgets an opening past the rules that is over.
+    DeleteBreakGlass(RequestId),
     /// Spools an alert.
     PutAlert(Alert),
 }

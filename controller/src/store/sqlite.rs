@@ -141,6 +141,7 @@ impl SqliteStore {
             "postures" => "SELECT record FROM postures ORDER BY id",
             "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
             "quarantines" => "SELECT record FROM quarantines ORDER BY id",
+            "break_glass" => "SELECT record FROM break_glass ORDER BY id",
             "requests" => "SELECT record FROM requests ORDER BY id",
             _ => "SELECT record FROM meta",
         };
@@ -208,6 +209,7 @@ impl Store for SqliteStore {
             quarantines: self.all("quarantines").await?,
             postures: self.all("postures").await?,
             requests: self.all("requests").await?,
+            break_glass: self.all("break_glass").await?,
         })
     }
 
@@ -333,6 +335,8 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeletePosture(device) => delete!("postures", device),
         StoreChange::PutRequest(request) => put!("requests", request.id, request),
         StoreChange::DeleteRequest(id) => delete!("requests", id),
+        StoreChange::PutBreakGlass(record) => put!("break_glass", record.id, record),
+        StoreChange::DeleteBreakGlass(id) => delete!("break_glass", id),
         StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)

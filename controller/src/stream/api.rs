@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::speed::SpeedView;
 use crate::records::{
-    AuditEvent, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RevokeTarget, SessionRecord, StoreChange,
-    SubjectRecord, TokenRecord,
+    AuditEvent, BreakGlassRecord, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RevokeTarget,
+    SessionRecord, StoreChange, SubjectRecord, TokenRecord,
 };
 
 /// Names one stream of a node; never used twice in one life of the core.
@@ -299,6 +299,44 @@ pub struct QuarantineView {
     pub name: String,
     /// The machines that are held; none for a resource.
     pub machines: Vec<MachineName>,
+}
+
+/// What kind of thing nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StaleKind {
+    /// A person.
+    Person,
+    /// A service identity.
+    Service,
+    /// A machine.
+    Device,
+    /// An enrolment token.
+    Token,
+}
+
+/// Something that nobody uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StaleView {
+    /// What it is.
+    pub kind: StaleKind,
+    /// Its name.
+    pub name: String,
+    /// When it was used last, or made if never.
+    pub last_used: WallTime,
+    /// Further facts, for people.
+    pub detail: String,
+}
+
+/// What is open past the rules, with the names of who may pass and where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct BreakGlassView {
+    /// The opening.
+    pub record: BreakGlassRecord,
+    /// Who may pass.
+    pub subject_name: String,
+    /// On which machine.
+    pub machine: MachineName,
 }
 
 /// A request for access with the names of who asks and where.

@@ -231,6 +231,7 @@ impl Core {
     fn sweep(&mut self, now: Now) {
         self.registry.sweep(now.wall, &mut self.out);
         self.sweep_requests(now.wall);
+        self.sweep_break_glass(now.wall);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();

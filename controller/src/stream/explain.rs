@@ -163,6 +163,15 @@ impl Core {
             return nothing;
         };
         let mut explanation = self.policy.explain(context, targets, &destination, service, audience);
+        if let (Destination::Resource(resource), Some(device), false) = (&destination, device, explanation.allowed)
+            && let Some(opened) = self.break_glass_on(device, resource, now.wall)
+        {
+            explanation.because.insert(0, std::mem::take(&mut explanation.reason));
+            explanation.allowed = true;
+            explanation.reason = format!("BREAK-GLASS by {} since {}: {}", opened.by, opened.at, opened.reason);
+            explanation.valid_until = Some(opened.until);
+            explanation.fix = None;
+        }
         // What policy says when it may not say more; nothing must be added to it then.
         let hidden = audience == Audience::Subject && !explanation.allowed && explanation.rule.is_none();
         if hidden {

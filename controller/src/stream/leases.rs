@@ -65,6 +65,7 @@ impl Core {
         let revoked = self.registry.revoked_rules();
         step_ups.retain(|step_up| !revoked.contains_key(&step_up.rule));
         entitlements.retain(|entitlement| !revoked.contains_key(&entitlement.rule));
+        entitlements.extend(self.broken_glass(device, now));
         entitlements = self.without_quarantined(&self.policy, &self.targets, entitlements);
         match device.kind {
             DeviceKind::Agent => {}

@@ -208,6 +208,15 @@ impl Core {
         one("request", name, self.registry.requests().map(|request| request.id).filter(named).collect())
     }
 
+    /// Finds what is open past the rules by the beginning of its identifier.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
+    pub fn find_break_glass(&self, name: &str) -> Result<RequestId, CoreError> {
+        let named = |id: &RequestId| name.len() > "req_".len() && id.to_string().starts_with(name);
+        one("break-glass", name, self.registry.break_glass().map(|record| record.id).filter(named).collect())
+    }
+
     /// Finds a token by its short name or hash.
     ///
     /// # Errors

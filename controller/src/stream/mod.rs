@@ -42,6 +42,8 @@
 //! | `revocation` | cutting everywhere, with progress |
 //! | `requests` | access for a time, on request |
 //! | `alarms` | what alerts are raised for |
+//! | `stale` | what nobody uses |
+//! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
@@ -52,6 +54,7 @@
 mod admin;
 mod alarms;
 mod api;
+mod break_glass;
 mod core;
 mod enrol;
 mod explain;
@@ -73,6 +76,7 @@ mod registry;
 mod requests;
 mod revocation;
 mod speed;
+mod stale;
 mod step_up;
 mod stock;
 mod timers;

@@ -16,8 +16,9 @@ use postern_common::{
 
 use super::outbox::Outbox;
 use crate::records::{
-    Addresses, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined, RequestRecord, RevokedRule,
-    SessionEnd, SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, BreakGlassRecord, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined,
+    RequestRecord, RevokedRule, SessionEnd, SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord,
+    TokenHash, TokenRecord,
 };
 
 /// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
@@ -50,6 +51,7 @@ pub(crate) struct Registry {
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
     quarantines: BTreeMap<Quarantined, QuarantineRecord>,
     requests: BTreeMap<RequestId, RequestRecord>,
+    break_glass: BTreeMap<RequestId, BreakGlassRecord>,
 }
 
 impl Registry {
@@ -84,6 +86,7 @@ impl Registry {
         registry.revoked_rules = loaded.revoked_rules.drain(..).map(|rule| (rule.rule.clone(), rule)).collect();
         registry.quarantines = loaded.quarantines.drain(..).map(|record| (record.target.clone(), record)).collect();
         registry.requests = loaded.requests.drain(..).map(|request| (request.id, request)).collect();
+        registry.break_glass = loaded.break_glass.drain(..).map(|record| (record.id, record)).collect();
         registry
     }
 
@@ -387,6 +390,21 @@ impl Registry {
 
     pub(crate) fn release(&mut self, target: &Quarantined) -> Option<QuarantineRecord> {
         self.quarantines.remove(target)
+    }
+
+    // --- openings past the rules
+
+    pub(crate) fn break_glass(&self) -> impl Iterator<Item = &BreakGlassRecord> {
+        self.break_glass.values()
+    }
+
+    pub(crate) fn put_break_glass(&mut self, record: BreakGlassRecord, out: &mut Outbox) {
+        out.store(StoreChange::PutBreakGlass(record.clone()));
+        self.break_glass.insert(record.id, record);
+    }
+
+    pub(crate) fn forget_break_glass(&mut self, id: RequestId) -> Option<BreakGlassRecord> {
+        self.break_glass.remove(&id)
     }
 
     // --- requests for access

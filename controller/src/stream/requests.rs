@@ -63,7 +63,7 @@ pub enum Decider<'a> {
 }
 
 /// Checks a text that people will read.
-fn checked_reason(reason: &str) -> Result<String, CoreError> {
+pub(super) fn checked_reason(reason: &str) -> Result<String, CoreError> {
     let reason = reason.trim();
     if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
         let message = format!("a reason is one line of 1 to {MAX_REASON} characters");

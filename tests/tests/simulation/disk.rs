@@ -75,7 +75,11 @@ impl Disk {
                 self.pairs.retain(|_, pair| pair.name() != name);
                 return Matters::No;
             }
-            StoreChange::PutAlert(_) | StoreChange::PutRequest(_) | StoreChange::DeleteRequest(_) => {
+            StoreChange::PutBreakGlass(_)
+            | StoreChange::DeleteBreakGlass(_)
+            | StoreChange::PutAlert(_)
+            | StoreChange::PutRequest(_)
+            | StoreChange::DeleteRequest(_) => {
                 return Matters::No;
             } // nobody asks in here
             StoreChange::PutHold(hold) => {
@@ -105,6 +109,7 @@ impl Disk {
             postures: self.postures.values().cloned().collect(),
             quarantines: self.quarantines.values().cloned().collect(),
             requests: vec![],
+            break_glass: vec![],
         }
     }
 }

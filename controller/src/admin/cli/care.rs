@@ -127,6 +127,18 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
         if text(&core["revoked_rules"]) != "-" {
             println!("! revoked rules: {}", text(&core["revoked_rules"]));
         }
+        for view in value["break_glass"].as_array().into_iter().flatten() {
+            let record = &view["record"];
+            let until = print::time(&record["until"]).map_or_else(|| "-".into(), |at| print::clock_time(at, now));
+            println!(
+                "! BREAK-GLASS: {} is open to {} on {} until {until} ({}): {}",
+                text(&record["resource"]),
+                text(&view["subject_name"]),
+                text(&view["machine"]),
+                text(&record["by"]),
+                text(&record["reason"])
+            );
+        }
         if text(&core["quarantines"]) != "-" {
             println!("! in quarantine: {}", text(&core["quarantines"]));
         }

@@ -4,12 +4,16 @@ use std::{collections::BTreeSet, io::Read, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use postern_common::diagnostics::HumanDuration;
 use serde_json::Value;
 
 use super::Desk;
-use crate::admin::{
-    print::{self, text},
-    request::Request,
+use crate::{
+    admin::{
+        print::{self, text},
+        request::Request,
+    },
+    serve::clock,
 };
 
 /// Where a password comes from.
@@ -189,5 +193,34 @@ impl Group {
                 print::table(&["group", "people"], rows.collect(), "No local account is in a group.");
             }),
         }
+    }
+}
+
+/// Who and what is known here, and is not used.
+#[derive(Debug, Subcommand)]
+pub(super) enum Identities {
+    /// List people, services, machines and enrolment tokens that nobody used for long.
+    #[command(
+        after_help = "Examples:\n  postern-controller identities stale\n  postern-controller identities stale --for 30d --json\n\nThen: user disable, device remove, token revoke."
+    )]
+    Stale {
+        /// For how long.
+        #[arg(long = "for", default_value = "90d", value_name = "DURATION")]
+        unused: HumanDuration,
+    },
+}
+
+impl Identities {
+    pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
+        let Self::Stale { unused } = self;
+        let for_ms = u64::try_from(unused.get().as_millis()).unwrap_or(u64::MAX);
+        desk.ask_and(&Request::Stale { for_ms }, |value| {
+            let now = clock::now().wall;
+            let rows = value.as_array().into_iter().flatten().map(|view| {
+                let last = print::time(&view["last_used"]).map_or_else(|| "-".into(), |at| print::ago(at, now));
+                vec![text(&view["kind"]), text(&view["name"]), last, text(&view["detail"])]
+            });
+            print::table(&["what", "name", "last used", ""], rows.collect(), "Everything was used within that time.");
+        })
     }
 }

@@ -39,3 +39,42 @@ fn quarantine_bursts_of_refusals_and_what_wakes_after_long_raise_alerts_and_dail
     assert_eq!(woke.kind, AlertKind::DormantAwake);
     assert!(woke.text.contains("bob-laptop"), "{woke:?}");
 }
+
+#[test]
+fn what_nobody_uses_is_listed_and_what_is_connected_is_not() {
+    let Town { mut world, bob, wiki, .. } = town(101);
+    let since =
+        |world: &super::world::World, days: i64| WallTime::from_millis(world.now.wall.as_millis() - days * 86_400_000);
+    assert!(world.core.list_stale(since(&world, 90), world.now).is_empty());
+    let new = crate::stream::NewToken {
+        service: None,
+        tags: Default::default(),
+        machine: None,
+        uses: 3,
+        life: Duration::from_secs(400 * 86_400),
+    };
+    world.core.create_token(new, "root", world.now).expect("a token");
+    world.pump();
+    world.cut_stream(bob);
+    world.cut_stream(wiki);
+    let later = postern_common::time::Now {
+        monotonic: world.now.monotonic,
+        wall: world.now.wall.saturating_add(Duration::from_secs(100 * 86_400)),
+    };
+    let cutoff = WallTime::from_millis(later.wall.as_millis() - 90 * 86_400_000);
+    let stale = world.core.list_stale(cutoff, later);
+    let mut names: Vec<String> = stale.iter().map(|view| format!("{:?} {}", view.kind, view.name)).collect();
+    names.sort();
+    let token = stale.iter().find(|view| view.kind == crate::stream::StaleKind::Token).expect("the token").name.clone();
+    assert_eq!(
+        names,
+        [
+            "Device bob-laptop".to_owned(),
+            "Device wiki-1".into(),
+            "Person bob@corp.example".into(),
+            "Service service:wiki".into(),
+            format!("Token {token}"),
+        ],
+        "alice's laptop and the other servers are connected"
+    );
+}

@@ -4,6 +4,7 @@
 //! real verifier; the others are claims about them.
 
 mod alarms;
+mod break_glass;
 mod claims;
 mod documents;
 mod enrolling;

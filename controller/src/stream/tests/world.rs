@@ -88,6 +88,8 @@ impl Store {
             StoreChange::PutRevokedRule(new) => put(&mut all.revoked_rules, |old| old.rule == new.rule, new.clone()),
             StoreChange::DeleteRevokedRule(rule) => all.revoked_rules.retain(|old| old.rule != rule),
             StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
+            StoreChange::PutBreakGlass(new) => put(&mut all.break_glass, |old| old.id == new.id, new.clone()),
+            StoreChange::DeleteBreakGlass(id) => all.break_glass.retain(|old| old.id != id),
             StoreChange::PutAlert(alert) => self.alerts.push(alert),
             StoreChange::PutRequest(new) => put(&mut all.requests, |old| old.id == new.id, new.clone()),
             StoreChange::DeleteRequest(id) => all.requests.retain(|old| old.id != id),
