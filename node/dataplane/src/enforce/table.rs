@@ -90,11 +90,12 @@ pub(crate) struct FlowTable {
 }
 
 impl FlowTable {
-    /// Makes a table that never allocates for a flow again; memory is touched only as it is used.
+    /// Makes a table with room for `capacity` flows; memory is touched only as it is used. The map is half empty at the most, so that it
+    /// need not grow because of places that removed flows have left.
     pub(crate) fn new(capacity: usize, quota: usize, now: Monotonic) -> Self {
         let capacity = capacity.clamp(1, 1 << 24);
         Self {
-            by_key: HashTable::with_capacity(capacity),
+            by_key: HashTable::with_capacity(2 * capacity),
             hasher: RandomState::new(),
             places: Vec::with_capacity(capacity),
             free: NONE,
@@ -195,7 +196,6 @@ impl FlowTable {
             index
         };
         let Self { by_key, hasher, places, .. } = self;
-        // There is room for every flow: nothing is ever hashed again.
         let hash_of = |index: &u32| places[*index as usize].flow.as_ref().map_or(0, |flow| hasher.hash_one(flow.key));
         by_key.insert_unique(hasher.hash_one(key), index, hash_of);
         self.link_of_peer(index, peer);

@@ -50,6 +50,7 @@ impl<W: Tunnels> DataPlane<W> {
             cut: 0,
             cut_inbound: 0,
         };
+        let now = self.not_before(now);
         self.enforcer.watch_clock(now);
         let counters = &self.enforcer.counters;
         let (cut_before, inbound_before) = (counters.flows_cut, counters.inbound_flows_cut);

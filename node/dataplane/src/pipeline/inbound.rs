@@ -69,6 +69,7 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// Judges what an intake has opened, in the order in which it came, and empties it. Packets that may pass stand in the same batch.
     pub fn take(&mut self, intake: &mut Intake<OpenerOf<W>>, now: Now, out: &mut Out<'_>) -> Released {
+        let now = self.not_before(now);
         self.enforcer.glance_at_clock(now);
         intake.drain(|datagram, opening, from| self.hear(datagram, opening, from, now, out));
         self.finish(now, out);

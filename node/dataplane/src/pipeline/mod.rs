@@ -88,6 +88,7 @@ pub struct DataPlane<W: Tunnels = WireGuard> {
     /// Kept for its room.
     intake: Intake<OpenerOf<W>>,
     released: Released,
+    latest: Now,
 }
 
 impl DataPlane<WireGuard> {
@@ -117,12 +118,23 @@ impl<W: Tunnels> DataPlane<W> {
             keepalives: Keepalives::default(),
             intake: Intake::default(),
             released: Released::Nothing,
+            latest: now,
             settings,
         }
     }
 
+    /// Threads that share a plane read the clock each for itself. What one has ended must not begin again at another's earlier time, so
+    /// time never goes backwards here.
+    fn not_before(&mut self, now: Now) -> Now {
+        if now.monotonic >= self.latest.monotonic {
+            self.latest = now;
+        }
+        self.latest
+    }
+
     /// Does what is due: ends what has expired, within a second and without any packet; retries and renews handshakes.
     pub fn handle_timeout(&mut self, now: Now, out: &mut Out<'_>) {
+        let now = self.not_before(now);
         self.enforcer.handle_timeout(now);
         self.links.handle_timeout(now.monotonic, out.udp);
         self.keep_alive(now, out);

@@ -76,6 +76,7 @@ impl<W: Tunnels> DataPlane<W> {
         now: Now,
         out: &mut Out<'_>,
     ) -> Option<Sealing<'p, SealerOf<W>>> {
+        let now = self.not_before(now);
         self.enforcer.glance_at_clock(now);
         let sealing = self.send(Some(lane), header, packet, now, out);
         self.finish(now, out);

@@ -1,4 +1,4 @@
-//! The agent's side of the workers: questions and orders that run on the first one's thread, between two rounds of all.
+//! The agent's side of the workers: questions, and orders for which all stand still; both run on the first one's thread.
 
 use std::{
     net::SocketAddr,
@@ -21,13 +21,15 @@ use super::{Batches, IoCounters, shared::Shared, sys};
 /// Commands that may wait for the worker. Beyond it the asker waits.
 pub(super) const COMMANDS: usize = 64;
 
-/// Runs between two rounds, with the plane.
-type Question = dyn FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) + Send;
+/// Runs with the plane.
+type Run = dyn FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) + Send;
 
 /// What runs on the worker's thread.
 pub(super) enum Command {
-    /// A question or an order.
-    Run(Box<Question>),
+    /// What changes what may pass: it runs when no worker is in a round.
+    Order(Box<Run>),
+    /// What changes nothing that may pass. Every local user may ask, so packets go on meanwhile.
+    Question(Box<Run>),
     /// The end.
     ShutDown,
 }
@@ -101,7 +103,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`], as for every question here.
     pub async fn apply(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
-        self.ask(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out())).await
+        self.order(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out())).await
     }
 
     /// Gives the plane this node's private keys, newest first; those not named are wiped with their sessions.
@@ -109,7 +111,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_local_keys(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
-        self.ask(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now)).await
+        self.order(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now)).await
     }
 
     /// Sets the owner's upper bound on what is let in.
@@ -117,7 +119,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub async fn set_ceiling(&self, ceiling: Ceiling) -> Result<(), WorkerGone> {
-        self.ask(move |plane, batches, _shared, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
+        self.order(move |plane, batches, _shared, now| plane.set_ceiling(ceiling, now, &mut batches.out())).await
     }
 
     /// Counts the live flows that these peers have opened to this node.
@@ -223,7 +225,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn apply_blocking(&self, grants: VerifiedGrants) -> Result<Applied, WorkerGone> {
-        self.ask_blocking(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out()))
+        self.order_blocking(|plane, batches, _shared, now| plane.apply(grants, now, &mut batches.out()))
     }
 
     /// As [`WorkerHandle::set_local_keys`], for a thread outside any runtime.
@@ -231,7 +233,7 @@ impl WorkerHandle {
     /// # Errors
     /// [`WorkerGone`].
     pub fn set_local_keys_blocking(&self, keys: Vec<WireGuardPrivateKey>) -> Result<(), WorkerGone> {
-        self.ask_blocking(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now))
+        self.order_blocking(move |plane, _batches, _shared, now| plane.set_local_keys(&keys, now))
     }
 
     /// As [`WorkerHandle::status`], for a thread outside any runtime.
@@ -246,7 +248,19 @@ impl WorkerHandle {
         &self,
         question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
     ) -> Result<T, WorkerGone> {
-        let (command, answer) = prepare(question);
+        let (run, answer) = prepare(question);
+        self.give(Command::Question(run), answer).await
+    }
+
+    async fn order<T: Send + 'static>(
+        &self,
+        order: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
+    ) -> Result<T, WorkerGone> {
+        let (run, answer) = prepare(order);
+        self.give(Command::Order(run), answer).await
+    }
+
+    async fn give<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, WorkerGone> {
         self.commands.send(command).await.map_err(|_| WorkerGone)?;
         self.wake.wake();
         answer.await.map_err(|_| WorkerGone)
@@ -256,7 +270,19 @@ impl WorkerHandle {
         &self,
         question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
     ) -> Result<T, WorkerGone> {
-        let (command, answer) = prepare(question);
+        let (run, answer) = prepare(question);
+        self.give_blocking(Command::Question(run), answer)
+    }
+
+    fn order_blocking<T: Send + 'static>(
+        &self,
+        order: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
+    ) -> Result<T, WorkerGone> {
+        let (run, answer) = prepare(order);
+        self.give_blocking(Command::Order(run), answer)
+    }
+
+    fn give_blocking<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, WorkerGone> {
         self.commands.blocking_send(command).map_err(|_| WorkerGone)?;
         self.wake.wake();
         answer.blocking_recv().map_err(|_| WorkerGone)
@@ -264,13 +290,13 @@ impl WorkerHandle {
 }
 
 fn prepare<T: Send + 'static>(
-    question: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
-) -> (Command, oneshot::Receiver<T>) {
+    run: impl FnOnce(&mut DataPlane, &mut Batches, &Shared, Now) -> T + Send + 'static,
+) -> (Box<Run>, oneshot::Receiver<T>) {
     let (answer, receiver) = oneshot::channel();
     let run = Box::new(move |plane: &mut DataPlane, batches: &mut Batches, shared: &Shared, now: Now| {
-        let _nobody_waits_any_more = answer.send(question(plane, batches, shared, now));
+        let _nobody_waits_any_more = answer.send(run(plane, batches, shared, now));
     });
-    (Command::Run(run), receiver)
+    (run, receiver)
 }
 
 /// Counts and copies no list: every local user may ask, and packets wait meanwhile.

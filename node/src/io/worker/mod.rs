@@ -14,8 +14,8 @@
 //! inbound because bursts of one socket are opened at the same time ([`channel`]). With one worker, the default on two cores, nobody
 //! ever waits for a lock.
 //!
-//! The agent asks by closures ([`WorkerHandle`]) that run when no worker is in a round: when an order returns, no packet is on its way
-//! that it forbids. What does not fit anywhere is dropped and counted, as on a wire.
+//! The agent speaks by closures ([`WorkerHandle`]). An order runs when no worker is in a round: when it returns, no packet is on its way
+//! that it forbids. Rounds are short, whatever arrives: a budget of receives and deliveries bounds each. What does not fit anywhere is dropped and counted, as on a wire.
 //!
 //! A flow has its lane ([`super::tun`]), a lane has its worker. Lanes are served in turn, [`QUANTUM`] bytes each; those that were idle come
 //! first. So a bulk flow keeps an interactive one waiting for a fraction of a millisecond, whatever stands in its own lane.
@@ -42,7 +42,12 @@ use postern_dataplane::{
 use tokio::sync::mpsc;
 
 pub use self::handle::{WorkerGone, WorkerHandle, WorkerStatus};
-use self::{channel::Channel, handle::COMMANDS, round::Worker, shared::Shared};
+use self::{
+    channel::{Channel, Pool},
+    handle::COMMANDS,
+    round::Worker,
+    shared::Shared,
+};
 use super::{
     clock::Clock,
     sys::{self, Poller},
@@ -50,8 +55,10 @@ use super::{
     udp::{Family, SendCounters, UdpSockets},
 };
 
-/// Receives from one socket in a round, as long as there is room: each may hold many datagrams.
+/// Receives in a round, as long as there is room: each may hold many datagrams.
 pub const RECEIVES_A_ROUND: usize = 64;
+/// Bursts that a worker may deliver in a round: each is one receive or several, up to 256 KiB.
+pub const DELIVERIES_A_ROUND: usize = 8;
 /// Bytes that a lane may give in a round: one super-packet, or many packets. The last frame may go beyond.
 pub const QUANTUM: usize = 32 << 10;
 /// Frames that a lane may give in a round.
@@ -73,8 +80,8 @@ const CHANNELS: u64 = WAKE + 1;
 pub const MAX_WORKERS: usize = 32;
 /// The most that [`default_workers`] gives.
 const DEFAULT_MAX_WORKERS: usize = 8;
-/// Bursts of one channel beside one for each worker: what may wait for its turn.
-const BURSTS_IN_TURN: usize = 2;
+/// Bursts beside two for each worker.
+const FURTHER_BURSTS: usize = 2;
 
 /// What the worker tells the agent.
 #[expect(clippy::large_enum_variant, reason = "nearly every event is a record")]
@@ -176,10 +183,10 @@ pub fn spawn(
     let sockets: Vec<_> = std::iter::once(sockets).chain(siblings).collect();
     let joining = tun.joining();
     let doors = sockets.iter().flat_map(|sockets| [Family::V4, Family::V6].map(|family| sockets.door(family)));
-    let channels: Vec<_> =
-        doors.flatten().map(|door| Channel::new(door.clone(), joining, workers + BURSTS_IN_TURN)).collect();
+    let channels: Vec<_> = doors.flatten().map(|door| Channel::new(door.clone())).collect();
+    let pool = Pool::new(joining, 2 * workers + FURTHER_BURSTS);
     let pollers = pollers(&tun, &channels, &wakes)?;
-    let shared = Arc::new(Shared::new(plane, tun, channels, clock, wakes));
+    let shared = Arc::new(Shared::new(plane, tun, (channels, pool), clock, wakes));
     let mut crew = Vec::new();
     let mut first = None;
     for (number, (sockets, poller)) in sockets.into_iter().zip(pollers).enumerate() {
@@ -187,17 +194,23 @@ pub fn spawn(
         let worker = Worker::new(number, shared.clone(), poller, sockets, batches, outbox.clone());
         match number {
             0 => first = Some(worker),
-            _ => crew.push(start(number, move || worker.follow())?),
+            _ => crew.push(start(&shared, number, move || worker.follow())?),
         }
     }
     if let Some(first) = first {
-        start(0, move || first.lead(inbox, crew))?;
+        start(&shared, 0, move || first.lead(inbox, crew))?;
     }
     Ok((handle, events))
 }
 
-fn start(number: usize, run: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("postern-pkt-{number}")).spawn(run)
+/// Starts a thread; if it cannot, those that run end.
+fn start(
+    shared: &Shared,
+    number: usize,
+    run: impl FnOnce() + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    let started = std::thread::Builder::new().name(format!("postern-pkt-{number}")).spawn(run);
+    started.inspect_err(|_| shared.stop())
 }
 
 /// Gives each worker its lanes, its eventfd, and every channel: first the one of its own sockets, so that an idle node wakes always the

@@ -1,14 +1,8 @@
 //! One worker: waits, and runs what it finds to its end.
 
-use std::{
-    io, mem,
-    os::fd::AsFd,
-    sync::{Arc, PoisonError},
-    thread::JoinHandle,
-    time::Duration,
-};
+use std::{io, mem, os::fd::AsFd, sync::Arc, thread::JoinHandle, time::Duration};
 
-use postern_common::time::{Monotonic, Now};
+use postern_common::time::Monotonic;
 use postern_dataplane::{
     DataPlane, Out, PlaneEvent, Released,
     packet::{
@@ -24,8 +18,9 @@ use super::{
         tun::{MAX_FRAME, Tun},
         udp::{Arrival, Door, MAX_RECEIVE, UdpSockets},
     },
-    Batches, CHANNELS, FRAMES_A_LANE, HEARTBEAT, IoCounters, QUANTUM, RECEIVES_A_ROUND, ROOM, WAKE, WorkerEvent,
-    channel::Burst,
+    Batches, CHANNELS, DELIVERIES_A_ROUND, FRAMES_A_LANE, HEARTBEAT, IoCounters, QUANTUM, RECEIVES_A_ROUND, ROOM, WAKE,
+    WorkerEvent,
+    channel::{Burst, Delivery},
     handle::{COMMANDS, Command},
     shared::Shared,
     turn::Turn,
@@ -53,6 +48,14 @@ struct Hands {
     beat: Monotonic,
     /// Which channels have something to receive.
     ready: Vec<usize>,
+    /// Channels that this worker left while there was something to deliver.
+    unfinished: Vec<usize>,
+}
+
+/// What one round may still do.
+struct Budget {
+    receives: usize,
+    deliveries: usize,
 }
 
 /// What a command says about the loop.
@@ -95,6 +98,7 @@ impl Worker {
             io: IoCounters::default(),
             beat: Monotonic::default(),
             ready: Vec::with_capacity(shared.channels.len()),
+            unfinished: Vec::with_capacity(shared.channels.len()),
         };
         Self { shared, hands }
     }
@@ -114,14 +118,18 @@ impl Worker {
             };
             let woken = hands.wait(&shared, timeout);
             if woken && hands.run_commands(&shared, &mut inbox) == Flow::Stop {
-                hands.end(&shared, None);
                 break;
             }
             waiting = hands.round(&shared);
         }
+        shared.stop();
         for worker in crew {
             let _ended_by_a_panic = worker.join();
         }
+        // Whoever still asks learns that it has ended: the agent must be free to take the last records.
+        inbox.close();
+        while inbox.try_recv().is_ok() {}
+        hands.end(shared);
     }
 
     /// The others' life.
@@ -144,6 +152,7 @@ impl Hands {
         let mut woken = false;
         self.turn.begin();
         self.ready.clear();
+        self.ready.append(&mut self.unfinished);
         // Only a bug or memory at its end makes the wait fail: reading tells what is there.
         let Ok(found) = self.poller.wait(timeout) else {
             self.ready.extend(0..shared.channels.len());
@@ -152,7 +161,12 @@ impl Hands {
         for token in found {
             match token {
                 WAKE => woken = true,
-                CHANNELS.. => self.ready.push((token - CHANNELS) as usize),
+                CHANNELS.. => {
+                    let channel = (token - CHANNELS) as usize;
+                    if !self.ready.contains(&channel) {
+                        self.ready.push(channel);
+                    }
+                }
                 lane => self.turn.add(Lane(lane as u8)),
             }
         }
@@ -163,18 +177,17 @@ impl Hands {
     fn run_commands(&mut self, shared: &Shared, inbox: &mut mpsc::Receiver<Command>) -> Flow {
         sys::event_clear(shared.wake_of(self.number).as_fd());
         for _command in 0..COMMANDS {
-            match inbox.try_recv() {
-                Ok(Command::Run(run)) => {
-                    let _nobody_is_in_a_round = shared.still();
-                    let mut plane = shared.plane();
-                    run(&mut plane, &mut self.batches, shared, shared.clock.now());
-                    self.pass_events_on(shared, &mut plane, &[]);
-                    drop(plane);
-                    self.flush(shared);
-                }
+            let (run, _nobody_is_in_a_round) = match inbox.try_recv() {
+                Ok(Command::Order(run)) => (run, Some(shared.still())),
+                Ok(Command::Question(run)) => (run, None),
                 Ok(Command::ShutDown) | Err(mpsc::error::TryRecvError::Disconnected) => return Flow::Stop,
                 Err(mpsc::error::TryRecvError::Empty) => return Flow::Continue,
-            }
+            };
+            let mut plane = shared.plane();
+            run(&mut plane, &mut self.batches, shared, shared.clock.now());
+            self.pass_events_on(shared, &mut plane, &[]);
+            drop(plane);
+            self.flush(shared);
         }
         sys::event_signal(shared.wake_of(self.number).as_fd()); // there may be more
         Flow::Continue
@@ -182,27 +195,27 @@ impl Hands {
 
     /// Does everything that was found, within bounds.
     fn round(&mut self, shared: &Shared) -> Source {
-        let in_a_round = shared.round();
+        let _in_a_round = shared.round();
         if shared.is_stopping() {
             return Source::Drained;
         }
-        let now = shared.clock.now();
         self.io.rounds += 1;
+        let mut budget = Budget { receives: RECEIVES_A_ROUND, deliveries: DELIVERIES_A_ROUND };
         let mut waiting = Source::Drained;
         for place in 0..self.ready.len() {
-            waiting = waiting.or(self.receive(shared, self.ready[place], now));
+            waiting = waiting.or(self.receive(shared, self.ready[place], &mut budget));
         }
         if !self.turn.is_empty() {
-            match self.read(shared, now) {
+            match self.read(shared) {
                 Ok(source) => waiting = waiting.or(source),
                 Err(error) => {
-                    drop(in_a_round);
-                    self.end(shared, Some(error));
+                    shared.lose(error);
                     return Source::Drained;
                 }
             }
         }
         let mut plane = shared.plane();
+        let now = shared.clock.now();
         if self.number == 0 && (now.monotonic >= plane.poll_timeout() || now.monotonic.since(self.beat) >= HEARTBEAT) {
             self.beat = now.monotonic;
             plane.handle_timeout(now, &mut self.batches.out());
@@ -216,54 +229,68 @@ impl Hands {
         waiting
     }
 
-    /// Ends all workers: as they were told to, or because the TUN is lost.
-    fn end(&mut self, shared: &Shared, lost: Option<io::Error>) {
-        let _nobody_is_in_a_round = shared.still();
-        if shared.is_stopping() {
-            return;
-        }
-        let mut plane = shared.plane();
-        plane.shut_down(shared.clock.now());
-        self.report(&mut plane);
-        drop(plane);
-        if let Some(error) = lost {
-            let _receiver_gone = self.outbox.try_send(WorkerEvent::TunLost { reason: error.to_string() });
-        } else {
-            self.flush(shared);
-        }
-        shared.stop();
-    }
-
-    fn receive(&mut self, shared: &Shared, channel: usize, now: Now) -> Source {
-        let channel = &shared.channels[channel];
-        let mut receives = 0;
-        while receives < RECEIVES_A_ROUND {
-            let mut burst = channel.lend();
-            let io = &mut self.io;
-            let (source, ticket) =
-                channel.receive(&mut burst, |door, burst| fill(door, burst, RECEIVES_A_ROUND - receives, io));
-            receives += burst.arrivals.len().max(1);
-            let Some(ticket) = ticket else {
-                burst.tun.clear();
-                channel.give_back(burst);
-                return source;
-            };
-            shared.plane().plan(&mut burst.intake, now, &mut burst.tun);
-            burst.intake.open(&mut burst.tun);
-            channel.deliver(ticket, burst, |burst| self.take(shared, burst, now));
-            if source == Source::Drained {
-                return source;
+    /// Closes everything, then hands over what is left to tell: every record, and whether the TUN was lost.
+    fn end(self, shared: Arc<Shared>) {
+        let Self { outbox, sockets, poller, .. } = self;
+        drop((sockets, poller));
+        let clock = shared.clock.clone();
+        let Some(shared) = Arc::into_inner(shared) else { return }; // a worker that panicked leaks its share
+        let (mut plane, lost) = shared.close();
+        plane.shut_down(clock.now());
+        let records = std::iter::from_fn(|| plane.poll_record()).map(WorkerEvent::Record);
+        let lost = lost.map(|error| WorkerEvent::TunLost { reason: error.to_string() });
+        for event in records.chain(lost) {
+            if outbox.blocking_send(event).is_err() {
+                return; // nobody listens any more
             }
         }
-        Source::HasMore
+    }
+
+    fn receive(&mut self, shared: &Shared, index: usize, budget: &mut Budget) -> Source {
+        let channel = &shared.channels[index];
+        let mut source = Source::HasMore;
+        while source == Source::HasMore && budget.receives > 0 {
+            let Some(mut burst) = shared.pool.lend() else {
+                std::thread::yield_now(); // to whoever delivers
+                break;
+            };
+            let io = &mut self.io;
+            let (left, ticket) = channel.receive(&mut burst, |door, burst| fill(door, burst, budget.receives, io));
+            source = left;
+            budget.receives = budget.receives.saturating_sub(burst.arrivals.len().max(1));
+            let Some(ticket) = ticket else {
+                burst.tun.clear();
+                shared.pool.give_back(burst);
+                break;
+            };
+            shared.plane().plan(&mut burst.intake, shared.clock.now(), &mut burst.tun);
+            burst.intake.open(&mut burst.tun);
+            channel.put(ticket, burst);
+            if self.deliver(shared, index, budget) == Source::HasMore {
+                return Source::HasMore;
+            }
+        }
+        // What another worker had no room for.
+        self.deliver(shared, index, budget).or(source)
+    }
+
+    fn deliver(&mut self, shared: &Shared, index: usize, budget: &mut Budget) -> Source {
+        match shared.channels[index].deliver(&mut budget.deliveries, &shared.pool, |burst| self.take(shared, burst)) {
+            Delivery::Done => Source::Drained,
+            Delivery::HasMore => {
+                self.unfinished.push(index);
+                Source::HasMore
+            }
+        }
     }
 
     /// Judges and delivers a burst, perhaps another worker's.
-    fn take(&mut self, shared: &Shared, burst: &mut Burst, now: Now) {
+    fn take(&mut self, shared: &Shared, burst: &mut Burst) {
         if !self.batches.are_roomy() {
             self.flush(shared);
         }
         let mut plane = shared.plane();
+        let now = shared.clock.now();
         let released = plane.take(&mut burst.intake, now, &mut Out { udp: &mut self.batches.udp, tun: &mut burst.tun });
         self.pass_events_on(shared, &mut plane, &burst.arrivals);
         match released {
@@ -277,7 +304,7 @@ impl Hands {
         self.send(shared);
     }
 
-    fn read(&mut self, shared: &Shared, now: Now) -> io::Result<Source> {
+    fn read(&mut self, shared: &Shared) -> io::Result<Source> {
         let mut frame = mem::take(&mut self.frame);
         let mut source = Source::Drained;
         let result = loop {
@@ -285,6 +312,7 @@ impl Hands {
                 break Ok(Source::HasMore); // who is left out comes first in the next round
             }
             let Some(lane) = self.turn.next() else { break Ok(source) };
+            let now = shared.clock.now();
             let mut taken = 0;
             let lane_result = (0..FRAMES_A_LANE).try_for_each(|_frame| {
                 let Some(length) = shared.tun.read(lane, &mut frame).map_err(Stop::Lost)? else {
@@ -321,14 +349,9 @@ impl Hands {
     }
 
     fn send(&mut self, shared: &Shared) {
-        if self.batches.udp.is_empty() {
-            return;
-        }
-        let sources = shared.sources.read().unwrap_or_else(PoisonError::into_inner);
         for run in self.batches.udp.runs() {
-            self.sockets.send(&run, sources.answer(&run.endpoint));
+            self.sockets.send(&run, shared.source_for(&run.endpoint));
         }
-        drop(sources);
         self.batches.udp.clear();
     }
 
@@ -340,8 +363,7 @@ impl Hands {
                 PlaneEvent::EndpointMoved { endpoint, .. } => {
                     let arrival = arrivals.iter().rev().find(|arrival| arrival.from == *endpoint);
                     if let Some(local) = arrival.and_then(|arrival| arrival.to) {
-                        let mut sources = shared.sources.write().unwrap_or_else(PoisonError::into_inner);
-                        sources.learn(*endpoint, local);
+                        shared.learn_source(*endpoint, local);
                     }
                 }
                 PlaneEvent::PairConfirmed { .. } | PlaneEvent::PeerUnreachable { .. } => {}

@@ -345,6 +345,34 @@ fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
     assert_eq!(handle.status_blocking(), Err(WorkerGone));
 }
 
+/// More records than the channel has room for, and nobody reads before the end.
+#[test]
+fn the_last_records_wait_for_their_reader() {
+    const FLOWS: u16 = 1_500;
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 2);
+    pair.udp_echoes(0, &[10]);
+    let sender = pair.namespaces.inside(0, || {
+        let socket = UdpSocket::bind(SocketAddr::new(INNER[0][0], 0)).unwrap();
+        for port in 0..FLOWS {
+            socket.send_to(&[7; 10], SocketAddr::new(INNER[0][1], 6_000 + port)).unwrap();
+        }
+    });
+    sender.join().unwrap();
+    let (handle, mut events) = pair.nodes.remove(0);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while handle.status_blocking().unwrap().flows < usize::from(FLOWS) {
+        assert!(Instant::now() < deadline, "{} flows", handle.status_blocking().unwrap().flows);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(handle.shut_down()).unwrap();
+    let mut ends = 0;
+    while let Some(event) = events.blocking_recv() {
+        let WorkerEvent::Record(record) = event else { continue };
+        ends += usize::from(matches!(record.event, FlowEvent::End { why: FlowEnd::Shutdown, .. }));
+    }
+    assert!(ends >= usize::from(FLOWS), "{ends}");
+}
+
 #[test]
 fn an_interface_that_is_taken_away_is_reported() {
     let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 3);

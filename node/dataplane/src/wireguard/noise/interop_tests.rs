@@ -288,11 +288,24 @@ fn the_one_who_began_renews_after_120_s_of_sending_and_a_session_ends_after_180(
 }
 
 #[test]
-fn whoever_only_hears_renews_before_the_end_if_he_began() {
+fn whoever_hears_and_answers_by_keepalives_renews_with_the_first_after_120_s() {
     let (mut a, mut b) = couple();
     let mut buffer = vec![0; 200];
     let renewal = (0..).step_by(250).find(|ms| {
         assert!(carry(&mut b, &mut a, at(*ms)));
+        matches!(a.handle_timeout(&mut buffer, at(*ms)), Due::Initiation(_))
+    });
+    assert!((120_000..=131_000).contains(&renewal.unwrap()), "{renewal:?}");
+}
+
+#[test]
+fn whoever_only_hears_renews_before_the_end_if_he_began() {
+    let (mut a, mut b) = couple();
+    let mut buffer = vec![0; 200];
+    let renewal = (0..).step_by(250).find(|ms| {
+        // A keepalive asks for no answer.
+        let length = b.seal_keepalive(&mut buffer, at(*ms)).unwrap();
+        assert_eq!(open(&mut a, &buffer[..length].to_vec(), at(*ms)), Some(vec![]));
         matches!(a.handle_timeout(&mut buffer, at(*ms)), Due::Initiation(_))
     });
     assert_eq!(renewal, Some(165_000));

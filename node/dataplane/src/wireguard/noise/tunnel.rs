@@ -187,7 +187,11 @@ impl Tunnel for NoiseTunnel {
 
     fn seal_keepalive(&mut self, message: &mut [u8], now: Monotonic) -> Option<usize> {
         let session = self.current.as_mut().filter(|session| session.is_usable(now))?;
-        session.seal_keepalive(message.get_mut(..TRANSPORT_OVERHEAD)?)
+        let sealed = session.seal_keepalive(message.get_mut(..TRANSPORT_OVERHEAD)?)?;
+        // It asks for no answer, but it uses the session, whose age counts (whitepaper §6.2).
+        self.owed = None;
+        self.has_sent = true;
+        Some(sealed)
     }
 
     fn opener(&self, index: u32, now: Monotonic) -> Option<SessionOpener> {
@@ -210,9 +214,9 @@ impl Tunnel for NoiseTunnel {
             self.attempt = None;
         }
         self.unanswered = None;
+        self.has_heard = true;
         if opening != Opening::Keepalive {
             self.owed.get_or_insert(now);
-            self.has_heard = true;
         }
         opening
     }
