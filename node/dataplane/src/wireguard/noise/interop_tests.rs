@@ -305,7 +305,7 @@ fn whoever_only_hears_renews_before_the_end_if_he_began() {
     let renewal = (0..).step_by(250).find(|ms| {
         // A keepalive asks for no answer.
         let length = b.seal_keepalive(&mut buffer, at(*ms)).unwrap();
-        assert_eq!(open(&mut a, &buffer[..length].to_vec(), at(*ms)), Some(vec![]));
+        assert_eq!(open(&mut a, &buffer[..length], at(*ms)), Some(vec![]));
         matches!(a.handle_timeout(&mut buffer, at(*ms)), Due::Initiation(_))
     });
     assert_eq!(renewal, Some(165_000));
