@@ -71,6 +71,7 @@ impl Core {
             DeviceKind::Agent => {}
             DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
         }
+        let step_ups = self.offers_not_held(step_ups);
         (entitlements, step_ups)
     }
 

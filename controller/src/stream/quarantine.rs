@@ -23,7 +23,7 @@ use postern_common::{
     grant::QuarantineNotice,
     id::DeviceId,
     net::Service,
-    policy::{Destination, Entitlement, Policy, TargetNode, Targets},
+    policy::{Destination, Entitlement, Policy, StepUp, TargetNode, Targets},
     protocol::Explanation,
     time::Now,
 };
@@ -193,6 +193,20 @@ impl Core {
             let Some(node) = targets.node(node) else { return vec![] };
             held.iter().filter(|(covered, _)| covered.is_on(node)).flat_map(|(c, _)| c.services.clone()).collect()
         })
+    }
+
+    /// Leaves out offers of a step-up for what is in quarantine: no proof would open it.
+    pub(super) fn offers_not_held(&self, mut offers: Vec<StepUp>) -> Vec<StepUp> {
+        let held = self.held_resources(&self.policy);
+        let shut = |offer: &StepUp| {
+            let nodes = || offer.nodes.iter().filter_map(|node| self.targets.node(*node));
+            let meets = |services: &[Service]| {
+                services.iter().any(|one| offer.services.iter().any(|other| one.intersection(other).is_some()))
+            };
+            held.iter().any(|(covered, _)| meets(&covered.services) && nodes().any(|node| covered.is_on(node)))
+        };
+        offers.retain(|offer| !shut(offer));
+        offers
     }
 
     /// Lists what resources in quarantine are: as they were then, and as this policy knows them.

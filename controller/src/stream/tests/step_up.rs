@@ -255,3 +255,19 @@ fn a_restart_forgets_pages_and_keeps_what_was_proven() {
     assert_eq!(town.confirm(&unused, &bob), Err(CoreError::Expired));
     assert!(!town.offered(town.other).is_empty(), "he is told again what he could prove");
 }
+
+#[test]
+fn what_is_in_quarantine_is_not_offered_and_no_proof_opens_it() {
+    let mut town = town(67);
+    let token = town.ask(town.laptop, "git");
+    let what = crate::records::Quarantined::Resource("git".parse().expect("a name"));
+    town.world.core.quarantine(what, "an incident", "root", town.world.now).expect("held");
+    town.world.pump();
+    town.world.run(seconds(1));
+    assert!(town.offered(town.laptop).iter().all(|offer| !offer.starts_with("git")), "{:?}", town.offered(town.laptop));
+    let alice = town.proven("alice", &["pwd", "otp"]);
+    drop(town.confirm(&token, &alice));
+    assert!(
+        !town.world.passes(town.laptop, town.git, "tcp/22") && !town.world.lets_in(town.laptop, town.git, "tcp/22")
+    );
+}
