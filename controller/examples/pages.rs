@@ -311,7 +311,7 @@ async fn main() -> anyhow::Result<()> {
         .await?;
     sqlx::raw_sql(include_str!("../migrations/0002_identity.sql")).execute(&pool).await?;
     sqlx::raw_sql(include_str!("../migrations/0006_provider.sql")).execute(&pool).await?;
-    sqlx::raw_sql(include_str!("../migrations/0007_passkeys.sql")).execute(&pool).await?;
+    sqlx::raw_sql(include_str!("../migrations/0009_passkeys.sql")).execute(&pool).await?;
 
     let origin = public_url.origin().ascii_serialization();
     let accounts = Arc::new(Accounts::new(pool.clone(), &origin, SealingKey::from_bytes([7; 32])));

@@ -263,7 +263,7 @@ pub(crate) async fn test_pool() -> SqlitePool {
     let tables = [
         include_str!("../../migrations/0002_identity.sql"),
         include_str!("../../migrations/0006_provider.sql"),
-        include_str!("../../migrations/0007_passkeys.sql"),
+        include_str!("../../migrations/0009_passkeys.sql"),
     ];
     for table in tables {
         sqlx::raw_sql(table).execute(&pool).await.expect("the tables");

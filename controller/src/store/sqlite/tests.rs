@@ -153,3 +153,12 @@ async fn two_processes_do_not_serve_from_one_folder() {
     let second = SqliteStore::open(&dir.path().join("controller.db"), 7).await;
     assert!(matches!(second, Err(StoreError::Locked(_))));
 }
+
+#[test]
+fn every_migration_has_a_number_of_its_own() {
+    let mut numbers: Vec<i64> = super::MIGRATIONS.iter().map(|migration| migration.version).collect();
+    let all = numbers.len();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers.len(), all, "{numbers:?}");
+}
