@@ -14,7 +14,7 @@
 //! - The lease of it is short ([`LEASE`]), so that a controller that goes away closes it within minutes.
 //!
 //! Threats: an administrator who serves themselves (two reasons, an alert to others, the audit log); somebody who took the
-//! controller's host over can change the policy anyway. See `docs/decisions/0012-break-glass.md` for the local form.
+//! controller's host over can change the policy anyway. See `docs/decisions/0013-break-glass.md` for the local form.
 
 use std::time::Duration;
 
