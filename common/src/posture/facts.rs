@@ -95,7 +95,7 @@ pub struct CheckResult {
 
 /// What a device says of itself, or a device-management system of a device. An absent fact is unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Facts {
     /// Whether the disk that holds the system and the homes is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -136,6 +136,22 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// The names of the facts in JSON, for whoever must not misspell one. What is stored may hold names of another version.
+    pub const NAMES: [&'static str; 12] = [
+        "disk_encrypted",
+        "firewall",
+        "screen_lock",
+        "secure_boot",
+        "os",
+        "kernel",
+        "distribution",
+        "security_updates",
+        "managed_by",
+        "agents",
+        "checks",
+        "serial",
+    ];
+
     /// Joins two sets of facts; where both speak, `other` counts.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
@@ -247,6 +263,20 @@ mod tests {
             Facts { firewall: Some(true), ..Facts::default() }.changes_since(&Facts::default()),
             ["firewall: unknown -> on"]
         );
+    }
+
+    #[test]
+    fn every_fact_has_its_name_in_the_list() {
+        let whole: serde_json::Value =
+            serde_json::from_str(include_str!("../../fuzz/corpus/posture/whole")).expect("a report");
+        let facts: Facts = serde_json::from_value(whole["facts"].clone()).expect("facts");
+        let written = serde_json::to_value(&facts).expect("facts have a JSON form");
+        let written: Vec<&String> = written.as_object().expect("an object").keys().collect();
+        let complete = facts.with(Facts { screen_lock: Some(true), secure_boot: Some(true), ..Facts::default() });
+        let complete = serde_json::to_value(&complete).expect("facts have a JSON form");
+        assert!(written.iter().all(|name| Facts::NAMES.contains(&name.as_str())));
+        assert_eq!(complete.as_object().expect("an object").len(), Facts::NAMES.len());
+        assert!(serde_json::from_str::<Facts>("{\"of_a_later_version\": 1}").is_ok());
     }
 
     #[test]

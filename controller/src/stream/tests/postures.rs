@@ -266,6 +266,30 @@ fn an_attested_fact_opens_by_serial_key_or_name_and_an_older_word_takes_nothing_
 }
 
 #[test]
+fn a_restored_backup_vouches_for_nothing_and_keeps_serials_bound() {
+    let mut scene = scene(POLICY);
+    let bob = scene.world.nodes[scene.bob].id();
+    scene.world.core.bind_serial(bob, "SN1", "root", scene.world.now).expect("bound");
+    scene.world.core.import_posture("{\"serial\":\"SN1\",\"facts\":{\"firewall\":true}}", "root", scene.world.now);
+    scene.world.pump();
+    let kept = |postures: &[crate::records::PostureRecord]| {
+        let of_bob = postures.iter().find(|posture| posture.device == bob).expect("a record").clone();
+        (of_bob.own.is_some(), of_bob.attested.is_some(), of_bob.serial)
+    };
+    assert_eq!(kept(&scene.world.store.loaded.postures), (true, true, Some("SN1".into())));
+    let (loaded, effects) = crate::stream::restored(scene.world.store.loaded.clone(), scene.world.now);
+    assert!(loaded.postures.is_empty(), "they are loaded again with what the effects made of them");
+    let stored: Vec<_> = effects
+        .into_iter()
+        .filter_map(|effect| match effect {
+            crate::stream::Effect::Store(crate::records::StoreChange::PutPosture(posture)) => Some(posture),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(kept(&stored), (false, false, Some("SN1".into())));
+}
+
+#[test]
 fn an_explanation_names_the_fact_its_age_and_the_fix() {
     let mut scene = scene(POLICY);
     scene.report(firewall(false));
