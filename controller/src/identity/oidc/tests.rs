@@ -1,6 +1,9 @@
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use axum::{
@@ -169,8 +172,13 @@ struct Walk {
 
 impl Walk {
     async fn begin(idp: &Arc<Idp>, provider: &Arc<Provider>) -> Self {
+        Self::asking(idp, provider, Ask::SignIn).await.0
+    }
+
+    /// Begins, and returns what the provider is asked for.
+    async fn asking(idp: &Arc<Idp>, provider: &Arc<Provider>, ask: Ask<'_>) -> (Self, BTreeMap<String, String>) {
         let browser = Token::draw();
-        let url = provider.begin(&browser, "/join", Ask::SignIn, system_clock()()).await.expect("begins");
+        let url = provider.begin(&browser, "/join", ask, system_clock()()).await.expect("begins");
         let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).expect("is there").1.into_owned();
         assert_eq!((query("response_type").as_str(), query("code_challenge_method").as_str()), ("code", "S256"));
         assert_eq!(query("redirect_uri"), "https://ctl.corp.example/oidc/callback");
@@ -181,7 +189,8 @@ impl Walk {
             iss: Some(idp.issuer.clone()),
             error: None,
         };
-        Self { idp: idp.clone(), provider: provider.clone(), browser, callback }
+        let asked = url.query_pairs().into_owned().collect();
+        (Self { idp: idp.clone(), provider: provider.clone(), browser, callback }, asked)
     }
 
     async fn fresh(sign: Sign, change: impl Fn(&mut Value) + Send + Sync + 'static) -> Self {
@@ -359,5 +368,26 @@ async fn a_provider_that_is_away_refuses_and_one_in_clear_is_not_accepted() {
     for clear in ["http://idp.corp.example/", "http://localhost/", "http://192.0.2.1/"] {
         let settings = ProviderSettings::new(clear.parse().expect("a URL"), CLIENT);
         assert!(matches!(Provider::new(settings, &public_url), Err(SettingsError::Insecure(_))), "{clear}");
+    }
+}
+
+/// A provider may take `prompt`, `max_age` and `acr_values` for what they are, hints.
+#[tokio::test]
+async fn what_was_to_be_proven_anew_has_to_say_that_it_was() {
+    let demand = Demand { mfa_within: Some(Duration::from_secs(900)), phishing: Phishing::Resistant, acr: vec![] };
+    let now = || system_clock()().as_millis() / 1_000;
+    let walk = async |auth_time: Value| {
+        let idp = Idp::start(Sign::Own, move |claims| claims["auth_time"] = auth_time.clone()).await;
+        Walk::asking(&idp, &provider(&idp), Ask::Anew(&demand)).await
+    };
+    let (fresh, asked) = walk(json!(now())).await;
+    for (name, value) in [("prompt", "login"), ("max_age", "900"), ("acr_values", "phrh phr")] {
+        assert_eq!(asked.get(name).map(String::as_str), Some(value), "{name}");
+    }
+    let proof = fresh.finish().await.expect("proven anew");
+    assert_eq!(proof.acr.as_deref(), Some("mfa"), "what came back, and not what was asked for");
+    for (auth_time, why) in [(json!(now() - 120), "old"), (Value::Null, "absent"), (json!(now() + 3_600), "not yet")] {
+        let refused = walk(auth_time).await.0.finish().await;
+        assert!(matches!(refused, Err(OidcError::Token(_))), "{why}: {refused:?}");
     }
 }
