@@ -268,7 +268,8 @@ def tcp(tunnel, streams, seconds, *more):
     cpu = tunnel.cpu() - before
     listener.wait(10)
     received = result["end"]["sum_received"]
-    return received["bits_per_second"] / 1e9, cpu / (received["bytes"] / 1e9)
+    gigabytes = received["bytes"] / 1e9
+    return received["bits_per_second"] / 1e9, cpu / gigabytes if gigabytes else float("nan")  # some peers take no long packets
 
 
 def offer(pace, size, rate, seconds):
