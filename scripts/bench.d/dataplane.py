@@ -380,7 +380,7 @@ def plot(results, path):
     colours = ["#2f6f4f", "#8a8f98", "#c08a3e", "#5b7fb5", "#a45b8a", "#6b8e23", "#999966"]
     bar, gap, left, scale = 12, 14, 120, 80
     height = len(shown) * (len(results) * bar + gap) + 40
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="820" height="{height}" font-family="sans-serif" font-size="11">',
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{max(820, left + len(results) * 140)}" height="{height}" font-family="sans-serif" font-size="11">',
              '<rect width="100%" height="100%" fill="white"/>']
     for place, name in enumerate(results):
         x = left + place * 140
