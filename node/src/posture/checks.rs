@@ -7,18 +7,20 @@
 //! A command that could not be run, or took too long, has no result: its fact is missing, and missing meets nothing.
 //!
 //! Threats: a program that others than root can replace would be anybody's way to run something and to pass; it is not run. A command
-//! inherits nothing of the agent's environment or files, runs as `nobody` unless `node.toml` says otherwise, and is killed with
-//! everything that it started.
+//! inherits nothing of the agent's environment or files, runs as `nobody` unless `node.toml` says otherwise, and is killed with its
+//! process group. What left that group may live on and keep the output open: nothing waits for it, nor for what cannot be killed.
+//!
+//! Rejected: a thread that reads the output. One that such a process keeps waiting would stay, one more at each run.
 
 use std::{
     collections::BTreeMap,
-    io::Read,
+    io::{ErrorKind, Read},
     os::unix::{
         fs::MetadataExt,
         process::{CommandExt, ExitStatusExt},
     },
-    path::Path,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -27,13 +29,21 @@ use postern_common::{
     posture::{CheckResult, facts::MAX_TEXT},
     time::Monotonic,
 };
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{OFlags, fcntl_setfl},
+};
 
 use super::{config::CheckConfig, root::Root};
 
 /// The most bytes of a command's output that are read.
-const MAX_OUTPUT: u64 = 4_096;
+const MAX_OUTPUT: usize = 4_096;
+/// How often is read from a command's output before is looked whether it has ended: what a pipe holds.
+const MAX_READS: usize = 16;
 /// How often is looked whether a command has ended.
 const LOOK: Duration = Duration::from_millis(20);
+/// How long the end of a command that was killed is waited for.
+const KILLED: Duration = Duration::from_secs(2);
 /// What a command finds its programs by.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -47,7 +57,7 @@ pub struct Outcome {
 }
 
 /// The newest result of each check, or why it has none.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Results(BTreeMap<FactName, (Result<Outcome, String>, Monotonic)>);
 
 impl Results {
@@ -90,10 +100,12 @@ impl Results {
 /// Why it has no result, for the person at the machine.
 pub fn run(root: &Root, check: &CheckConfig) -> Result<Outcome, String> {
     let [program, arguments @ ..] = &check.command[..] else { return Err("it names no command".into()) };
-    only_roots(Path::new(program))?;
+    let real = only_roots(Path::new(program))?;
     let user = user(root, &check.user)?;
-    let mut command = Command::new(program);
+    // What was looked at is what runs, wherever a link leads by now.
+    let mut command = Command::new(real);
     command
+        .arg0(program)
         .args(arguments)
         .env_clear()
         .env("PATH", PATH)
@@ -108,43 +120,89 @@ pub fn run(root: &Root, check: &CheckConfig) -> Result<Outcome, String> {
     }
     let mut child = command.spawn().map_err(|error| format!("cannot run {program} as {}: {error}", check.user))?;
     let output = child.stdout.take().expect("standard output was asked for");
-    // A process that the command left behind may hold the pipe: its reader ends when that is killed too.
-    let reader = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let mut output = output.take(MAX_OUTPUT);
-        let _ = output.read_to_end(&mut bytes); // what came before an error is what it said
-        let _ = std::io::copy(&mut output.into_inner(), &mut std::io::sink()); // it must not block on a full pipe
-        bytes
-    });
-    let ended = wait(&mut child, check.timeout.get());
+    let mut said = Said::new(output);
+    let ended = said.until_end(&mut child, check.timeout.get());
     kill_group(&child);
-    let status = match ended {
-        Some(status) => status,
-        None => {
-            let _ = child.wait();
-            let _ = reader.join();
-            return Err(format!("it took longer than {}", check.timeout));
-        }
+    let Some(status) = ended else {
+        let gone = said.until_end(&mut child, KILLED).is_some();
+        let lives = if gone { "" } else { ", and cannot be ended" };
+        return Err(format!("it took longer than {}{lives}", check.timeout));
     };
-    let bytes = reader.join().unwrap_or_default();
     if let Some(signal) = status.signal() {
         return Err(format!("it was ended by signal {signal}"));
     }
-    Ok(Outcome { passed: status.success(), said: first_line(&bytes) })
+    Ok(Outcome { passed: status.success(), said: first_line(&said.bytes) })
 }
 
-/// Makes sure that nobody but root can have put the program there.
-fn only_roots(program: &Path) -> Result<(), String> {
+/// What a command says.
+struct Said {
+    /// Until its end was read.
+    output: Option<ChildStdout>,
+    bytes: Vec<u8>,
+}
+
+impl Said {
+    fn new(output: ChildStdout) -> Self {
+        let output = fcntl_setfl(&output, OFlags::NONBLOCK).is_ok().then_some(output);
+        Self { output, bytes: vec![] }
+    }
+
+    /// Reads until the command has ended, `timeout` at most. Who else holds the output open is not waited for.
+    fn until_end(&mut self, child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + timeout;
+        loop {
+            let ended = child.try_wait().ok()?;
+            self.read(); // after that look: what it said before its end is in the pipe
+            if ended.is_some() || Instant::now() >= end {
+                return ended;
+            }
+            match &self.output {
+                Some(output) => {
+                    let look = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+                    let _ = poll(&mut [PollFd::new(output, PollFlags::IN)], Some(&look)); // a reason to look again
+                }
+                None => std::thread::sleep(LOOK),
+            }
+        }
+    }
+
+    /// Reads what is there. More than is kept is read too: the command must not block on a full pipe.
+    fn read(&mut self) {
+        let mut buffer = [0; MAX_OUTPUT];
+        for _ in 0..MAX_READS {
+            let Some(output) = &mut self.output else { return };
+            match output.read(&mut buffer) {
+                Ok(0) => self.output = None,
+                Ok(read) => {
+                    let room = MAX_OUTPUT - self.bytes.len();
+                    self.bytes.extend(&buffer[..read.min(room)]);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.output = None, // what came before is what it said
+            }
+        }
+    }
+}
+
+/// Makes sure that nobody but root can have put the program there, nor the link by which it is named; returns where it is.
+fn only_roots(program: &Path) -> Result<PathBuf, String> {
     let shown = program.display();
     let real = program.canonicalize().map_err(|error| format!("cannot find {shown}: {error}"))?;
-    for part in real.ancestors() {
+    let folder = program.parent().map(Path::canonicalize).transpose();
+    let folder = folder.map_err(|error| format!("cannot find {shown}: {error}"))?.unwrap_or_default();
+    let named = program.symlink_metadata().map_err(|error| format!("cannot look at {shown}: {error}"))?;
+    if named.uid() != 0 {
+        return Err(format!("{shown} is not run: others than root may write {shown}"));
+    }
+    for part in real.ancestors().chain(folder.ancestors()).filter(|part| !part.as_os_str().is_empty()) {
         let found = std::fs::metadata(part).map_err(|error| format!("cannot look at {}: {error}", part.display()))?;
         let sticky = found.is_dir() && found.mode() & 0o1000 != 0;
         if found.uid() != 0 || (found.mode() & 0o022 != 0 && !sticky) {
             return Err(format!("{shown} is not run: others than root may write {}", part.display()));
         }
     }
-    Ok(())
+    Ok(real)
 }
 
 /// Finds a user's numbers; `None` for root, as whom the agent runs.
@@ -159,17 +217,6 @@ fn user(root: &Root, name: &str) -> Result<Option<(u32, u32)>, String> {
         Some((0, _)) => Ok(None),
         Some(numbers) => Ok(Some(numbers)),
         None => Err(format!("there is no user {name}")),
-    }
-}
-
-fn wait(child: &mut Child, timeout: Duration) -> Option<std::process::ExitStatus> {
-    let end = Instant::now() + timeout;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            Ok(None) if Instant::now() < end => std::thread::sleep(LOOK),
-            Ok(None) | Err(_) => return None,
-        }
     }
 }
 
@@ -245,6 +292,46 @@ mod tests {
             assert!(Instant::now() < end, "its child lives on");
             std::thread::sleep(LOOK);
         }
+    }
+
+    #[test]
+    fn a_helper_that_keeps_the_output_open_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
+        let mark = folder.path().join("helper");
+        let mark = mark.display();
+        let helper = format!("setsid sh -c 'echo $$ > {mark}.new; mv {mark}.new {mark}; exec sleep 60' &");
+        let begun = Instant::now();
+        let outcome = ran(&format!("{helper} until [ -s {mark} ]; do sleep 0.01; done; echo fine"));
+        let took = begun.elapsed();
+        let helper = std::fs::read_to_string(mark.to_string()).expect("the number of its helper");
+        let helper = rustix::process::Pid::from_raw(helper.trim().parse().expect("a number")).expect("a process");
+        rustix::process::kill_process(helper, rustix::process::Signal::KILL).expect("it lives on");
+        assert_eq!(outcome, Ok(Outcome { passed: true, said: "fine".into() }));
+        assert!(took < Duration::from_secs(20), "{took:?}");
+    }
+
+    #[test]
+    fn what_was_looked_at_is_what_runs_by_the_name_that_was_given() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [program, link, shell] = ["program", "link", "shell"].map(|name| folder.path().join(name));
+        std::fs::write(&program, "#!/bin/sh\necho $0\n").expect("a file");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        std::os::unix::fs::symlink(&program, &link).expect("a link");
+        std::os::unix::fs::symlink("/bin/sh", &shell).expect("a link");
+        let says = |command: &[&str]| {
+            let command = command.iter().map(|&word| word.into()).collect();
+            run(&Root::at("/"), &CheckConfig { command, user: "root".into(), ..check("") }).map(|outcome| outcome.said)
+        };
+        let text = |path: &Path| path.display().to_string();
+        assert_eq!(says(&[&text(&link)]), Ok(text(&program)), "the kernel was given the file, not the link");
+        assert_eq!(says(&[&text(&shell), "-c", "echo $0"]), Ok(text(&shell)));
+        std::os::unix::fs::lchown(&shell, Some(65_534), None).expect("an owner");
+        let refused = says(&[&text(&shell), "-c", "echo $0"]).expect_err("its owner may lead it elsewhere");
+        assert!(refused.contains("others than root may write"), "{refused}");
+        std::os::unix::fs::lchown(&shell, Some(0), None).expect("an owner");
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("a mode");
+        assert!(says(&[&text(&shell), "-c", "echo $0"]).is_err(), "others may put another link there");
     }
 
     #[test]

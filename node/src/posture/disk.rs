@@ -6,7 +6,11 @@
 //!
 //! Data are the root file system, every file system on a disk that can be written (but the boot partitions, which firmware and
 //! loader have to read), and swap. It is encrypted when all of that is; it is unknown when the root is on nothing that can be
-//! followed to a disk (an overlay, a network file system, ZFS).
+//! followed to a disk (an overlay, a network file system, ZFS), or when that is so of another file system with data.
+//!
+//! The mounts are those of process 1: a service's own view is another one, in which systemd makes everything read-only and puts an
+//! empty folder over the homes. Where only that view is to be had, read-only mounts count for as long as their file system can be
+//! written, and a place that is hidden leaves the fact unknown.
 //!
 //! Threat: dm-verity and dm-integrity call their devices `CRYPT-` too and hide nothing ([`CIPHERS`]).
 
@@ -26,19 +30,26 @@ const CIPHERS: [&str; 8] = [
     "CRYPT-TEMP-",
 ];
 /// File systems on which a Linux system and its homes lie. A stick with another one is no disk of the system.
-const ON_DISKS: [&str; 10] = ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2", "bcachefs"];
+const ON_DISKS: [&str; 11] =
+    ["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "jfs", "reiserfs", "nilfs2", "bcachefs", "zfs"];
 /// Where firmware and loader read.
 const BOOT: [&str; 4] = ["/boot", "/boot/efi", "/boot/firmware", "/efi"];
+/// What systemd mounts over a place that a service shall not see (`InaccessiblePaths=`), as the root of the mount says.
+const INACCESSIBLE: &str = "/systemd/inaccessible/";
+/// Where systemd hides what is no disk of its own: `ProtectKernelModules=`, `ProtectKernelLogs=` and the like.
+const NO_DISKS: [&str; 5] = ["/proc", "/sys", "/dev", "/usr/lib/modules", "/lib/modules"];
+/// What `ProtectHome=tmpfs` covers with empty memory.
+const HOMES: [&str; 2] = ["/home", "/root"];
 /// How deep devices may lie on each other.
 const MAX_DEPTH: usize = 16;
 /// How many mounts are looked at.
 const MAX_MOUNTS: usize = 4_096;
 
-/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 struct Mount<'a> {
     device: &'a str,
+    root: &'a str,
     at: &'a str,
-    options: &'a str,
     kind: &'a str,
     source: &'a str,
     super_options: &'a str,
@@ -48,37 +59,49 @@ impl<'a> Mount<'a> {
     fn parse(line: &'a str) -> Option<Self> {
         let (before, after) = line.split_once(" - ")?;
         let mut before = before.split(' ').skip(2);
-        let (device, _root, at, options) = (before.next()?, before.next()?, before.next()?, before.next()?);
+        let (device, root, at) = (before.next()?, before.next()?, before.next()?);
         let mut after = after.split(' ');
         let (kind, source) = (after.next()?, after.next()?);
-        Some(Self { device, at, options, kind, source, super_options: after.next().unwrap_or_default() })
+        Some(Self { device, root, at, kind, source, super_options: after.next().unwrap_or_default() })
     }
 
+    /// Tells whether nothing can be written to the file system, by whatever mount of it.
     fn is_read_only(&self) -> bool {
-        [self.options, self.super_options].iter().any(|options| options.split(',').any(|option| option == "ro"))
+        self.super_options.split(',').any(|option| option == "ro")
     }
 
     fn holds_data(&self) -> bool {
         self.at == "/" || (ON_DISKS.contains(&self.kind) && !self.is_read_only() && !BOOT.contains(&self.at))
     }
+
+    /// Tells whether this hides from the agent what may be a disk.
+    fn hides(&self) -> bool {
+        let no_disk = NO_DISKS.iter().any(|place| Path::new(self.at).starts_with(place));
+        (self.root.contains(INACCESSIBLE) && !no_disk) || (self.kind == "tmpfs" && HOMES.contains(&self.at))
+    }
 }
 
 /// Tells whether every disk that holds data is encrypted.
 pub fn encrypted(root: &Root) -> Option<bool> {
-    let mounts = root.text("/proc/self/mountinfo")?;
-    let mounts = mounts.lines().filter_map(Mount::parse).take(MAX_MOUNTS);
+    let of_machine = root.text("/proc/1/mountinfo").filter(|text| !text.is_empty());
+    let is_own = of_machine.is_none();
+    let text = of_machine.or_else(|| root.text("/proc/self/mountinfo"))?;
+    let mounts: Vec<Mount<'_>> = text.lines().filter_map(Mount::parse).take(MAX_MOUNTS).collect();
+    let mut told = !(is_own && mounts.iter().any(Mount::hides));
     let (mut found_root, mut all) = (false, true);
-    for mount in mounts.filter(Mount::holds_data) {
+    for mount in mounts.iter().filter(|mount| mount.holds_data()) {
+        let devices = devices(root, mount);
+        let on_disk = ON_DISKS.contains(&mount.kind);
         if mount.at == "/" {
             // The last mount at a place is the one that shows.
-            found_root = ON_DISKS.contains(&mount.kind) && !devices(root, &mount).is_empty();
+            found_root = on_disk && !devices.is_empty();
         }
-        let devices = devices(root, &mount);
+        told &= !on_disk || !devices.is_empty();
         all &= devices.iter().all(|device| is_encrypted(root, device, 0));
     }
     all &= swaps(root).iter().all(|device| is_encrypted(root, device, 0));
-    // One disk in clear is certain, whatever the root is on.
-    if !all { Some(false) } else { found_root.then_some(true) }
+    // One disk in clear is certain, whatever the rest is on.
+    if !all { Some(false) } else { (found_root && told).then_some(true) }
 }
 
 /// Returns the folders in `/sys` of the devices that a mount lies on.
@@ -211,6 +234,40 @@ mod tests {
             device(&tree, number, name, None, &[]);
         }
         assert_eq!(encrypted(&tree.root()), Some(true));
+    }
+
+    #[test]
+    fn a_services_read_only_view_hides_no_disk_in_clear() {
+        let home = "30 22 8:17 / /home rw - xfs /dev/sdb1 rw\n";
+        let strict = "22 1 253:0 / / ro,relatime - ext4 /dev/mapper/root rw\n";
+        let over = "31 22 0:23 /systemd/inaccessible/dir /home ro,nosuid - tmpfs tmpfs rw,mode=755\n";
+        let with_disks = |own: &str| {
+            let tree = with_mounts(own);
+            device(&tree, "253:0", "dm-0", Some("CRYPT-LUKS2-0123-root"), &["sda2"]);
+            device(&tree, "8:17", "sdb1", None, &[]);
+            tree
+        };
+        let tree = with_disks(&format!("{strict}{}", home.replace(" rw - ", " ro - ")));
+        assert_eq!(encrypted(&tree.root()), Some(false), "ProtectSystem=strict");
+        let tree = with_disks(&format!("{strict}{over}"));
+        assert_eq!(encrypted(&tree.root()), None, "ProtectHome=yes: nobody knows what is below");
+        tree.write("/proc/1/mountinfo", format!("{ROOT_ON_DM}{home}"));
+        assert_eq!(encrypted(&tree.root()), Some(false), "process 1 sees the homes");
+        tree.write("/proc/1/mountinfo", ROOT_ON_DM);
+        assert_eq!(encrypted(&tree.root()), Some(true), "process 1 sees that there is nothing else");
+        let memory = "31 22 0:40 / /home ro - tmpfs tmpfs ro,size=0k\n";
+        assert_eq!(encrypted(&with_disks(&format!("{strict}{memory}")).root()), None, "ProtectHome=tmpfs");
+        let modules = over.replace("/home", "/usr/lib/modules");
+        assert_eq!(encrypted(&with_disks(&format!("{strict}{modules}")).root()), Some(true), "no disk is hidden there");
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_told_is_not_taken_for_an_encrypted_one() {
+        for home in ["0:44 / /home rw - btrfs /dev/mapper/gone rw", "0:45 / /home rw - zfs tank/home rw"] {
+            let tree = with_mounts(&format!("{ROOT_ON_DM}30 22 {home}\n"));
+            device(&tree, "253:0", "dm-0", Some("CRYPT-LUKS2-0123-root"), &["sda2"]);
+            assert_eq!(encrypted(&tree.root()), None, "{home}");
+        }
     }
 
     #[test]

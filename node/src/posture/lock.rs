@@ -85,7 +85,7 @@ fn kde(root: &Root, uid: &str) -> Option<bool> {
     if !root.exists(home) {
         return None; // hidden from the service
     }
-    let text = root.text(format!("{home}/.config/kscreenlockerrc")).unwrap_or_default();
+    let text = root.persons_text(format!("{home}/.config/kscreenlockerrc"))?;
     Some(value_in(&text, "Daemon", "Autolock").is_none_or(|value| value != "false"))
 }
 
@@ -159,6 +159,30 @@ mod tests {
         assert_eq!(on(&tree.root()), Some(false));
         tree.write("/home/bob/.config/kscreenlockerrc", "[Other]\nAutolock=false\n[Daemon]\nAutolock=true\n");
         assert_eq!(on(&tree.root()), Some(true));
+    }
+
+    #[test]
+    fn a_pipe_or_a_link_in_a_home_is_not_waited_for_and_says_nothing() {
+        let tree = Tree::new(&[("/etc/passwd", "bob:x:1000:1000::/home/bob:/bin/sh\n")]);
+        session(&tree, 3, "KDE");
+        tree.folder("/home/bob/.config");
+        let place = "/home/bob/.config/kscreenlockerrc";
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            tree.root().path(place),
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .expect("a pipe");
+        let (root, (told, answer)) = (tree.root(), std::sync::mpsc::channel());
+        std::thread::spawn(move || told.send((on(&root), root.text(place))));
+        let patience = std::time::Duration::from_secs(5);
+        assert_eq!(answer.recv_timeout(patience), Ok((None, None)), "it waits for nobody");
+        tree.remove(place);
+        tree.write("/home/bob/elsewhere", "[Daemon]\nAutolock=true\n");
+        tree.link(place, "../elsewhere");
+        assert_eq!(on(&tree.root()), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //!
 //! | file | fact | what it looks at |
 //! | --- | --- | --- |
-//! | [`disk`] | `disk_encrypted` | `/proc/self/mountinfo`, `/proc/swaps`, `/sys/dev/block`: dm-crypt behind every disk with data |
+//! | [`disk`] | `disk_encrypted` | `/proc/1/mountinfo`, `/proc/swaps`, `/sys/dev/block`: dm-crypt behind every disk with data |
 //! | [`firewall`] | `firewall` | nftables' input chains but our own; legacy iptables under ufw or firewalld |
 //! | [`system`] | `os.linux` | `/proc/sys/kernel/osrelease`, `/etc/os-release`, the firmware's serial number |
 //! | [`updates`] | `security_updates` | what apt last fetched, against what dpkg has installed |

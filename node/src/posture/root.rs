@@ -1,8 +1,12 @@
 //! The folder below which collectors read: `/`, or a tree of files in which a test shows a state.
+//!
+//! Threat: where people may write, they may put a pipe that nobody writes to, a device, or a link. Nothing but a regular file is read,
+//! opening one never waits, and a link in the place of a person's file is not followed.
 
 use std::{
     fs::File,
-    io::Read,
+    io::{ErrorKind, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -45,9 +49,21 @@ impl Root {
 
     /// Reads a file's bytes; `None` if it is not there, not readable or too large.
     pub fn bytes(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
-        let mut bytes = Vec::new();
-        let read = File::open(self.path(path)).ok()?.take(MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
-        (read as u64 <= MAX_BYTES).then_some(bytes)
+        bounded(self.open(path)?)
+    }
+
+    /// Opens a regular file; `None` if it is not there, not readable or anything else.
+    pub fn open(&self, path: impl AsRef<Path>) -> Option<File> {
+        open_regular(&self.path(path), libc::O_NONBLOCK).ok()?
+    }
+
+    /// Reads a text where a person may have put anything: empty if nothing is there; `None` if that is no regular file, or it is not
+    /// readable or too large.
+    pub fn persons_text(&self, path: impl AsRef<Path>) -> Option<String> {
+        match open_regular(&self.path(path), libc::O_NONBLOCK | libc::O_NOFOLLOW) {
+            Ok(file) => Some(String::from_utf8_lossy(&bounded(file?)?).into_owned()),
+            Err(error) => (error.kind() == ErrorKind::NotFound).then(String::new),
+        }
     }
 
     /// Reads a text; what is no UTF-8 in it is replaced.
@@ -81,6 +97,18 @@ impl Root {
     pub fn written(&self, path: impl AsRef<Path>) -> Option<SystemTime> {
         std::fs::metadata(self.path(path)).ok()?.modified().ok()
     }
+}
+
+fn open_regular(path: &Path, flags: i32) -> std::io::Result<Option<File>> {
+    let file = File::options().read(true).custom_flags(flags).open(path)?;
+    let regular = file.metadata()?.is_file();
+    Ok(regular.then_some(file))
+}
+
+fn bounded(file: File) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
+    (read as u64 <= MAX_BYTES).then_some(bytes)
 }
 
 /// A tree of files for tests.

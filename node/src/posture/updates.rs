@@ -8,7 +8,6 @@
 use std::{
     cmp::Ordering,
     collections::HashMap,
-    fs::File,
     io::{BufRead, BufReader, Read},
     time::{Duration, SystemTime},
 };
@@ -92,7 +91,7 @@ struct Stanza {
 
 /// Reads stanzas (deb822(5)) and gives each to `take`.
 fn stanzas(root: &Root, path: &str, mut take: impl FnMut(Stanza)) -> Option<()> {
-    let mut reader = BufReader::new(File::open(root.path(path)).ok()?.take(MAX_LIST_BYTES));
+    let mut reader = BufReader::new(root.open(path)?.take(MAX_LIST_BYTES));
     let (mut stanza, mut line) = (Stanza::default(), String::new());
     loop {
         line.clear();

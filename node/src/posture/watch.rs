@@ -98,6 +98,14 @@ impl Shared {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Looks by the orders as they are now. They are not held meanwhile: the agent, which may give others, must not wait for a look.
+    fn by_orders<T>(&self, look: impl FnOnce(&PostureConfig, &Results, Option<DeviceId>) -> T) -> T {
+        let orders = self.orders();
+        let (config, results, device) = (orders.config.clone(), orders.results.clone(), orders.device);
+        drop(orders);
+        look(&config, &results, device)
+    }
+
     fn wake(&self) {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes()); // full: it wakes already
     }
@@ -192,7 +200,9 @@ impl Sources {
         let machine = root.is_machine();
         Ok(Self {
             folders,
-            mounts: machine.then(|| std::fs::File::open("/proc/self/mountinfo").ok()).flatten(),
+            mounts: machine
+                .then(|| root.open("/proc/1/mountinfo").or_else(|| root.open("/proc/self/mountinfo")))
+                .flatten(),
             ruleset: machine.then(|| sys::open_netlink(libc::NETLINK_NETFILTER, NFTABLES_GROUP).ok()).flatten(),
             processes: vec![],
         })
@@ -261,13 +271,9 @@ fn look_on(shared: &Shared, mut sources: Sources, seen: &mpsc::Sender<Seen>) {
         let asked = shared.asked.swap(false, Ordering::SeqCst);
         let now: Now = shared.clock.now();
         let begun = Instant::now();
-        let (look, folders) = {
-            let orders = shared.orders();
-            let (config, device) = (orders.config.clone(), orders.device);
-            let results = &orders.results;
-            let look = collector.look(&config, results, device, now);
-            (look, collector.watched(&config))
-        };
+        let (look, folders) = shared.by_orders(|config, results, device| {
+            (collector.look(config, results, device, now), collector.watched(config))
+        });
         sources.follow(&folders, &look.processes);
         rest = rest_after(begun.elapsed());
         let same =
@@ -395,6 +401,25 @@ mod tests {
         assert!(begun.elapsed() < EVERY / 3, "{:?}", begun.elapsed());
         tree.write("/etc/os-release", "ID=debian\nVERSION_ID=12\n"); // in a folder that was not there
         until(&mut seen, |seen| seen.facts.distribution.is_some());
+    }
+
+    #[test]
+    fn the_agent_gives_other_orders_while_a_look_lasts() {
+        let tree = Tree::new(&[]);
+        let (watch, _seen) = start(&tree, PostureConfig::default());
+        let (told, given) = std::sync::mpsc::channel();
+        let shared = watch.shared.clone();
+        let marked: PostureConfig = toml::from_str("[agents.edr]\nunit = \"edr.service\"").expect("a configuration");
+        std::thread::scope(|scope| {
+            shared.by_orders(|_, _, _| {
+                scope.spawn(|| {
+                    watch.configure(marked, None);
+                    told.send(()).expect("somebody waits");
+                });
+                assert!(given.recv_timeout(PATIENCE / 4).is_ok(), "the agent waits for a look");
+            });
+        });
+        assert!(!shared.orders().config.agents.is_empty());
     }
 
     #[test]
