@@ -315,9 +315,13 @@ async fn main() -> anyhow::Result<()> {
 
     let origin = public_url.origin().ascii_serialization();
     let accounts = Arc::new(Accounts::new(pool.clone(), &origin, SealingKey::from_bytes([7; 32])));
-    for (login, groups) in
-        [("alice@corp.example", &["staff"][..]), ("bob@corp.example", &[]), ("carol@corp.example", &["staff"])]
-    {
+    for (login, groups) in [
+        ("alice@corp.example", &["staff"][..]),
+        ("bob@corp.example", &[]),
+        ("erin@corp.example", &[]),
+        ("frank@corp.example", &[]),
+        ("carol@corp.example", &["staff"]),
+    ] {
         let groups: BTreeSet<String> = groups.iter().map(|group| (*group).to_owned()).collect();
         accounts.add(NewAccount { login: login.into(), groups, role: AccountRole::Person }, now()).await?;
         accounts.set_password(login, PASSWORD).await?;

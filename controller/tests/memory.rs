@@ -114,6 +114,7 @@ impl Program {
             tags: [service.parse().unwrap()].into(),
             service: Some(service.parse().unwrap()),
             machine: None,
+            networks: vec![],
             uses: u32::from(NODES),
             ttl_s: 3_600,
         };

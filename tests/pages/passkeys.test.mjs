@@ -97,15 +97,22 @@ test("a passkey whose counter goes back gets nobody in, and that is recorded", a
 });
 
 test("without the screen lock, without the passkey and after its removal nobody gets in", async () => {
-  const { page, key } = await withPasskey("alice@corp.example");
+  const { page, key } = await withPasskey("erin@corp.example");
   await signOut(page);
   await key.verified(false);
   await page.getByRole("button", { name: "Sign in with a passkey" }).click();
   await page.getByText("No passkey was used").waitFor();
   await key.verified(true);
 
+  // Who has a passkey changes passkeys with it alone: a phished password must not become one.
   await page.reload();
-  await signIn(page, "alice@corp.example", world.pages.password);
+  await signIn(page, "erin@corp.example", world.pages.password);
+  await page.waitForURL(world.url + "/");
+  await page.goto("/passkeys");
+  await page.getByText("sign out and in again first: with a passkey").waitFor();
+  assert.equal(await page.getByRole("button", { name: /Add a passkey|^Remove/ }).count(), 0);
+  await signOut(page);
+  await page.getByRole("button", { name: "Sign in with a passkey" }).click();
   await page.waitForURL(world.url + "/");
   await page.goto("/passkeys");
   while (await page.getByRole("button", { name: /^Remove/ }).count()) {
@@ -118,7 +125,7 @@ test("without the screen lock, without the passkey and after its removal nobody 
 });
 
 test("an answer to another page's question is refused", async () => {
-  const { page } = await withPasskey("bob@corp.example");
+  const { page } = await withPasskey("frank@corp.example");
   await signOut(page);
   const stale = await page.locator("form[data-passkey]").getAttribute("data-options");
   await page.reload();

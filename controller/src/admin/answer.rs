@@ -119,8 +119,8 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             }
             Ok(json!({ "groups": groups }))
         }
-        Request::TokenCreate { tags, service, machine, uses, ttl_s } => {
-            let new = NewToken { service, tags, machine, uses, life: Duration::from_secs(ttl_s) };
+        Request::TokenCreate { tags, service, machine, networks, uses, ttl_s } => {
+            let new = NewToken { service, tags, machine, networks, uses, life: Duration::from_secs(ttl_s) };
             let made = office.handle.call(move |turn, now| turn.core.create_token(new, &by, now)).await?;
             let (token, view) = made?;
             Ok(json!({ "token": token, "view": value(&view), "join_url": join_url(office) }))

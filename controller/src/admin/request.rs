@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
 use postern_common::{
     id::{MachineName, ServiceName, Tag},
     net::Service,
@@ -76,6 +77,9 @@ pub enum Request {
         service: Option<ServiceName>,
         /// The machine name that it is for.
         machine: Option<MachineName>,
+        /// From where machines may use it; empty means from anywhere.
+        #[serde(default)]
+        networks: Vec<IpNet>,
         /// How many machines may use it.
         uses: u32,
         /// How long it works, seconds.

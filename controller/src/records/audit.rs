@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     time::WallTime,
@@ -429,6 +430,9 @@ pub enum AuditEvent {
         service: Option<ServiceName>,
         /// The machine name that it vouches for.
         machine: Option<MachineName>,
+        /// From where machines may use it; empty means from anywhere.
+        #[serde(default)]
+        networks: Vec<IpNet>,
         /// How many machines may use it.
         uses: u32,
         /// Until when.

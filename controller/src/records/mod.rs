@@ -28,6 +28,7 @@ use crate::signals::alerts::Alert;
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
 pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
+use ipnet::IpNet;
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
@@ -245,6 +246,9 @@ pub struct TokenRecord {
     pub tags: BTreeSet<Tag>,
     /// The machine name that it approves, if it was made for one machine.
     pub machine: Option<MachineName>,
+    /// From where machines may use it; empty means from anywhere.
+    #[serde(default)]
+    pub networks: Vec<IpNet>,
     /// How many machines may still use it.
     pub uses_left: u32,
     /// When it stops to work.

@@ -104,6 +104,7 @@ impl Core {
             service: new.service,
             tags: new.tags,
             machine: new.machine,
+            networks: new.networks,
             uses_left: new.uses,
             expires: now.wall.saturating_add(new.life),
             created_by: by.to_owned(),
@@ -116,6 +117,7 @@ impl Core {
             tags: record.tags.iter().cloned().collect(),
             service: record.service.clone(),
             machine: record.machine.clone(),
+            networks: record.networks.clone(),
             uses: record.uses_left,
             expires: record.expires,
             by: by.to_owned(),
@@ -242,10 +244,13 @@ impl Core {
     pub fn remove_device(&mut self, id: DeviceId, by: &str, now: Now) -> Result<RevocationId, CoreError> {
         let device = self.known(id)?;
         // It would come back as another machine, of which nobody knows why it was held.
-        if self.registry.quarantine(&Quarantined::Device(id)).is_some() {
+        if let Some(held) = self.registry.quarantine_on(&device) {
             let name = device.name;
-            let message =
-                format!("{name} is in quarantine: `postern-controller quarantine release device {name}` first");
+            let what = match &held.target {
+                Quarantined::Device(_) | Quarantined::Resource(_) => format!("device {name}"),
+                Quarantined::Subject(subject) => format!("subject {}", self.registry.subject_name(*subject)),
+            };
+            let message = format!("{name} is in quarantine: `postern-controller quarantine release {what}` first");
             return Err(CoreError::NotPermitted(message));
         }
         let event = AuditEvent::DeviceRemoved { device: id, machine: device.name, by: by.to_owned() };

@@ -1,13 +1,13 @@
 //! What the core raises alerts for. They are stored with the change that caused them; [`crate::signals::alerts`] delivers them.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use postern_common::{
     id::DeviceId,
     time::{Now, WallTime},
 };
 
-use super::core::Core;
+use super::{core::Core, node::Pace};
 use crate::{
     records::{Quarantined, StoreChange},
     signals::alerts::{About, Alert, AlertKind},
@@ -49,14 +49,29 @@ impl Core {
         self.alert(AlertKind::DormantAwake, text, About { subject, device: Some(id), resource: None }, now);
     }
 
+    /// Raises an alert if a device speaks from another country or autonomous system than before. Conditions on the place count in any
+    /// case: every decision looks where it speaks from now.
+    pub(super) fn moves(&mut self, id: DeviceId, before: Option<IpAddr>, address: IpAddr, now: Now) {
+        let Some(before) = before.filter(|before| *before != address) else { return };
+        let (was, is) = (self.atlas.place_of(before), self.atlas.place_of(address));
+        if !is.differs_from(&was) {
+            return;
+        }
+        let subject = self.registry.device(id).map(|device| device.owner);
+        let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
+        let machine = self.registry.machine_name(id);
+        let text = format!("{machine} of {name} speaks from {address} ({is}), and before from {before} ({was})");
+        self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
+    }
+
     /// Takes in how many packets a node has refused within the last minute.
     pub(super) fn refusals_told(&mut self, id: DeviceId, refused: u64, now: Now) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
-        let lately = node.burst_told.is_some_and(|told| now.monotonic.since(told) < BURSTS_APART);
+        let pace = self.paces.entry(id).or_insert_with(|| Pace::new(now.monotonic));
+        let lately = pace.burst_told.is_some_and(|told| now.monotonic.since(told) < BURSTS_APART);
         if refused < BURST || lately {
             return;
         }
-        node.burst_told = Some(now.monotonic);
+        pace.burst_told = Some(now.monotonic);
         let machine = self.registry.machine_name(id);
         let subject = self.registry.device(id).map(|device| device.owner);
         let text = format!("{machine} refused {refused} packets within a minute: postern flows -f --denied there");

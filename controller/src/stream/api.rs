@@ -161,6 +161,8 @@ pub struct NewToken {
     pub tags: BTreeSet<Tag>,
     /// The machine name that it is for: no other name can use it, and the name may stand for a resource.
     pub machine: Option<MachineName>,
+    /// From where machines may use it; empty means from anywhere.
+    pub networks: Vec<IpNet>,
     /// How many machines may use it; 1 unless there is a reason.
     pub uses: u32,
     /// How long it works.

@@ -457,6 +457,13 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
         (posture.own, posture.attested) = (None, None);
         effects.push(Effect::Store(StoreChange::PutPosture(posture)));
     }
+    // What somebody opened for a time may have been closed or refused since.
+    for opening in loaded.break_glass.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeleteBreakGlass(opening.id)));
+    }
+    for request in loaded.requests.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeleteRequest(request.id)));
+    }
     // A token that was used up after the backup was made must not work again.
     for token in loaded.tokens.drain(..) {
         effects.push(Effect::Store(StoreChange::DeleteToken(token.hash)));

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     decision::Extend,
     records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, SubjectKind, SubjectRecord, TokenHash, TokenRecord},
+    signals::alerts::{About, AlertKind},
 };
 
 impl Core {
@@ -71,6 +72,13 @@ impl Core {
             return Err((Refusal::BadToken, message.into()));
         };
         let refused = |message: String| (Refusal::JoinRefused, message);
+        let place = from.to_canonical(); // ::ffff:192.0.2.1 is 192.0.2.1
+        if !token.networks.is_empty() && !token.networks.iter().any(|network| network.contains(&place)) {
+            // Whoever has the token and is elsewhere may have stolen it.
+            let text = format!("the enrolment token {} was used from {place}, where it is not for", token.hash.short());
+            self.alert(AlertKind::NewPlace, text, About::default(), now);
+            return Err(refused(format!("the token is not for machines at {place}")));
+        }
         let asked = lower(&enrol.join.name);
         if let Some(machine) = token.machine.as_ref().map(lower).filter(|machine| *machine != asked) {
             return Err(refused(format!("the token is for a machine named {machine}, and this one says {asked}")));

@@ -298,11 +298,11 @@ impl Core {
             posture: device.key.map(|key| PostureVerifier::new(id, key, challenge)),
             challenged,
             posture_told: None,
-            burst_told: None,
             endpoints_late: false,
         };
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
+        self.moves(id, device.last_address, remote.ip(), now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
         self.registry.change_device(id, &mut self.out, |device| {
             device.last_seen = now.wall;

@@ -75,8 +75,6 @@ pub(crate) struct Connected {
     pub(crate) challenged: Monotonic,
     /// What the node was last told of its posture.
     pub(crate) posture_told: Option<ToNode>,
-    /// When an alert about its refusals was raised last.
-    pub(crate) burst_told: Option<Monotonic>,
     /// Whether peers still have to be told of new outer addresses.
     pub(crate) endpoints_late: bool,
 }
@@ -122,11 +120,14 @@ pub(crate) struct Pace {
     pub(crate) changes: Questions,
     /// Limits reports of posture.
     pub(crate) postures: Questions,
+    /// When an alert about a burst of refusals was raised; it outlives the stream, which a node may open anew at will.
+    pub(crate) burst_told: Option<Monotonic>,
 }
 
 impl Pace {
     pub(crate) const fn new(now: Monotonic) -> Self {
-        Self { hellos: Questions::new(now), changes: Questions::new(now), postures: Questions::new(now) }
+        let questions = Questions::new(now);
+        Self { hellos: questions, changes: Questions::new(now), postures: Questions::new(now), burst_told: None }
     }
 }
 

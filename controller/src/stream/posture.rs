@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     decision::{Extend, Granted},
-    records::{AuditEvent, DeviceRecord, StoreChange},
+    records::{AuditEvent, DeviceRecord, NameClaim, StoreChange},
     signals::posture::{Attestation, Keyed, book::Taken, import::read_line},
 };
 
@@ -195,7 +195,20 @@ impl Core {
             Keyed::Key(key) => {
                 self.registry.device_by_key(key).map(|device| device.id).ok_or("no device has this key")?
             }
-            Keyed::Device(name) => self.find_device(name).map_err(|error| error.to_string())?,
+            Keyed::Device(name) => {
+                let id = self.find_device(name).map_err(|error| error.to_string())?;
+                // Any machine may call itself what it likes: management's word about a name is about the machine whose name it is.
+                let device = self.registry.device(id);
+                let is_own_word = |device: &DeviceRecord| {
+                    device.name.as_str().eq_ignore_ascii_case(name) && device.name_claim != NameClaim::Approved
+                };
+                if device.is_some_and(is_own_word) {
+                    return Err(format!(
+                        "the name `{name}` is the machine's own word: approve it, or use its identifier, key or serial"
+                    ));
+                }
+                id
+            }
         };
         let taken = self.postures.attest(id, attestation.facts, attestation.observed_at, now);
         if taken == Taken::Outdated {

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
 };
 use maud::{Markup, html};
+use postern_common::time::WallTime;
 use serde::Deserialize;
 
 use super::{
@@ -109,18 +110,23 @@ pub(super) async fn sign_in(posted: Posted<Answered>) -> Result<Response, Fault>
 /// Finds the local account of a person.
 async fn own_account(person: &Person) -> Result<Account, Fault> {
     let accounts = &person.visit.pages.web.accounts;
-    if person.who.issuer() != accounts.issuer() {
+    let is_off = person.visit.pages.web.ways.local == super::LocalAccounts::Off;
+    if is_off || person.who.issuer() != accounts.issuer() {
         return Err(Fault::NotFound);
     }
     accounts.find_by_id(person.who.subject()).await?.ok_or(Fault::NotFound)
 }
 
-/// Whoever finds a browser signed in must not add a key of their own: only a fresh sign-in may, with all that the account has.
-fn is_fresh(person: &Person, account: &Account) -> bool {
-    let lately = |at| person.visit.now.since(at) < FRESH;
-    let whole =
+/// Whoever finds a browser signed in, or has phished a password, must not add a key of their own: only a fresh sign-in may, with all
+/// that the account has. Once it has a passkey, that is a passkey.
+pub(super) async fn is_fresh(person: &Person, account: &Account) -> Result<bool, Fault> {
+    let now = person.visit.now;
+    let lately = |at: WallTime| at <= now && now.since(at) < FRESH;
+    let with_code =
         account.second_factor == Credential::Missing || person.who.amr().iter().any(|m| m == "otp" || m == "mfa");
-    whole && person.who.auth_time().is_some_and(lately)
+    let has_passkey = !person.visit.pages.web.accounts.passkeys(&account.id).await?.is_empty();
+    let whole = if has_passkey { person.who.acr() == Some("phr") } else { with_code };
+    Ok(whole && person.who.auth_time().is_some_and(lately))
 }
 
 pub(super) async fn show(visit: Visit) -> Result<Markup, Fault> {
@@ -128,7 +134,7 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, Fault> {
     let account = own_account(&person).await?;
     let pages = person.visit.pages.clone();
     let known = pages.web.accounts.passkeys(&account.id).await?;
-    let fresh = is_fresh(&person, &account);
+    let fresh = is_fresh(&person, &account).await?;
     let options = match fresh {
         true => match pages.web.accounts.begin_passkey(&account).await {
             Ok((waiting, options)) => {
@@ -177,7 +183,7 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, Fault> {
                     }
                     noscript { p.hint { "Adding a passkey needs scripts. Your password and codes work without." } }
                 } @else if !fresh {
-                    p { "To change your passkeys, sign out and in again first, with your second factor if you have one." }
+                    p { "To change your passkeys, sign out and in again first: with a passkey if you have one, else with your second factor." }
                 }
             }
         },
@@ -188,7 +194,7 @@ pub(super) async fn add(posted: Posted<Added>) -> Result<Response, Fault> {
     let person = posted.visit.signed_in(Next::Passkeys)?;
     let account = own_account(&person).await?;
     let visit = &person.visit;
-    if !is_fresh(&person, &account) {
+    if !is_fresh(&person, &account).await? {
         return Err(Fault::NotPermitted(
             "Sign out and in again first: adding a passkey asks for a fresh sign-in.".into(),
         ));
@@ -208,7 +214,7 @@ pub(super) async fn add(posted: Posted<Added>) -> Result<Response, Fault> {
 pub(super) async fn remove(posted: Posted<Chosen>) -> Result<Response, Fault> {
     let person = posted.visit.signed_in(Next::Passkeys)?;
     let account = own_account(&person).await?;
-    if !is_fresh(&person, &account) {
+    if !is_fresh(&person, &account).await? {
         return Err(Fault::NotPermitted(
             "Sign out and in again first: removing a passkey asks for a fresh sign-in.".into(),
         ));

@@ -11,7 +11,7 @@ use super::{
     event::{IdentityAction, Who},
     fault::Fault,
     layout::{self, Place},
-    sign_in,
+    passkey, sign_in,
     visit::{Next, Person, Posted, Visit},
     words,
 };
@@ -169,7 +169,8 @@ fn enrolment_inside(person: &Person, enrolment: &Enrolment, alert: Option<&str>)
 /// Finds the local account of a person that has no second factor yet.
 pub(super) async fn account_without(person: &Person) -> Result<Option<Account>, Fault> {
     let accounts = &person.visit.pages.web.accounts;
-    if person.who.issuer() != accounts.issuer() {
+    let is_off = person.visit.pages.web.ways.local == super::LocalAccounts::Off;
+    if is_off || person.who.issuer() != accounts.issuer() {
         return Ok(None);
     }
     let account = accounts.find_by_id(person.who.subject()).await?;
@@ -179,6 +180,7 @@ pub(super) async fn account_without(person: &Person) -> Result<Option<Account>, 
 pub(super) async fn show_enrolment(visit: Visit) -> Result<Markup, Fault> {
     let person = visit.signed_in(Next::SecondFactor)?;
     let account = account_without(&person).await?.ok_or(Fault::NotFound)?;
+    must_be_fresh(&person, &account).await?;
     let pages = person.visit.pages.clone();
     // The same secret while the page is open, so that loading it twice does not spoil what was scanned.
     let waiting = pages.enrolments.peek(&person.cookie, person.visit.now, |enrolment| enrolment.clone());
@@ -190,8 +192,19 @@ pub(super) async fn show_enrolment(visit: Visit) -> Result<Markup, Fault> {
     Ok(enrolment_inside(&person, &enrolment, None))
 }
 
+/// A browser that somebody else finds signed in must not get a second factor of theirs.
+async fn must_be_fresh(person: &Person, account: &Account) -> Result<(), Fault> {
+    if passkey::is_fresh(person, account).await? {
+        return Ok(());
+    }
+    let text = "Sign out and in again first: setting up a second factor asks for a fresh sign-in, with a passkey if you have one.";
+    Err(Fault::NotPermitted(text.into()))
+}
+
 pub(super) async fn submit_enrolment(posted: Posted<Code>) -> Result<Response, Fault> {
     let person = posted.visit.signed_in(Next::SecondFactor)?;
+    let account = account_without(&person).await?.ok_or(Fault::NotFound)?;
+    must_be_fresh(&person, &account).await?;
     let pages = person.visit.pages.clone();
     let now = person.visit.now;
     let Some(enrolment) = pages.enrolments.peek(&person.cookie, now, |enrolment| enrolment.clone()) else {

@@ -322,6 +322,35 @@ async fn a_session_ends_by_idleness_by_time_and_by_signing_out() {
     assert_eq!(site.doors.signed_out.lock().expect("not poisoned").len(), 1, "stock clients end with it");
 }
 
+/// The headers come while the session lives, the body when it is over.
+#[tokio::test]
+async fn whoever_holds_a_form_back_goes_on_with_no_session_that_has_ended() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    let token = site.get("/", &session).await.token();
+    let now = site.now.clone();
+    let late = futures_util::stream::once(async move {
+        *now.lock().expect("not poisoned") = system_clock()().saturating_add(Duration::from_secs(3 * 3_600));
+        Ok::<_, std::io::Error>(format!("token={token}&code=123456"))
+    });
+    let request = Request::post("/second-factor")
+        .header(header::COOKIE, &session)
+        .header(header::ORIGIN, OWN)
+        .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    let page = site.ask(request.body(Body::from_stream(late)).expect("a request")).await;
+    // With the session it would be led on to set up a second factor.
+    assert!(page.status.is_client_error(), "{}", page.status);
+}
+
+#[tokio::test]
+async fn a_second_factor_is_set_up_by_a_fresh_sign_in_alone() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    let session = site.session().await;
+    assert_eq!(site.get("/second-factor", &session).await.status, StatusCode::OK);
+    *site.now.lock().expect("not poisoned") = system_clock()().saturating_add(Duration::from_secs(20 * 60));
+    assert_eq!(site.get("/second-factor", &session).await.status, StatusCode::FORBIDDEN);
+}
+
 #[tokio::test]
 async fn an_account_that_changes_during_its_sign_in_gets_no_session() {
     for change in ["removed", "disabled", "another password"] {

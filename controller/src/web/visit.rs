@@ -266,14 +266,15 @@ pub(super) struct WithToken<T> {
     pub(super) fields: T,
 }
 
-impl<T: DeserializeOwned> FromRequest<Arc<Pages>> for Posted<T> {
+impl<T: DeserializeOwned + Send> FromRequest<Arc<Pages>> for Posted<T> {
     type Rejection = Fault;
 
     async fn from_request(request: Request, pages: &Arc<Pages>) -> Result<Self, Fault> {
         let (mut parts, body) = request.into_parts();
+        // The body first: whoever holds it back must not go on with a session that ended meanwhile.
+        let whole = Request::from_parts(parts.clone(), body);
+        let Form(form) = Form::<WithToken<T>>::from_request(whole, pages).await.map_err(|_| Fault::BadForm)?;
         let visit = Visit::from_request_parts(&mut parts, pages).await?;
-        let request = Request::from_parts(parts, body);
-        let Form(form) = Form::<WithToken<T>>::from_request(request, pages).await.map_err(|_| Fault::BadForm)?;
         let expected = match (&visit.session, &visit.visit) {
             (Some((cookie, _)), _) | (None, Some(cookie)) => form_token(cookie),
             (None, None) => return Err(Fault::Stale),

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, process::ExitCode};
 
 use clap::{Args, Subcommand};
+use ipnet::IpNet;
 use postern_common::{
     diagnostics::HumanDuration,
     id::{MachineName, ServiceName, Tag},
@@ -49,6 +50,9 @@ pub(super) enum Token {
         /// The machine name that the token is for: no other name can use it.
         #[arg(long, value_name = "NAME")]
         machine: Option<MachineName>,
+        /// From where machines may use it, such as 10.0.0.0/8; may be repeated. From anywhere unless given.
+        #[arg(long = "from", value_name = "NETWORK")]
+        networks: Vec<IpNet>,
         /// How long it works.
         #[arg(long, default_value = "1h", value_name = "DURATION")]
         ttl: HumanDuration,
@@ -76,11 +80,12 @@ impl Token {
     pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
         let now = clock::now().wall;
         match self {
-            Self::Create { tags, service, machine, ttl, uses } => {
+            Self::Create { tags, service, machine, networks, ttl, uses } => {
                 let request = Request::TokenCreate {
                     tags: tags.into_iter().collect(),
                     service,
                     machine,
+                    networks,
                     uses,
                     ttl_s: ttl.get().as_secs(),
                 };
@@ -97,6 +102,10 @@ impl Token {
                     }
                     if let Some(service) = record["service"].as_str() {
                         facts.push(format!("as service:{service}"));
+                    }
+                    let networks: Vec<_> = record["networks"].as_array().into_iter().flatten().map(text).collect();
+                    if !networks.is_empty() {
+                        facts.push(format!("from {}", networks.join(" or ")));
                     }
                     println!("{}   ({})", text(&value["token"]), facts.join(", "));
                     println!("On the server:  postern up {} --token-file /run/token", text(&value["join_url"]));

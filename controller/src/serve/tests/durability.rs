@@ -37,6 +37,7 @@ async fn on_a_full_disk_the_actor_ends_and_whatever_it_had_answered_is_on_disk()
             service: None,
             tags: ["db".parse().unwrap()].into(),
             machine: None,
+            networks: vec![],
             uses: 1,
             life: Duration::from_secs(3_600),
         };

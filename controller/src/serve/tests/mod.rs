@@ -100,6 +100,7 @@ impl Controller {
             tags: [tag.parse().unwrap()].into(),
             service: Some(service.parse().unwrap()),
             machine: None,
+            networks: vec![],
             uses,
             ttl_s: 3_600,
         };

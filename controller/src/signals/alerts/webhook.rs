@@ -143,8 +143,12 @@ impl Courier {
             tracing::warn!(kind = ?spooled.alert.kind, text = spooled.alert.text, dropped, "alert");
             if let Some(path) = self.settings.log.clone() {
                 let line = body.clone();
-                let written = tokio::task::spawn_blocking(move || append(&path, &line)).await;
-                written.map_err(|error| error.to_string())?.map_err(|error| format!("the log of alerts: {error}"))?;
+                // A full disk must not keep the webhook from being told.
+                match tokio::task::spawn_blocking(move || append(&path, &line)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::error!(%error, "the log of alerts cannot be written"),
+                    Err(error) => tracing::error!(%error, "the log of alerts was not written"),
+                }
             }
             self.logged = spooled.sequence;
         }
@@ -156,7 +160,8 @@ impl Courier {
             .header("Content-Type", "application/json")
             .header("Postern-Signature", signature)
             .body(body.to_string());
-        let answer = request.send().await.map_err(|error| format!("the webhook does not answer: {error}"))?;
+        let answer =
+            request.send().await.map_err(|error| format!("the webhook does not answer: {}", error.without_url()))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
             status => Err(format!("the webhook answers {status}")),

@@ -49,6 +49,8 @@ pub enum Ends {
 pub(super) struct Due {
     pub(super) session: SessionId,
     pub(super) refresh_token: Zeroizing<String>,
+    /// The token as it stands in the row: an answer about it counts only while it stands there.
+    pub(super) sealed: Vec<u8>,
     pub(super) failing_since: Option<WallTime>,
 }
 
@@ -85,7 +87,8 @@ impl Vouchers {
         Self { pool, key }
     }
 
-    /// Notes what the provider handed over for a browser's login session, in place of what it did before.
+    /// Notes what the provider handed over for a browser's login session, in place of what it did before; what it does not hand over anew
+    /// (some give a refresh token only once) stays.
     ///
     /// # Errors
     /// If the store fails.
@@ -100,8 +103,8 @@ impl Vouchers {
         sqlx::query(
             "INSERT INTO provider_sessions (session, issuer, subject, sid, refresh_token, checked_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (session) DO UPDATE SET sid = excluded.sid, refresh_token = excluded.refresh_token,
-                 checked_at = excluded.checked_at, failing_since = NULL",
+             ON CONFLICT (session) DO UPDATE SET sid = COALESCE(excluded.sid, sid),
+                 refresh_token = COALESCE(excluded.refresh_token, refresh_token), checked_at = excluded.checked_at, failing_since = NULL",
         )
         .bind(&session.as_bytes()[..])
         .bind(issuer)
@@ -114,59 +117,71 @@ impl Vouchers {
         Ok(())
     }
 
-    /// Lists what was checked last at `before` or earlier, oldest first; at most a batch.
-    pub(super) async fn due(&self, before: WallTime) -> Result<Vec<Due>, StoreFailed> {
+    /// Lists what was checked last at `before` or earlier, or by a clock that was ahead; oldest first, at most a batch.
+    pub(super) async fn due(&self, before: WallTime, now: WallTime) -> Result<Vec<Due>, StoreFailed> {
         let rows = sqlx::query(
-            "SELECT * FROM provider_sessions WHERE refresh_token IS NOT NULL AND checked_at <= ?1
-             ORDER BY checked_at LIMIT ?2",
+            "SELECT * FROM provider_sessions WHERE refresh_token IS NOT NULL
+             AND (checked_at <= ?1 OR checked_at > ?3) ORDER BY checked_at LIMIT ?2",
         )
         .bind(before.as_millis())
         .bind(BATCH)
+        .bind(now.as_millis())
         .fetch_all(&self.pool)
         .await?;
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
             let session = session_of(row)?;
-            let Some(refresh_token) = open(&self.key, session, row.try_get("refresh_token")?) else {
+            let sealed: Vec<u8> = row.try_get("refresh_token")?;
+            let Some(refresh_token) = open(&self.key, session, &sealed) else {
                 tracing::error!(%session, "a refresh token does not open under the sealing key: it is not checked any more");
                 self.forget(&BTreeSet::from([session])).await?;
                 continue;
             };
             let failing_since: Option<i64> = row.try_get("failing_since")?;
-            due.push(Due { session, refresh_token, failing_since: failing_since.map(WallTime::from_millis) });
+            due.push(Due { session, refresh_token, sealed, failing_since: failing_since.map(WallTime::from_millis) });
         }
         Ok(due)
     }
 
-    /// Notes that the provider still vouches; it may have handed over another token in place of the old one.
-    pub(super) async fn good(
-        &self,
-        session: SessionId,
-        replacement: Option<&str>,
-        now: WallTime,
-    ) -> Result<(), StoreFailed> {
-        let sealed = replacement.map(|token| seal(&self.key, session, token));
+    /// Notes that the provider still vouches; it may have handed over another token in place of the old one. Nothing, if a step-up
+    /// has stored another meanwhile.
+    pub(super) async fn good(&self, due: &Due, replacement: Option<&str>, now: WallTime) -> Result<(), StoreFailed> {
+        let sealed = replacement.map(|token| seal(&self.key, due.session, token));
         sqlx::query(
             "UPDATE provider_sessions SET checked_at = ?2, failing_since = NULL,
-                 refresh_token = COALESCE(?3, refresh_token) WHERE session = ?1",
+                 refresh_token = COALESCE(?3, refresh_token) WHERE session = ?1 AND refresh_token = ?4",
         )
-        .bind(&session.as_bytes()[..])
+        .bind(&due.session.as_bytes()[..])
         .bind(now.as_millis())
         .bind(sealed)
+        .bind(&due.sealed)
         .execute(&self.pool)
         .await?;
         Ok(())
     }
 
     /// Notes that the provider could not be asked.
-    pub(super) async fn failing(&self, session: SessionId, since: WallTime, now: WallTime) -> Result<(), StoreFailed> {
-        sqlx::query("UPDATE provider_sessions SET checked_at = ?2, failing_since = ?3 WHERE session = ?1")
-            .bind(&session.as_bytes()[..])
-            .bind(now.as_millis())
-            .bind(since.as_millis())
-            .execute(&self.pool)
-            .await?;
+    pub(super) async fn failing(&self, due: &Due, since: WallTime, now: WallTime) -> Result<(), StoreFailed> {
+        sqlx::query(
+            "UPDATE provider_sessions SET checked_at = ?2, failing_since = ?3 WHERE session = ?1 AND refresh_token = ?4",
+        )
+        .bind(&due.session.as_bytes()[..])
+        .bind(now.as_millis())
+        .bind(since.as_millis())
+        .bind(&due.sealed)
+        .execute(&self.pool)
+        .await?;
         Ok(())
+    }
+
+    /// Tells whether the token that was asked about still stands in its row.
+    pub(super) async fn stands(&self, due: &Due) -> Result<bool, StoreFailed> {
+        let found = sqlx::query("SELECT 1 FROM provider_sessions WHERE session = ?1 AND refresh_token = ?2")
+            .bind(&due.session.as_bytes()[..])
+            .bind(&due.sealed)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(found.is_some())
     }
 
     /// Forgets rows.
@@ -230,23 +245,32 @@ impl Vouchers {
         Ok(())
     }
 
-    /// Finds what a logout token ends: with `sid` that session at the provider, else everything of the person.
+    /// Finds what a logout token ends: with `sid` that session at the provider, else everything of the person. Sessions of the person
+    /// of which no `sid` is known may be that one too; and if the `sid` is not known at all, the person is signed out everywhere.
     ///
     /// # Errors
     /// If the store fails.
     pub(crate) async fn ends(&self, token: &LogoutToken) -> Result<Ends, StoreFailed> {
+        let person = |subject: &String| Ends::Person { issuer: token.issuer.clone(), subject: subject.clone() };
         let Some(sid) = &token.sid else {
-            let subject = token.subject.clone().unwrap_or_default();
-            return Ok(Ends::Person { issuer: token.issuer.clone(), subject });
+            return Ok(person(&token.subject.clone().unwrap_or_default()));
         };
         let rows = sqlx::query(
-            "SELECT session FROM provider_sessions WHERE issuer = ?1 AND sid = ?2 AND (?3 IS NULL OR subject = ?3)",
+            "SELECT session FROM provider_sessions WHERE issuer = ?1 AND (?3 IS NULL OR subject = ?3)
+             AND (sid = ?2 OR (sid IS NULL AND ?3 IS NOT NULL))",
         )
         .bind(&token.issuer)
         .bind(sid)
         .bind(&token.subject)
         .fetch_all(&self.pool)
         .await?;
+        if let Some(subject) = token.subject.as_ref().filter(|_| rows.is_empty()) {
+            return Ok(person(subject));
+        }
         Ok(Ends::Sessions(rows.iter().map(session_of).collect::<Result<_, _>>()?))
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -62,9 +62,11 @@ async fn check(
         vouchers.sweep(&in_use, now).await?;
     }
     let interval = i64::try_from(settings.interval.as_millis()).unwrap_or(i64::MAX);
-    for due in vouchers.due(WallTime::from_millis(now.as_millis().saturating_sub(interval))).await? {
+    for due in vouchers.due(WallTime::from_millis(now.as_millis().saturating_sub(interval)), now).await? {
         match provider.still_vouches(&due.refresh_token, now).await {
-            Ok(replacement) => vouchers.good(due.session, replacement.as_ref().map(|t| t.as_str()), now).await?,
+            Ok(replacement) => vouchers.good(&due, replacement.as_ref().map(|t| t.as_str()), now).await?,
+            // A step-up has brought another token while this one was asked about.
+            Err(_) if !vouchers.stands(&due).await? => {}
             Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await?,
             Err(Refusal::Away(why)) => {
                 let since = due.failing_since.unwrap_or(now);
@@ -74,7 +76,7 @@ async fn check(
                         "the identity provider could not be asked for too long whether this sign-in still stands";
                     end(vouchers, sessions, handle, due.session, reason.into()).await?;
                 } else {
-                    vouchers.failing(due.session, since, now).await?;
+                    vouchers.failing(&due, since, now).await?;
                 }
             }
         }

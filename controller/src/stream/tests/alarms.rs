@@ -50,6 +50,7 @@ fn what_nobody_uses_is_listed_and_what_is_connected_is_not() {
         service: None,
         tags: Default::default(),
         machine: None,
+        networks: vec![],
         uses: 3,
         life: Duration::from_secs(400 * 86_400),
     };

@@ -364,7 +364,14 @@ fn an_explanation_tells_a_subject_nothing_of_what_it_cannot_have() {
 #[test]
 fn a_token_of_an_old_backup_does_not_work_again() {
     let mut world = World::new(25, POLICY);
-    let new = crate::stream::NewToken { service: None, tags: [].into(), machine: None, uses: 1, life: seconds(3_600) };
+    let new = crate::stream::NewToken {
+        service: None,
+        tags: [].into(),
+        machine: None,
+        networks: vec![],
+        uses: 1,
+        life: seconds(3_600),
+    };
     world.core.create_token(new, "root", world.now).expect("a token");
     world.pump();
     let (loaded, effects) = crate::stream::restored(world.store.loaded.clone(), world.now);

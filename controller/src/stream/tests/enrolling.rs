@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     records::AuditEvent,
+    signals::alerts::AlertKind,
     stream::{CoreError, NewToken},
 };
 
@@ -24,6 +25,7 @@ fn a_token_is_used_once_even_by_two_machines_at_the_same_moment() {
         service: Some("wiki".parse().expect("a name")),
         tags: ["wiki".parse().expect("a tag")].into(),
         machine: None,
+        networks: vec![],
         uses: 1,
         life: seconds(60),
     };
@@ -71,6 +73,7 @@ fn a_machine_that_calls_itself_like_a_server_is_not_that_server() {
         service: None,
         tags: [].into(),
         machine: Some("payroll".parse().expect("a name")),
+        networks: vec![],
         uses: 1,
         life: seconds(60),
     };
@@ -84,9 +87,34 @@ fn a_machine_that_calls_itself_like_a_server_is_not_that_server() {
 }
 
 #[test]
+fn a_token_for_a_network_is_worth_nothing_elsewhere_and_its_use_there_alarms() {
+    let mut world = World::new(8, POLICY);
+    let create = |world: &mut World, network: &str| {
+        let networks = vec![network.parse().expect("a network")];
+        let new = NewToken { service: None, tags: [].into(), machine: None, networks, uses: 1, life: seconds(60) };
+        let made = world.core.create_token(new, "root", world.now).expect("a token");
+        world.pump();
+        made
+    };
+    let (token, view) = create(&mut world, "192.0.2.0/24");
+    let thief = world.add_node("thief", Want::Enrol(token));
+    world.connect(thief);
+    world.run(seconds(1));
+    assert!(world.nodes[thief].refused.as_ref().is_some_and(|why| why.contains("not for machines at")));
+    assert!(world.core.find_token(&view.short).is_ok(), "it is not used up");
+    let alert = world.store.alerts.last().expect("an alert");
+    assert!(alert.kind == AlertKind::NewPlace && alert.text.contains(&view.short), "{alert:?}");
+    let (token, _) = create(&mut world, "198.51.0.0/16");
+    let server = world.add_node("server", Want::Enrol(token));
+    world.connect(server);
+    world.run(seconds(1));
+    assert_eq!(world.nodes[server].refused, None);
+}
+
+#[test]
 fn an_administrator_approves_and_takes_back_names_and_tags() {
     let mut world = World::new(7, POLICY);
-    let new = NewToken { service: None, tags: [].into(), machine: None, uses: 2, life: seconds(60) };
+    let new = NewToken { service: None, tags: [].into(), machine: None, networks: vec![], uses: 2, life: seconds(60) };
     let (token, _) = world.core.create_token(new, "root", world.now).expect("a token");
     world.pump();
     let server = world.add_node("payroll", Want::Enrol(token));
@@ -149,6 +177,7 @@ fn a_token_for_one_name_vouches_for_no_other_that_the_machine_claimed() {
             service: Some("web".parse().expect("a name")),
             tags: [].into(),
             machine: machine.map(|name| name.parse().expect("a name")),
+            networks: vec![],
             uses: 1,
             life: seconds(3_600),
         };
@@ -196,7 +225,7 @@ fn a_stranger_cannot_find_out_which_wireguard_keys_are_known() {
     world.connect(guesser);
     world.run(seconds(1));
     assert!(world.nodes[guesser].refused.as_ref().is_some_and(|why| why.contains("token")));
-    let new = NewToken { service: None, tags: [].into(), machine: None, uses: 1, life: seconds(60) };
+    let new = NewToken { service: None, tags: [].into(), machine: None, networks: vec![], uses: 1, life: seconds(60) };
     let (token, view) = world.core.create_token(new, "root", world.now).expect("a token");
     let copied = world.add_node("copied", Want::Enrol(token));
     world.nodes[copied].keys = vec![known];

@@ -10,7 +10,7 @@ use std::{
 use postern_common::policy::Place;
 
 use super::world::{World, person};
-use crate::signals::place::Atlas;
+use crate::signals::{alerts::AlertKind, place::Atlas};
 
 const POLICY: &str = r#"
 [resource.wiki]
@@ -63,4 +63,8 @@ fn a_map_that_changes_and_a_device_that_moves_open_and_close() {
         world.run(Duration::from_secs(1));
         assert_eq!(passes(&world), expected, "{remote}");
     }
+    let alerts: Vec<_> = world.store.alerts.iter().map(|alert| (alert.kind, alert.text.as_str())).collect();
+    assert_eq!(alerts.len(), 2, "there and back: {alerts:?}");
+    assert_eq!(alerts[0].0, AlertKind::NewPlace);
+    assert!(alerts[0].1.contains("bob-laptop") && alerts[0].1.contains("(FR)") && alerts[0].1.contains("(DE)"));
 }

@@ -248,6 +248,11 @@ fn an_attested_fact_opens_by_serial_key_or_name_and_an_older_word_takes_nothing_
     assert!(scene.passes(scene.bob));
     import(&mut scene, &line(&format!("\"device_key\": \"{key}\""), false, "09:00:01"));
     assert!(!scene.passes(scene.bob));
+    // Any machine may call itself so, until somebody has approved it.
+    let claimed = import(&mut scene, &line("\"device\": \"Bob-Laptop\"", true, "09:00:02"));
+    assert!(!scene.passes(scene.bob) && claimed.refused[0].1.contains("own word"), "{claimed:?}");
+    scene.world.core.approve(bob, &[].into(), true, "root", scene.world.now).expect("approved");
+    scene.world.pump();
     let older = import(&mut scene, &line("\"device\": \"bob-laptop\"", true, "09:00:00"));
     assert!(!scene.passes(scene.bob) && older.refused[0].1.contains("is newer"), "{older:?}");
     let mixed = format!("nonsense\n\n{}", line("\"device\": \"bob-laptop\"", true, "09:00:02"));

@@ -110,6 +110,14 @@ fn nobody_ends_a_quarantine_by_removing_the_machine_or_handing_it_on() {
     hold(&mut world, Quarantined::Device(machine));
     let refused = world.core.remove_own_device(machine, &person("alice", &[]), world.now);
     assert!(matches!(refused, Err(CoreError::NotPermitted(_))), "{refused:?}");
+    // The same while it is she who is held: her machine would be free for somebody else's sign-in.
+    let alices = world.core.find_subject("alice@corp.example").expect("alice");
+    release(&mut world, &Quarantined::Device(machine));
+    hold(&mut world, Quarantined::Subject(alices));
+    let refused = world.core.remove_own_device(machine, &person("alice", &[]), world.now);
+    assert!(matches!(&refused, Err(CoreError::NotPermitted(why)) if why.contains("subject alice")), "{refused:?}");
+    release(&mut world, &Quarantined::Subject(alices));
+    hold(&mut world, Quarantined::Device(machine));
     let session = world.core.find_session("alice@corp.example/alice-laptop").expect("her session");
     world.core.end_own_session(session, &person("alice", &[]), world.now).expect("she signs out");
     world.pump();

@@ -337,6 +337,7 @@ impl World {
             service: service.map(|service| service.parse().expect("a name")),
             tags: tags.iter().map(|tag| tag.parse().expect("a tag")).collect(),
             machine: Some(name.parse().expect("a name")),
+            networks: vec![],
             uses: 1,
             life: Duration::from_secs(3_600),
         };

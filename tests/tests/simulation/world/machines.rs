@@ -175,6 +175,7 @@ impl World {
             service: Some(format!("svc-{i}").parse().expect("a service name")),
             tags,
             machine: Some(self.machines[i].name.parse().expect("a machine name")),
+            networks: vec![],
             uses: 1,
             life: Duration::from_secs(3_600),
         };

@@ -1,0 +1,80 @@
+//! Claims about the rows.
+
+use super::*;
+use crate::identity::sessions::test_pool;
+
+const ALICE: (&str, &str) = ("https://idp", "alice");
+
+fn session(number: u8) -> SessionId {
+    SessionId::from_bytes([number; 16])
+}
+
+fn at(ms: i64) -> WallTime {
+    WallTime::from_millis(ms)
+}
+
+fn vouching(sid: Option<&str>, refresh_token: Option<&str>) -> Vouching {
+    Vouching { sid: sid.map(Into::into), refresh_token: refresh_token.map(|token| Zeroizing::new(token.into())) }
+}
+
+fn logout(subject: Option<&str>, sid: Option<&str>) -> LogoutToken {
+    let (subject, sid) = (subject.map(Into::into), sid.map(Into::into));
+    LogoutToken { issuer: ALICE.0.into(), subject, sid, hash: [1; 32], fresh_until: at(9_000) }
+}
+
+async fn vouchers() -> Vouchers {
+    Vouchers::new(test_pool().await, SealingKey::from_bytes([7; 32]))
+}
+
+#[tokio::test]
+async fn what_a_step_up_does_not_hand_over_anew_stays() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(Some("s1"), Some("token")), at(1)).await.expect("put");
+    vouchers.put(session(1), ALICE, &vouching(None, None), at(2)).await.expect("put");
+    let due = vouchers.due(at(2), at(3)).await.expect("due");
+    assert_eq!(due.iter().map(|due| due.refresh_token.as_str()).collect::<Vec<_>>(), ["token"]);
+    let ends = vouchers.ends(&logout(None, Some("s1"))).await.expect("ends");
+    assert_eq!(ends, Ends::Sessions([session(1)].into()));
+}
+
+#[tokio::test]
+async fn an_answer_about_a_token_that_was_replaced_meanwhile_changes_nothing() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(None, Some("old")), at(1)).await.expect("put");
+    let asked = vouchers.due(at(1), at(3)).await.expect("due").remove(0);
+    vouchers.put(session(1), ALICE, &vouching(None, Some("new")), at(2)).await.expect("put");
+    assert!(!vouchers.stands(&asked).await.expect("asked"));
+    vouchers.good(&asked, Some("rotated from the old"), at(3)).await.expect("nothing");
+    vouchers.failing(&asked, at(3), at(3)).await.expect("nothing");
+    let now = vouchers.due(at(9), at(9)).await.expect("due").remove(0);
+    assert_eq!((now.refresh_token.as_str(), now.failing_since), ("new", None));
+    assert!(vouchers.stands(&now).await.expect("asked"));
+}
+
+#[tokio::test]
+async fn what_a_clock_that_was_ahead_has_checked_is_due() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(None, Some("token")), at(5_000)).await.expect("put");
+    assert_eq!(vouchers.due(at(10), at(20)).await.expect("due").len(), 1);
+    assert_eq!(vouchers.due(at(10), at(6_000)).await.expect("due").len(), 0);
+}
+
+#[tokio::test]
+async fn a_logout_never_ends_less_than_what_it_may_mean() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(Some("s1"), None), at(1)).await.expect("put");
+    vouchers.put(session(2), ALICE, &vouching(None, None), at(1)).await.expect("put");
+    vouchers.put(session(3), (ALICE.0, "bob"), &vouching(None, None), at(1)).await.expect("put");
+    let alice = Ends::Person { issuer: ALICE.0.into(), subject: "alice".into() };
+    for (subject, sid, expected) in [
+        (Some("alice"), None, alice.clone()),
+        (Some("alice"), Some("s1"), Ends::Sessions([session(1), session(2)].into())),
+        (Some("alice"), Some("gone"), Ends::Sessions([session(2)].into())),
+        (None, Some("s1"), Ends::Sessions([session(1)].into())),
+        (None, Some("gone"), Ends::Sessions([].into())),
+    ] {
+        assert_eq!(vouchers.ends(&logout(subject, sid)).await.expect("ends"), expected, "{subject:?} {sid:?}");
+    }
+    vouchers.forget(&[session(2)].into()).await.expect("forgotten");
+    assert_eq!(vouchers.ends(&logout(Some("alice"), Some("gone"))).await.expect("ends"), alice);
+}
