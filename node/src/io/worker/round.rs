@@ -126,10 +126,7 @@ impl Worker {
         for worker in crew {
             let _ended_by_a_panic = worker.join();
         }
-        // Whoever still asks learns that it has ended: the agent must be free to take the last records.
-        inbox.close();
-        while inbox.try_recv().is_ok() {}
-        hands.end(shared);
+        hands.end(shared, inbox);
     }
 
     /// The others' life.
@@ -229,13 +226,17 @@ impl Hands {
         waiting
     }
 
-    /// Closes everything, then hands over what is left to tell: every record, and whether the TUN was lost.
-    fn end(self, shared: Arc<Shared>) {
+    /// Closes everything, then says that it has ended, then hands over what is left to tell: every record, and whether the TUN was lost.
+    fn end(self, shared: Arc<Shared>, mut inbox: mpsc::Receiver<Command>) {
         let Self { outbox, sockets, poller, .. } = self;
         drop((sockets, poller));
         let clock = shared.clock.clone();
-        let Some(shared) = Arc::into_inner(shared) else { return }; // a worker that panicked leaks its share
-        let (mut plane, lost) = shared.close();
+        // A worker that panicked may have kept its share.
+        let closed = Arc::into_inner(shared).map(Shared::close);
+        // Port and interface are free. Whoever still asks learns that it has ended: the agent must be free to take the last records.
+        inbox.close();
+        while inbox.try_recv().is_ok() {}
+        let Some((mut plane, lost)) = closed else { return };
         plane.shut_down(clock.now());
         let records = std::iter::from_fn(|| plane.poll_record()).map(WorkerEvent::Record);
         let lost = lost.map(|error| WorkerEvent::TunLost { reason: error.to_string() });

@@ -350,6 +350,20 @@ fn the_end_of_the_worker_ends_flows_with_records_and_closes_the_channel() {
     assert_eq!(handle.status_blocking(), Err(WorkerGone));
 }
 
+#[test]
+fn when_a_worker_has_ended_its_port_and_its_interface_are_free() {
+    let mut pair = Pair::new(Offloads::All, Segmentation::Offloaded, 1_500, OUTER_V4, 3);
+    pair.udp_echoes(0, &[10]);
+    let (handle, _events) = pair.nodes.remove(0);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(handle.shut_down()).unwrap();
+    let again = pair.namespaces.inside(0, || {
+        super::super::udp::UdpSockets::bind(51_820, Segmentation::Offloaded).unwrap();
+        Tun::open("inner", Offloads::All).unwrap();
+    });
+    again.join().unwrap();
+}
+
 /// More records than the channel has room for, and nobody reads before the end.
 #[test]
 fn the_last_records_wait_for_their_reader() {
