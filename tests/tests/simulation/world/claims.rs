@@ -83,9 +83,10 @@ impl World {
     /// keys are changed.
     fn check_keys(&mut self) {
         for i in 0..self.machines.len() {
-            match self.is_connected(i) {
-                true => drop(self.connected_since.entry(i).or_insert(self.now)),
-                false => drop(self.connected_since.remove(&i)),
+            if self.is_connected(i) {
+                self.connected_since.entry(i).or_insert(self.now);
+            } else {
+                self.connected_since.remove(&i);
             }
         }
         // Who was long away comes back with keys of then, and has the present ones a moment later.
