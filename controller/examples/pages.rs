@@ -29,7 +29,10 @@ use postern_controller::{
         system_clock,
         user_code::UserCode,
     },
-    signals::provider::{Ends, Vouchers},
+    signals::{
+        events::Receivers,
+        provider::{Ends, Vouchers},
+    },
     web::{
         self, Doors, LocalAccounts, SignInWays, Web,
         doors::{
@@ -283,6 +286,10 @@ impl Doors for Memory {
         Box::pin(async { Ok(0) })
     }
 
+    fn signal_refused(&self, _: &'static str, _: &'static str, _: std::net::IpAddr) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move {
             println!("{}", serde_json::to_string(&event).unwrap());
@@ -347,6 +354,7 @@ async fn main() -> anyhow::Result<()> {
         accounts,
         sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
         vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),
+        events: Receivers::default(),
         doors: Arc::new(Memory::new()),
         clock: system_clock(),
     }));

@@ -29,6 +29,7 @@ use crate::{
     },
     signals::{
         alerts::settings::AlertSettings,
+        events::settings::{EventStream, mistakes_of_all},
         place::{Maps, PlaceFiles},
     },
     stream::CoreConfig,
@@ -91,6 +92,8 @@ struct Written {
     accounts: Accounts,
     #[serde(default)]
     oidc: Option<Spanned<Oidc>>,
+    #[serde(default)]
+    events: Vec<Spanned<EventStream>>,
     #[serde(default)]
     alerts: AlertSettings,
     #[serde(default)]
@@ -259,6 +262,8 @@ pub struct Config {
     pub local_accounts: bool,
     /// The provider for sign-in, if there is one.
     pub oidc: Option<Oidc>,
+    /// Streams of security events.
+    pub events: Vec<EventStream>,
     /// Where alerts go.
     pub alerts: AlertSettings,
     /// Maps of addresses.
@@ -306,6 +311,8 @@ impl Config {
         if let Some(mistake) = written.alerts.mistakes() {
             wrong.push(Diagnostic::whole(mistake));
         }
+        let oidc_issuer = written.oidc.as_ref().map(|oidc| oidc.get_ref().issuer.clone());
+        check_events(&written.events, written.url.get_ref(), oidc_issuer.as_deref(), &mut wrong);
         if let Some(oidc) = &written.oidc
             && oidc.get_ref().check_interval.get() < Duration::from_secs(5)
         {
@@ -350,6 +357,8 @@ impl Config {
             dormant_after: written.alerts.dormant_after.get(),
             ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
         };
+        let events = written.events.into_iter().map(Spanned::into_inner);
+        let events = events.map(|stream| stream.resolved(base, &url, oidc_issuer.as_deref())).collect();
         let oidc = written.oidc.map(Spanned::into_inner).map(|oidc| Oidc {
             client_secret_file: oidc.client_secret_file.as_ref().map(|path| base.join(path)),
             ca_file: oidc.ca_file.as_ref().map(|path| base.join(path)),
@@ -373,6 +382,7 @@ impl Config {
             connections_per_address: written.limits.connections_per_address.max(4),
             local_accounts: written.accounts.local,
             oidc,
+            events,
             alerts: written.alerts.based_on(base),
             place: PlaceFiles {
                 country: written.place.country_file.map(|path| base.join(path)),
@@ -422,12 +432,14 @@ impl Config {
             wrong.push(error.to_string());
         }
         let secrets = self.oidc.iter().flat_map(|oidc| &oidc.client_secret_file);
-        for path in secrets.chain(&self.alerts.secret_file) {
+        let secrets = secrets.chain(&self.alerts.secret_file);
+        for path in secrets.chain(self.events.iter().flat_map(EventStream::secrets)) {
             if let Err(error) = files::read_secret(path) {
                 wrong.push(error.to_string());
             }
         }
-        for path in self.oidc.iter().flat_map(|oidc| &oidc.ca_file) {
+        let authorities = self.oidc.iter().flat_map(|oidc| &oidc.ca_file);
+        for path in authorities.chain(self.events.iter().flat_map(|stream| &stream.ca_file)) {
             if let Err(error) = files::read(path) {
                 wrong.push(error.to_string());
             }
@@ -473,6 +485,18 @@ fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> String {
             wrong.push(Diagnostic::at(url.span(), "the URL names no host"));
             String::new()
         }
+    }
+}
+
+fn check_events(streams: &[Spanned<EventStream>], own_url: &str, oidc_issuer: Option<&str>, wrong: &mut Diagnostics) {
+    for stream in streams {
+        for (what, help) in stream.get_ref().mistakes(own_url, oidc_issuer) {
+            wrong.push(Diagnostic::at(stream.span(), what).help(help));
+        }
+    }
+    let all: Vec<EventStream> = streams.iter().map(|stream| stream.get_ref().clone()).collect();
+    if let (Some((what, help)), Some(last)) = (mistakes_of_all(&all), streams.last()) {
+        wrong.push(Diagnostic::at(last.span(), what).help(help));
     }
 }
 

@@ -3,6 +3,7 @@
 pub use crate::{
     identity::oidc::fuzz_claims,
     serve::proxy_protocol::fuzz_proxy_header,
+    signals::events::fuzz_security_event,
     signals::posture::fuzz_import,
     signals::provider::logout::fuzz_logout_token,
     web::fuzzing::{fuzz_cookie, fuzz_form},
@@ -24,6 +25,7 @@ mod tests {
     fn the_kept_corpus_of_the_controller_passes() {
         replay("claims", super::fuzz_claims);
         replay("proxy_header", super::fuzz_proxy_header);
+        replay("security_event", super::fuzz_security_event);
         replay("logout_token", super::fuzz_logout_token);
         replay("cookie", super::fuzz_cookie);
         replay("form", super::fuzz_form);

@@ -217,6 +217,7 @@ impl Reading<'_> {
             screen_lock: table.flag("screen_lock", diagnostics),
             secure_boot: table.flag("secure_boot", diagnostics),
             managed_by: table.parsed("managed_by", diagnostics).map(Spanned::into_inner),
+            compliant: table.flag("compliant", diagnostics),
             ..Requirement::default()
         };
         if let Some(value) = table.take("max_security_updates") {
@@ -261,6 +262,8 @@ impl Reading<'_> {
             os.finish(diagnostics);
         }
         let asked = requirement.kinds();
+        // Nobody is asked about themselves whether others are content with them.
+        requirement.attested.extend(requirement.compliant.map(|_| FactKind::Compliant));
         if let Some(value) = table.take("attested") {
             match value.get_ref() {
                 DeValue::Boolean(false) => {}

@@ -48,11 +48,13 @@ pub enum FactKind {
     Agents,
     /// Checks by command.
     Checks,
+    /// Whether the machine's management finds it as it wants it: its word alone, never the device's own.
+    Compliant,
 }
 
 impl FactKind {
     /// Every kind, in the order of their declaration.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::DiskEncrypted,
         Self::Firewall,
         Self::ScreenLock,
@@ -62,6 +64,7 @@ impl FactKind {
         Self::ManagedBy,
         Self::Agents,
         Self::Checks,
+        Self::Compliant,
     ];
 
     /// Returns the word of the policy.
@@ -76,6 +79,7 @@ impl FactKind {
             Self::ManagedBy => "managed_by",
             Self::Agents => "agents",
             Self::Checks => "checks",
+            Self::Compliant => "compliant",
         }
     }
 }
@@ -130,6 +134,9 @@ pub struct Facts {
     /// Checks by command, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<FactName, CheckResult>,
+    /// Whether the machine's management finds it as it wants it. What a device says of that itself counts for nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compliant: Option<bool>,
     /// The serial number that the machine's firmware tells: for people who bind it, no requirement looks at it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
@@ -137,7 +144,7 @@ pub struct Facts {
 
 impl Facts {
     /// The names of the facts in JSON, for whoever must not misspell one. What is stored may hold names of another version.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "disk_encrypted",
         "firewall",
         "screen_lock",
@@ -149,6 +156,7 @@ impl Facts {
         "managed_by",
         "agents",
         "checks",
+        "compliant",
         "serial",
     ];
 
@@ -167,6 +175,7 @@ impl Facts {
             distribution: other.distribution.or(self.distribution),
             security_updates: other.security_updates.or(self.security_updates),
             managed_by: other.managed_by.or(self.managed_by),
+            compliant: other.compliant.or(self.compliant),
             serial: other.serial.or(self.serial),
             agents: self.agents,
             checks: self.checks,
@@ -217,6 +226,7 @@ impl Facts {
             let said = if check.said.is_empty() { String::new() } else { format!(" ({})", check.said) };
             (format!("check {name}"), format!("{}{said}", if check.passed { "passed" } else { "failed" }))
         }));
+        lines.extend(on(self.compliant).map(|state| ("compliant".to_owned(), state)));
         lines.extend(self.serial.iter().map(|serial| ("serial".to_owned(), serial.clone())));
         lines
     }
@@ -272,7 +282,12 @@ mod tests {
         let facts: Facts = serde_json::from_value(whole["facts"].clone()).expect("facts");
         let written = serde_json::to_value(&facts).expect("facts have a JSON form");
         let written: Vec<&String> = written.as_object().expect("an object").keys().collect();
-        let complete = facts.with(Facts { screen_lock: Some(true), secure_boot: Some(true), ..Facts::default() });
+        let complete = facts.with(Facts {
+            screen_lock: Some(true),
+            secure_boot: Some(true),
+            compliant: Some(true),
+            ..Facts::default()
+        });
         let complete = serde_json::to_value(&complete).expect("facts have a JSON form");
         assert!(written.iter().all(|name| Facts::NAMES.contains(&name.as_str())));
         assert_eq!(complete.as_object().expect("an object").len(), Facts::NAMES.len());

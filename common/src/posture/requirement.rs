@@ -41,6 +41,8 @@ pub struct Requirement {
     pub agents: BTreeSet<FactName>,
     /// Checks by command that must pass.
     pub checks: BTreeSet<FactName>,
+    /// Whether the machine's management has to find it as it wants it: always by its own word ([`FactKind::Compliant`]).
+    pub compliant: Option<bool>,
     /// How old what the device says may be.
     pub max_age: Duration,
     /// For which facts the word of a device-management system counts, and the device's own does not.
@@ -62,6 +64,7 @@ impl Default for Requirement {
             managed_by: None,
             agents: BTreeSet::new(),
             checks: BTreeSet::new(),
+            compliant: None,
             max_age: DEFAULT_MAX_AGE,
             attested: BTreeSet::new(),
             attested_max_age: DEFAULT_ATTESTED_AGE,
@@ -272,6 +275,19 @@ impl Requirement {
         gathering.flag(FactKind::Firewall, self.firewall, |facts| facts.firewall);
         gathering.flag(FactKind::ScreenLock, self.screen_lock, |facts| facts.screen_lock);
         gathering.flag(FactKind::SecureBoot, self.secure_boot, |facts| facts.secure_boot);
+        if let Some(required) = self.compliant {
+            let state = |compliant: bool| if compliant { "compliant" } else { "not compliant" };
+            gathering.part(
+                FactKind::Compliant,
+                Duration::ZERO,
+                || format!("whether it is {}", state(required)),
+                |facts, _| {
+                    let found = facts.compliant?;
+                    let wrong = || format!("its management finds it {}", state(found));
+                    Some(if found == required { Ok(()) } else { Err(wrong()) })
+                },
+            );
+        }
         self.system(&mut gathering);
         if let Some(most) = self.max_security_updates {
             gathering.part(
@@ -367,6 +383,7 @@ impl Requirement {
             (FactKind::ManagedBy, self.managed_by.is_some()),
             (FactKind::Agents, !self.agents.is_empty()),
             (FactKind::Checks, !self.checks.is_empty()),
+            (FactKind::Compliant, self.compliant.is_some()),
         ];
         asked.into_iter().filter_map(|(kind, asked)| asked.then_some(kind)).collect()
     }
@@ -395,6 +412,7 @@ impl Requirement {
             });
         }
         of(FactKind::SecurityUpdates, &|facts| facts.security_updates = self.max_security_updates);
+        of(FactKind::Compliant, &|facts| facts.compliant = self.compliant);
         of(FactKind::ManagedBy, &|facts| facts.managed_by.clone_from(&self.managed_by));
         of(FactKind::Agents, &|facts| facts.agents = self.agents.iter().map(|name| (name.clone(), true)).collect());
         let passed = CheckResult { passed: true, said: String::new(), age_s: 0 };

@@ -15,6 +15,7 @@ pub(super) const fn fix(kind: FactKind) -> &'static str {
         FactKind::SecurityUpdates => "install the updates: `apt update && apt upgrade`",
         FactKind::ManagedBy => "enrol the machine with the device management, or ask who runs it for a new marker",
         FactKind::Agents => "start the endpoint agent, or install it",
+        FactKind::Compliant => "look at what your device management finds, or ask who runs it",
         FactKind::Checks => "look at what the check says, or ask who wrote it",
     }
 }
@@ -30,6 +31,7 @@ pub(super) const fn name(kind: FactKind) -> &'static str {
         FactKind::SecurityUpdates => "security updates",
         FactKind::ManagedBy => "who manages the machine",
         FactKind::Agents => "endpoint agents",
+        FactKind::Compliant => "compliance",
         FactKind::Checks => "checks",
     }
 }

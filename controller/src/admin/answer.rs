@@ -563,6 +563,7 @@ async fn status(office: &Office) -> Result<Value, Refusal> {
     let (core, devices, meta) =
         office.handle.call(|turn, _| (turn.core.status(), turn.core.list_devices(), turn.meta.clone())).await?;
     let break_glass = ask(office, |core| value(&core.list_break_glass(clock::now()))).await?;
+    let events = ask(office, |core| value(&core.list_event_streams())).await?;
     let now = clock::now();
     let on_disk = std::fs::read_to_string(&office.config.policy).ok();
     let memory = std::fs::read_to_string("/proc/self/statm").ok();
@@ -575,6 +576,7 @@ async fn status(office: &Office) -> Result<Value, Refusal> {
         "now": now.wall,
         "core": value(&core),
         "break_glass": break_glass,
+        "events": events,
         "policy": {
             "generation": meta.policy_revision,
             "applied": meta.policy_applied,

@@ -194,6 +194,43 @@ impl WebSessions {
         Ok(done.rows_affected())
     }
 
+    /// Ends the sessions of a person that were proven at `at` or before; returns those that stay.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn end_proven_until(
+        &self,
+        issuer: &str,
+        subject: &str,
+        at: WallTime,
+    ) -> Result<BTreeSet<SessionId>, StoreFailed> {
+        let rows = sqlx::query("SELECT * FROM web_sessions WHERE issuer = ?1 AND subject = ?2")
+            .bind(issuer)
+            .bind(subject)
+            .fetch_all(&self.pool)
+            .await?;
+        let mut kept = BTreeSet::new();
+        for session in rows.iter().map(read) {
+            let session = session?;
+            if session.who.auth_time().unwrap_or(session.began) > at {
+                kept.insert(session.who.session());
+            } else {
+                self.end(session.who.session()).await?;
+            }
+        }
+        Ok(kept)
+    }
+
+    /// Lists the people of an issuer who were called this at their sign-in, however it is written; at most 64.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn subjects_named(&self, issuer: &str, name: &str) -> Result<BTreeSet<String>, StoreFailed> {
+        let named = "SELECT DISTINCT subject FROM web_sessions
+                     WHERE issuer = ?1 AND lower(json_extract(proof, '$.name')) = lower(?2) LIMIT 64";
+        Ok(sqlx::query_scalar(named).bind(issuer).bind(name).fetch_all(&self.pool).await?.into_iter().collect())
+    }
+
     /// Lists the sessions that are live, newest first; at most 1,000.
     ///
     /// # Errors
@@ -299,6 +336,24 @@ mod tests {
         let stored: Vec<u8> =
             sqlx::query_scalar("SELECT cookie_hash FROM web_sessions").fetch_one(&sessions.pool).await.expect("a row");
         assert_ne!(stored, cookie.expose().as_bytes(), "the cookie itself is not stored");
+    }
+
+    #[tokio::test]
+    async fn what_was_proven_until_a_moment_ends_and_what_came_after_stays() {
+        let sessions = sessions().await;
+        let (_, unknown) = sessions.open(proof("1"), at(0)).await.expect("opens");
+        let proven = |seconds| Proof { auth_time: Some(at(seconds)), ..proof("1") };
+        let (_, old) = sessions.open(proven(5), at(20)).await.expect("opens");
+        let (_, new) = sessions.open(proven(11), at(20)).await.expect("opens");
+        let (_, other) = sessions.open(proof("2"), at(0)).await.expect("opens");
+        let kept = sessions.end_proven_until("https://idp.example", "1", at(10)).await.expect("works");
+        assert_eq!(kept, BTreeSet::from([new.session()]));
+        let asked = BTreeSet::from([unknown.session(), old.session(), new.session(), other.session()]);
+        let over = sessions.over(asked, at(21)).await.expect("works");
+        assert_eq!(over, BTreeSet::from([unknown.session(), old.session()]));
+        let named = sessions.subjects_named("https://idp.example", "ALICE@corp.example").await.expect("works");
+        assert_eq!(named, BTreeSet::from(["1".to_owned(), "2".to_owned()]));
+        assert!(sessions.subjects_named("https://other", "alice@corp.example").await.expect("works").is_empty());
     }
 
     #[tokio::test]

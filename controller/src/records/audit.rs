@@ -522,6 +522,45 @@ pub enum AuditEvent {
         /// By whom.
         by: String,
     },
+    /// A security event of another system was taken.
+    SignalTaken {
+        /// The stream.
+        stream: String,
+        /// What kind of event.
+        kind: String,
+        /// About whom.
+        subject: Option<SubjectId>,
+        /// Their name.
+        subject_name: Option<String>,
+        /// About which device.
+        device: Option<DeviceId>,
+        /// What it did.
+        effect: String,
+        /// How many login sessions on machines it concerned.
+        sessions: usize,
+        /// Why, as the other system says.
+        reason: Option<String>,
+        /// When it happened there.
+        at: WallTime,
+    },
+    /// Signals were refused, or had no effect: the first of its kind, or how many more there were in a minute.
+    SignalRefused {
+        /// Whose.
+        source: String,
+        /// Why.
+        reason: String,
+        /// From where the last of them came; absent for what the controller fetched itself.
+        from: Option<IpAddr>,
+        /// How many.
+        times: u64,
+    },
+    /// A stream of security events fell silent, or speaks again.
+    SignalStream {
+        /// The stream.
+        stream: String,
+        /// What happened.
+        what: String,
+    },
     /// A configuration for a stock WireGuard client was exported.
     StockExported {
         /// For whom.

@@ -80,6 +80,17 @@ pub struct Assurance {
     pub auth_time: Option<WallTime>,
 }
 
+/// What was verified at a sign-in, while it counts for less.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proven {
+    /// The authentication context class.
+    pub acr: Option<String>,
+    /// The authentication methods.
+    pub amr: Vec<String>,
+    /// When it came to count for less, or for more again.
+    pub told: WallTime,
+}
+
 /// What a subject is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]

@@ -24,10 +24,13 @@ use std::{
     str::FromStr,
 };
 
-use crate::signals::alerts::Alert;
+use crate::signals::{
+    alerts::Alert,
+    events::memory::{SeenRecord, StreamRecord},
+};
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
-pub use identity::{Assurance, Person, SubjectKind, SubjectRecord};
+pub use identity::{Assurance, Person, Proven, SubjectKind, SubjectRecord};
 use ipnet::IpNet;
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId, Tag},
@@ -160,6 +163,12 @@ pub struct SessionRecord {
     /// this one too. It does not end with it.
     #[serde(default)]
     pub vouched: Option<SessionId>,
+    /// What was verified, where an event of the provider's made it count for less since.
+    #[serde(default)]
+    pub proven: Option<Proven>,
+    /// When the groups had the values that an event of the provider's told.
+    #[serde(default)]
+    pub claims_told: Option<WallTime>,
     /// When it ends at the latest.
     pub expires: WallTime,
     /// Set once it has ended.
@@ -351,6 +360,20 @@ pub struct PostureRecord {
     pub attested: Option<Report>,
     /// The serial number that an administrator bound to it.
     pub serial: Option<String>,
+    /// Whether it is compliant, as a stream of events last said.
+    #[serde(default)]
+    pub compliance: Option<ComplianceRecord>,
+}
+
+/// What a stream of events last said of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComplianceRecord {
+    /// Whether its management finds it as it wants it.
+    pub compliant: bool,
+    /// Since when.
+    pub at: WallTime,
+    /// Which stream said so: it holds while that one speaks.
+    pub stream: String,
 }
 
 /// What there is once.
@@ -397,6 +420,10 @@ pub struct Loaded {
     pub requests: Vec<RequestRecord>,
     /// What an administrator opened past the rules.
     pub break_glass: Vec<BreakGlassRecord>,
+    /// Streams of security events.
+    pub event_streams: Vec<StreamRecord>,
+    /// Tokens of security events that were taken.
+    pub seen_events: Vec<SeenRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -452,4 +479,10 @@ pub enum StoreChange {
     DeleteBreakGlass(RequestId),
     /// Spools an alert.
     PutAlert(Alert),
+    /// Writes what is known of a stream of security events, named by its name.
+    PutEventStream(StreamRecord),
+    /// Remembers that a token was taken, named by its hash.
+    PutSeenEvent(SeenRecord),
+    /// Forgets a token that is too old to be taken.
+    DeleteSeenEvent(String),
 }

@@ -143,6 +143,11 @@ impl Doors for Handle {
         })
     }
 
+    fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()> {
+        let refuse = self.call(move |turn, now| turn.core.refuse_signal(source, reason, Some(from), now));
+        Box::pin(async move { Ok(refuse.await?) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move { Ok(self.call(move |turn, _| turn.record(&event)).await?) })
     }

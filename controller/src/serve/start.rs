@@ -46,6 +46,7 @@ use crate::{
     },
     signals::{
         alerts::webhook::Courier,
+        events::{self, CannotReceive, Receivers},
         place::{self, MapError, Maps},
         provider::{self, Vouchers},
     },
@@ -135,6 +136,14 @@ pub enum ServeError {
         file: PathBuf,
         /// What is wrong.
         why: String,
+    },
+    /// A stream of security events cannot be received as it is written.
+    #[error("{why}, in {file}")]
+    Events {
+        /// The configuration.
+        file: PathBuf,
+        /// What is wrong.
+        why: CannotReceive,
     },
     /// A map of addresses cannot be used.
     #[error(transparent)]
@@ -296,6 +305,7 @@ async fn serve_all(
         let watch = provider::watch(Arc::clone(provider), vouchers.clone(), sessions.clone(), handle, checks, stop);
         running.tasks.spawn(watch);
     }
+    let events = receive_events(running, &config, &sessions, &vouchers).await?;
     let maps = Maps::read(&config.place)?;
     let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
     let pages = Arc::new(Web {
@@ -305,6 +315,7 @@ async fn serve_all(
         accounts: Arc::clone(&accounts),
         sessions: sessions.clone(),
         vouchers: vouchers.clone(),
+        events,
         doors: Arc::new(running.handle.clone()),
         clock: Arc::new(|| clock::now().wall),
     });
@@ -354,6 +365,25 @@ async fn serve_all(
     let socket = admin::server::bind(&office.config)?;
     running.tasks.spawn(admin::server::serve(socket, Arc::new(office), running.stop.subscribe()));
     Ok(())
+}
+
+/// Opens the streams of security events, and begins to poll those that are polled.
+async fn receive_events(
+    running: &mut Running,
+    config: &Config,
+    sessions: &WebSessions,
+    vouchers: &Vouchers,
+) -> Result<Receivers, ServeError> {
+    let groups_claim = config.oidc.as_ref().map_or_else(|| "groups".into(), |oidc| oidc.groups_claim.clone());
+    let (handle, sessions, vouchers) = (running.handle.clone(), sessions.clone(), vouchers.clone());
+    let around = events::Around { handle, sessions, vouchers, groups_claim };
+    let opened = Receivers::open(&config.events, &around).await;
+    let receivers = opened.map_err(|why| ServeError::Events { file: config.file.clone(), why })?;
+    for receiver in receivers.all() {
+        running.tasks.spawn(events::poll(Arc::clone(receiver), running.stop.subscribe()));
+        running.tasks.spawn(events::verify_now_and_then(Arc::clone(receiver), running.stop.subscribe()));
+    }
+    Ok(receivers)
 }
 
 /// Tells the core what the accounts say, before anything is served: they are written first when an administrator changes

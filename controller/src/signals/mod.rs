@@ -3,11 +3,17 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`alerts`] | what a person should look at now: spooled, signed, delivered |
+//! | [`events`] | security events of other systems: CAEP by Shared Signals |
+//! | [`jws`] | signed tokens, taken apart before anybody believes them |
 //! | [`place`] | where an outer address is |
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
 //! | [`provider`] | what the identity provider says of people after they signed in |
+//! | `refusals` | refused signals, counted, so that a flood of them does not fill the audit log |
 
 pub mod alerts;
+pub mod events;
+pub mod jws;
 pub mod place;
 pub mod posture;
 pub mod provider;
+pub(crate) mod refusals;

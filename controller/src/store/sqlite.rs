@@ -143,6 +143,8 @@ impl SqliteStore {
             "quarantines" => "SELECT record FROM quarantines ORDER BY id",
             "break_glass" => "SELECT record FROM break_glass ORDER BY id",
             "requests" => "SELECT record FROM requests ORDER BY id",
+            "event_streams" => "SELECT record FROM event_streams ORDER BY id",
+            "seen_events" => "SELECT record FROM seen_events ORDER BY id",
             _ => "SELECT record FROM meta",
         };
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
@@ -210,6 +212,8 @@ impl Store for SqliteStore {
             postures: self.all("postures").await?,
             requests: self.all("requests").await?,
             break_glass: self.all("break_glass").await?,
+            event_streams: self.all("event_streams").await?,
+            seen_events: self.all("seen_events").await?,
         })
     }
 
@@ -337,6 +341,9 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeleteRequest(id) => delete!("requests", id),
         StoreChange::PutBreakGlass(record) => put!("break_glass", record.id, record),
         StoreChange::DeleteBreakGlass(id) => delete!("break_glass", id),
+        StoreChange::PutEventStream(record) => put!("event_streams", record.name, record),
+        StoreChange::PutSeenEvent(record) => put!("seen_events", record.token, record),
+        StoreChange::DeleteSeenEvent(token) => delete!("seen_events", token),
         StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)

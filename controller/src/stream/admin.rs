@@ -62,7 +62,7 @@ impl Core {
         let owner = self.registry.subject(device.owner)?;
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
-        let posture = self.postures.evidence(device.id, now);
+        let posture = self.evidence_of(device.id, now);
         let from = self.whence(address);
         let context = context(&self.config.url, device, owner, assurance, posture, from, now.wall);
         Some(RequestContext { approved: self.registry.approvals(device), ..context })

@@ -558,6 +558,8 @@ pub struct Counters {
     pub keys_refused: u64,
     /// Reports of posture that were forged, shown again, too large, or came too often.
     pub postures_refused: u64,
+    /// Signals of other systems that were refused, or had no effect.
+    pub signals_refused: u64,
     /// How often all machines were gone through for those that policy can name.
     pub places_listed: u64,
 }

@@ -12,7 +12,7 @@ use postern_common::{
     key::{ControllerPublicKey, ControllerSigningKey},
     policy::{Entitlement, Policy, TargetNode, Targets},
     protocol::Refusal,
-    time::{Monotonic, Now},
+    time::{Monotonic, Now, WallTime},
 };
 
 use super::{
@@ -36,8 +36,10 @@ use crate::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
     signals::{
+        events::memory::Streams,
         place::{Atlas, NoMaps},
         posture,
+        refusals::Refusals,
     },
 };
 
@@ -95,6 +97,10 @@ pub struct Core {
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
     pub(super) atlas: Arc<dyn Atlas>,
+    pub(super) event_streams: Streams,
+    pub(super) refusals: Refusals,
+    /// People whose sign-ins until then an event has just overtaken, and when it came.
+    pub(super) overtaken: HashMap<SubjectKind, (WallTime, Monotonic)>,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -118,6 +124,8 @@ impl Core {
         now: Now,
     ) -> Self {
         let registry = Registry::load(&mut loaded);
+        let born = WallTime::from_millis(i64::try_from(loaded.meta.epoch).unwrap_or(i64::MAX));
+        let event_streams = Streams::load(loaded.event_streams, loaded.seen_events, born, now);
         let mut core = Self {
             config,
             signing,
@@ -138,6 +146,9 @@ impl Core {
             next_stream: 0,
             strangers: VecDeque::new(),
             atlas: Arc::new(NoMaps),
+            event_streams,
+            refusals: Refusals::default(),
+            overtaken: HashMap::new(),
             joins: Joins::default(),
             step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),
@@ -196,6 +207,7 @@ impl Core {
                 Due::Expiry(node) => self.expiry_due(node, now),
                 Due::Retire(one, other) => self.retire_pairs(one, other, now),
                 Due::Revocation(id) => self.revocation_due(id, now),
+                Due::Silence => self.silence_due(now),
                 Due::Sweep => self.sweep(now),
             }
         }
@@ -232,6 +244,7 @@ impl Core {
         self.registry.sweep(now.wall, &mut self.out);
         self.sweep_requests(now.wall);
         self.sweep_break_glass(now.wall);
+        self.sweep_events(now);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();
@@ -454,7 +467,7 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     }
     // What was vouched for when the backup was made may have been taken back since. Serial numbers stay bound.
     for mut posture in loaded.postures.drain(..) {
-        (posture.own, posture.attested) = (None, None);
+        (posture.own, posture.attested, posture.compliance) = (None, None, None);
         effects.push(Effect::Store(StoreChange::PutPosture(posture)));
     }
     // What somebody opened for a time may have been closed or refused since.

@@ -315,6 +315,10 @@ impl Core {
 
     /// Finds the record of a person, or makes one; takes over the name that the issuer gives them today.
     pub(super) fn person(&mut self, who: &Person, now: Now) -> Result<SubjectRecord, CoreError> {
+        if self.is_overtaken(who, now) {
+            let message = "your identity provider has ended this sign-in: sign in again";
+            return Err(CoreError::NotPermitted(message.into()));
+        }
         let known = self.registry.subject_of(&who.kind()).cloned();
         if let Some(reason) = known.as_ref().and_then(|subject| subject.disabled.clone()) {
             return Err(CoreError::NotPermitted(format!("{} may not take part: {reason}", who.name)));
@@ -457,6 +461,8 @@ impl Core {
             from,
             web_session,
             vouched: Some(who.web_session),
+            proven: None,
+            claims_told: None,
             expires,
             ended: None,
         };

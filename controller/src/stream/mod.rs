@@ -43,6 +43,7 @@
 //! | `requests` | access for a time, on request |
 //! | `alarms` | what alerts are raised for |
 //! | `stale` | what nobody uses |
+//! | `events` | what security events of other systems change |
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
@@ -57,6 +58,7 @@ mod api;
 mod break_glass;
 mod core;
 mod enrol;
+mod events;
 mod explain;
 mod flush;
 mod greeting;
@@ -85,6 +87,7 @@ pub use api::*;
 
 pub use self::{
     core::{Core, restored},
+    events::TakenEvent,
     requests::{Decider, Decision},
     speed::{BUCKETS_MS, SpeedView},
 };

@@ -13,9 +13,9 @@ use std::time::Duration;
 use postern_common::{
     id::{DeviceId, MachineName},
     policy::Entitlement,
-    posture::SignedPosture,
+    posture::{Facts, Report, SignedPosture},
     protocol::{MAX_UNMET_POSTURES, ToNode, UnmetPosture},
-    time::Now,
+    time::{Now, WallTime},
 };
 
 use super::{
@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     decision::{Extend, Granted},
-    records::{AuditEvent, DeviceRecord, NameClaim, StoreChange},
-    signals::posture::{Attestation, Keyed, book::Taken, import::read_line},
+    records::{AuditEvent, ComplianceRecord, DeviceRecord, NameClaim, StoreChange},
+    signals::posture::{Attestation, Evidence, Keyed, book::Taken, import::read_line},
 };
 
 /// The longest time between reports of a node.
@@ -161,6 +161,30 @@ impl Core {
         (step_ups != lease.step_ups || fresh.iter().any(|new| held(new).is_none())).then_some(Extend::No)
     }
 
+    /// Returns what a decision about a device is made from. What a stream of events said of it holds while that stream speaks, because the
+    /// transmitter tells of changes alone.
+    pub(super) fn evidence_of(&self, id: DeviceId, now: Now) -> Evidence {
+        let mut evidence = self.postures.evidence(id, now);
+        let Some(told) = self.postures.compliance(id).filter(|told| self.event_streams.vouches(&told.stream)) else {
+            return evidence;
+        };
+        let heard = self.event_streams.last_heard(&told.stream).unwrap_or(told.at).max(told.at).min(now.wall);
+        let empty = Report { facts: Facts::default(), observed_at: heard };
+        evidence.attested.get_or_insert(empty).facts.compliant = Some(told.compliant);
+        evidence
+    }
+
+    /// Takes what a stream of events says of a device.
+    pub(super) fn compliance_told(&mut self, id: DeviceId, compliant: bool, at: WallTime, stream: &str, now: Now) {
+        let told = ComplianceRecord { compliant, at, stream: stream.to_owned() };
+        let Some(changes) = self.postures.comply(id, told) else { return };
+        self.store_posture(id, now);
+        let machine = self.registry.machine_name(id);
+        self.out.audit(AuditEvent::PostureChanged { device: id, machine, by: format!("events {stream}"), changes });
+        self.decide(id, Extend::No, now);
+        self.ask_for_posture(id, now);
+    }
+
     // --- administration
 
     /// Takes what a device-management system said of devices, as JSON lines, and decides those anew of which facts changed.
@@ -246,7 +270,7 @@ impl Core {
 
     /// Returns what is known of a device's posture.
     pub fn posture_of(&self, id: DeviceId, now: Now) -> PostureView {
-        let evidence = self.postures.evidence(id, now);
+        let evidence = self.evidence_of(id, now);
         PostureView {
             own: evidence.own,
             attested: evidence.attested,

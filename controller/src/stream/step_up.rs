@@ -223,6 +223,11 @@ impl Core {
         now: Now,
     ) -> Result<SteppedUp, CoreError> {
         let (page, mut session) = self.step_up_page_of(token, who, from, now)?;
+        if self.is_overtaken(who, now) {
+            let reason = "the identity provider has ended this sign-in";
+            self.refuse_step_up(&page, &session, reason, from);
+            return Err(CoreError::NotPermitted(format!("{reason}: sign in again")));
+        }
         let new = self.stepped_up(&session, who);
         if !self.strengthens(&session, &new) {
             let reason = "this sign-in proves less than the one that the machine has";
@@ -239,6 +244,7 @@ impl Core {
         });
         session.assurance = new;
         session.vouched = Some(who.web_session);
+        session.proven = None;
         self.out.audit(AuditEvent::SteppedUp {
             session: session.id,
             subject: session.subject,

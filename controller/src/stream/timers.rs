@@ -26,6 +26,8 @@ pub(crate) enum Due {
     Retire(DeviceId, DeviceId),
     /// The last deadline of nodes that were away at a revocation passes.
     Revocation(RevocationId),
+    /// A stream of security events falls silent.
+    Silence,
     /// What hangs on the wall clock is looked through, in case that clock was set.
     Sweep,
 }

@@ -110,6 +110,9 @@ pub trait Doors: Send + Sync + 'static {
     /// Ends what the provider has ended, on machines; tells how many login sessions that were.
     fn provider_ended<'a>(&'a self, ends: &'a Ends) -> Answer<'a, usize>;
 
+    /// Counts a signal of another system that was refused; the audit log gets the first of a kind, and how many more there were.
+    fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()>;
+
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;
 }

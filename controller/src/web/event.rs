@@ -52,11 +52,6 @@ pub enum IdentityAction {
         /// How many login sessions on machines ended.
         machines: usize,
     },
-    /// A logout token was refused, and nothing changed.
-    ProviderLogoutRefused {
-        /// Why, as a constant text.
-        reason: &'static str,
-    },
     /// A sign-in was refused.
     SignInRefused {
         /// Why, as a constant word.

@@ -25,7 +25,7 @@
 //! | `visit` | who sends a request; forms; cookies |
 //! | `layout`, `words`, `assets`, `fault` | the frame of a page; times and codes as text; style, script, icon; refusals |
 //! | `sign_in`, `oidc`, `second_factor`, `passkey`, `password` | signing in and out |
-//! | `back_channel` | what the provider tells by itself |
+//! | `back_channel`, `events` | what the provider, and transmitters of security events, tell by themselves |
 //! | `step_up` | stronger or fresher proof for a machine's login session |
 //! | `join`, `home`, `stock` | confirm a machine; resources and machines; stock WireGuard clients |
 
@@ -45,12 +45,13 @@ use crate::identity::{
     rate::{AddressPrefix, Allowance, Buckets},
     sessions::WebSessions,
 };
-use crate::signals::provider::Vouchers;
+use crate::signals::{events::Receivers, provider::Vouchers};
 
 mod assets;
 mod back_channel;
 pub mod doors;
 pub mod event;
+mod events;
 mod fault;
 pub mod fuzzing;
 mod home;
@@ -107,6 +108,8 @@ pub struct Web {
     pub sessions: WebSessions,
     /// What the provider vouches for after sign-in.
     pub vouchers: Vouchers,
+    /// Streams of security events.
+    pub events: Receivers,
     /// The rest of the controller.
     pub doors: Arc<dyn Doors>,
     /// The wall clock.
@@ -169,6 +172,8 @@ struct Limits {
     links: Buckets<AddressPrefix>,
     /// Logout tokens.
     logouts: Buckets<AddressPrefix>,
+    /// Security events.
+    events: Buckets<AddressPrefix>,
 }
 
 impl Limits {
@@ -184,6 +189,7 @@ impl Limits {
             links: Buckets::new(every(20, 6_000), 8_192),
             // a provider that signs everybody out at once tells each of them
             logouts: Buckets::new(every(500, 20), 1_024),
+            events: Buckets::new(every(1_000, 10), 1_024),
         }
     }
 }
@@ -192,6 +198,7 @@ impl Limits {
 fn told_by_servers() -> Router<Arc<Pages>> {
     Router::new()
         .route("/oidc/backchannel-logout", post(back_channel::receive))
+        .route("/events/{stream}", post(events::receive))
         .layer(axum::extract::DefaultBodyLimit::max(2 * crate::signals::provider::logout::MAX_TOKEN))
 }
 

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    body::{Body, to_bytes},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
@@ -14,6 +15,8 @@ use crate::identity::rate::AddressPrefix;
 
 /// The longest form, bytes.
 pub(super) const MAX_BODY: usize = 8 << 10;
+/// How long a form may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may take; beyond it the person is told to try again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
@@ -33,24 +36,31 @@ const HEADERS: [(HeaderName, &str); 7] = [
 
 /// Stands around every page.
 pub(super) async fn guard(State(pages): State<Arc<Pages>>, request: Request, next: Next) -> Response {
-    let answer = match admit(&pages, &request) {
-        Err(fault) => fault.into_response(),
-        Ok(_permit) => match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
-            Ok(answer) => answer,
-            Err(_) => Fault::Busy.into_response(),
-        },
-    };
+    let answer = answer(&pages, request, next).await.unwrap_or_else(Fault::into_response);
     with_headers(answer, pages.web.public_url.scheme() == "https")
 }
 
-fn admit<'a>(pages: &'a Pages, request: &Request) -> Result<tokio::sync::SemaphorePermit<'a>, Fault> {
+async fn answer(pages: &Pages, request: Request, next: Next) -> Result<Response, Fault> {
+    admit(pages, &request)?;
+    // The body comes before a place among the requests at work is taken: whoever lets it trickle in holds none.
+    let (head, body) = request.into_parts();
+    let form = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(form)) => form,
+        Ok(Err(_)) | Err(_) => return Err(Fault::BadForm),
+    };
+    let _permit = pages.in_flight.try_acquire().map_err(|_| Fault::Busy)?;
+    let request = Request::from_parts(head, Body::from(form));
+    tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await.map_err(|_| Fault::Busy)
+}
+
+fn admit(pages: &Pages, request: &Request) -> Result<(), Fault> {
     let address = visit::address(request.extensions()).ok_or(Fault::Bug("the server gave no address"))?;
     pages.limits.requests.take(&AddressPrefix::from(address), (pages.web.clock)())?;
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     if !reads && !is_same_site(request.headers(), &pages.web.public_url.origin().ascii_serialization()) {
         return Err(Fault::OtherSite);
     }
-    pages.in_flight.try_acquire().map_err(|_| Fault::Busy)
+    Ok(())
 }
 
 /// Tells whether a browser says that a page of ours sent the request. A page cannot forge either header; with

@@ -29,7 +29,7 @@ use crate::identity::{
     system_clock,
     user_code::UserCode,
 };
-use crate::signals::provider::Ends;
+use crate::signals::{events::Receivers, provider::Ends};
 
 const OWN: &str = "https://ctl.corp.example";
 const PASSWORD: &str = "correct horse battery";
@@ -112,6 +112,10 @@ impl Doors for Nothing {
         Box::pin(async { Ok(0) })
     }
 
+    fn signal_refused(&self, _: &'static str, _: &'static str, _: std::net::IpAddr) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         if self.audit_fails.load(std::sync::atomic::Ordering::SeqCst) {
             return Box::pin(async { Err(DoorsError::Unavailable("the disk is full".into())) });
@@ -162,6 +166,7 @@ async fn site(local: LocalAccounts) -> Site {
         accounts,
         sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
         vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),
+        events: Receivers::default(),
         doors: doors.clone(),
         clock: Arc::new(move || *clock.lock().expect("not poisoned")),
     });

@@ -139,6 +139,11 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
                 text(&record["reason"])
             );
         }
+        for stream in value["events"].as_array().into_iter().flatten() {
+            if let Some(line) = event_stream_line(stream, now) {
+                println!("{line}");
+            }
+        }
         if text(&core["quarantines"]) != "-" {
             println!("! in quarantine: {}", text(&core["quarantines"]));
         }
@@ -148,6 +153,22 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
             print::table(&["machine", "of", "tags", "addresses", ""], rows, "");
         }
     })
+}
+
+/// Says how a stream of security events is.
+fn event_stream_line(stream: &Value, now: postern_common::time::WallTime) -> Option<String> {
+    let at = |key: &str| print::time(&stream[key]).map(|at| print::clock_time(at, now));
+    let (name, delivery) = (text(&stream["name"]), text(&stream["delivery"]));
+    let status = text(&stream["status"]);
+    let heard = at("last_heard").map_or_else(|| "never heard".to_owned(), |at| format!("last heard {at}"));
+    if status != "enabled" {
+        let why = stream["why"].as_str().map(|why| format!(": {}", postern_common::diagnostics::printable(why)));
+        return Some(format!("! events {name}: the transmitter calls it {status}{}; {heard}", why.unwrap_or_default()));
+    }
+    match at("silent_since") {
+        Some(since) => Some(format!("! events {name} ({delivery}): silent since {since}, {heard}: docs/signals.md")),
+        None => Some(format!("events {name} ({delivery}): {heard}, {} taken since the start", text(&stream["taken"]))),
+    }
 }
 
 /// Write a consistent copy of everything while the controller serves.

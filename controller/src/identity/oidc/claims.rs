@@ -117,7 +117,7 @@ pub(super) fn sid(claims: &Claims) -> Option<String> {
 }
 
 /// Reads groups: a list of texts, or one text. `None`, unknown, for anything else and for what is missing.
-fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
+pub(super) fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
     let text = |value: &Value| value.as_str().filter(|text| text.len() <= MAX_GROUP_BYTES).map(str::to_owned);
     match claim? {
         Value::Array(values) if values.len() <= MAX_GROUPS => values.iter().map(text).collect(),

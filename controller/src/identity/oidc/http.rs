@@ -1,10 +1,10 @@
 //! The HTTP client for asking a provider: no redirects (they could be pointed inwards), limits on time and size.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, path::Path, pin::Pin, time::Duration};
 
 use openidconnect::{AsyncHttpClient, HttpRequest, HttpResponse};
 
-use super::{ProviderSettings, SettingsError};
+use super::SettingsError;
 
 /// The longest answer of a provider, bytes.
 const MAX_ANSWER: usize = 1 << 20;
@@ -15,7 +15,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Tells why a provider could not be asked.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum HttpError {
+pub(crate) enum HttpError {
     /// The request could not be made or answered.
     #[error("the provider does not answer")]
     Request(#[from] reqwest::Error),
@@ -29,7 +29,7 @@ pub(super) enum HttpError {
 
 /// The client.
 #[derive(Debug)]
-pub(super) struct Http(reqwest::Client);
+pub(crate) struct Http(reqwest::Client);
 
 impl<'c> AsyncHttpClient<'c> for Http {
     type Error = HttpError;
@@ -40,8 +40,28 @@ impl<'c> AsyncHttpClient<'c> for Http {
     }
 }
 
-/// Makes the client.
-pub(super) fn client(settings: &ProviderSettings) -> Result<Http, SettingsError> {
+impl Http {
+    /// Posts JSON and returns the status and the answer's body. `bearer` is the whole value of the `Authorization` header.
+    pub(crate) async fn post_json(
+        &self,
+        url: &url::Url,
+        bearer: Option<&str>,
+        body: &serde_json::Value,
+        limit: Duration,
+    ) -> Result<(u16, Vec<u8>), HttpError> {
+        let mut request = self.0.post(url.clone()).timeout(limit).header("content-type", "application/json");
+        request = request.header("accept", "application/json").body(body.to_string());
+        if let Some(bearer) = bearer {
+            request = request.header("authorization", bearer);
+        }
+        let mut answer = request.send().await?;
+        let status = answer.status().as_u16();
+        Ok((status, read(&mut answer).await?))
+    }
+}
+
+/// Makes the client. `ca_file` holds PEM certificates that vouch for the provider beside the system's roots.
+pub(crate) fn client(ca_file: Option<&Path>) -> Result<Http, SettingsError> {
     // Of several callers the first installs it; both install the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = reqwest::Client::builder()
@@ -51,8 +71,8 @@ pub(super) fn client(settings: &ProviderSettings) -> Result<Http, SettingsError>
         .pool_max_idle_per_host(2)
         .no_proxy()
         .user_agent(concat!("postern-controller/", env!("CARGO_PKG_VERSION")));
-    if let Some(path) = &settings.ca_file {
-        let fault = |why: String| SettingsError::Authorities { path: path.clone(), why };
+    if let Some(path) = ca_file {
+        let fault = |why: String| SettingsError::Authorities { path: path.to_owned(), why };
         let pem = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
         for certificate in reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| fault(error.to_string()))? {
             builder = builder.add_root_certificate(certificate);
@@ -68,6 +88,10 @@ async fn ask(client: &reqwest::Client, request: HttpRequest) -> Result<HttpRespo
     for (name, value) in answer.headers() {
         response = response.header(name, value);
     }
+    Ok(response.body(read(&mut answer).await?)?)
+}
+
+async fn read(answer: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await? {
         if body.len() + chunk.len() > MAX_ANSWER {
@@ -75,5 +99,5 @@ async fn ask(client: &reqwest::Client, request: HttpRequest) -> Result<HttpRespo
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(response.body(body)?)
+    Ok(body)
 }

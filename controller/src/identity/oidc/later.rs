@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use openidconnect::{
     JsonWebKey, OAuth2TokenResponse, RefreshToken, RequestTokenError,
-    core::{CoreErrorResponseType, CoreJsonWebKeyUse, CoreJwsSigningAlgorithm},
+    core::{CoreErrorResponseType, CoreJsonWebKeySet, CoreJsonWebKeyUse, CoreJwsSigningAlgorithm},
 };
 use postern_common::time::WallTime;
 use zeroize::Zeroizing;
 
 use super::{ALGORITHMS, OidcError, Provider, chain, claims::Metadata, short};
-use crate::signals::provider::logout::{self, LogoutToken, Unverified};
+use crate::signals::{
+    jws::Unverified,
+    provider::logout::{self, LogoutToken},
+};
 
 /// Why the provider did not vouch again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,19 +63,17 @@ impl Provider {
     /// [`LogoutError`].
     pub(crate) async fn verify_logout(&self, text: &str, now: WallTime) -> Result<LogoutToken, LogoutError> {
         let token = logout::parse(text).map_err(LogoutError::Refused)?;
-        let algorithm = ALGORITHMS.into_iter().find(|algorithm| {
-            serde_json::to_value(algorithm).is_ok_and(|name| name.as_str() == Some(token.algorithm.as_str()))
-        });
+        let algorithm = accepted(&token.algorithm);
         let algorithm = algorithm.ok_or(LogoutError::Refused("signed by an algorithm that is not accepted"))?;
         let unavailable = |error: OidcError| LogoutError::Unavailable(error.to_string());
         let metadata = self.metadata(now).await.map_err(unavailable)?;
         if !metadata.id_token_signing_alg_values_supported().contains(&algorithm) {
             return Err(LogoutError::Refused("signed by an algorithm that the provider does not use"));
         }
-        if !is_signed(&metadata, &token, &algorithm) {
+        if !is_signed(metadata.jwks(), &token, &algorithm) {
             // The provider may have new keys; how often they are read again is limited.
             let metadata: Arc<Metadata> = self.refreshed_keys(&metadata, now).await.map_err(unavailable)?;
-            if !is_signed(&metadata, &token, &algorithm) {
+            if !is_signed(metadata.jwks(), &token, &algorithm) {
                 return Err(LogoutError::Refused("not signed by the provider"));
             }
         }
@@ -80,8 +81,16 @@ impl Provider {
     }
 }
 
-fn is_signed(metadata: &Metadata, token: &Unverified<'_>, algorithm: &CoreJwsSigningAlgorithm) -> bool {
-    metadata.jwks().keys().iter().any(|key| {
+/// Finds the algorithm of that name among those that are accepted.
+pub(crate) fn accepted(name: &str) -> Option<CoreJwsSigningAlgorithm> {
+    ALGORITHMS
+        .into_iter()
+        .find(|algorithm| serde_json::to_value(algorithm).is_ok_and(|known| known.as_str() == Some(name)))
+}
+
+/// Tells whether one of the keys, the one that the token names if it names one, signed it.
+pub(crate) fn is_signed(keys: &CoreJsonWebKeySet, token: &Unverified<'_>, algorithm: &CoreJwsSigningAlgorithm) -> bool {
+    keys.keys().iter().any(|key| {
         let named = token.key.as_ref().is_none_or(|name| key.key_id().is_some_and(|id| id.as_str() == name));
         let signs = key.key_use().is_none_or(|purpose| *purpose == CoreJsonWebKeyUse::Signature);
         named && signs && key.verify_signature(algorithm, token.signed.as_bytes(), &token.signature).is_ok()

@@ -17,12 +17,13 @@
 
 mod claims;
 mod fuzzing;
-mod http;
+pub(crate) mod http;
 mod later;
 mod settings;
 
 pub use fuzzing::fuzz_claims;
 pub use later::{LogoutError, Refusal};
+pub(crate) use later::{accepted, is_signed};
 #[cfg(test)]
 mod tests;
 
@@ -200,13 +201,18 @@ impl OidcError {
     }
 }
 
+/// Reads the value of a groups claim, as in an ID token.
+pub(crate) fn claims_groups(value: &serde_json::Value) -> Option<std::collections::BTreeSet<String>> {
+    claims::groups(Some(value))
+}
+
 /// Cuts and cleans a provider's word for a log.
 fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 /// Writes an error with its sources, for the operator's log.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -241,7 +247,7 @@ impl Provider {
         Ok(Arc::new(Self {
             issuer: IssuerUrl::new(issuer.to_owned()).map_err(|error| SettingsError::Client(error.to_string()))?,
             callback: RedirectUrl::from_url(callback),
-            http: http::client(&settings)?,
+            http: http::client(settings.ca_file.as_deref())?,
             known: Mutex::new(None),
             fetches: Buckets::new(FETCHES, 1),
             pending: Pending::new(MAX_PENDING, PENDING_LIFETIME),

@@ -11,7 +11,7 @@ use postern_common::{
     time::{Monotonic, Now, WallTime},
 };
 
-use crate::records::PostureRecord;
+use crate::records::{ComplianceRecord, PostureRecord};
 
 /// What one decision is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +66,7 @@ struct Known {
     own: Option<Held>,
     attested: Option<Held>,
     serial: Option<String>,
+    compliance: Option<ComplianceRecord>,
     /// When the record was last put into the store.
     stored: Option<Monotonic>,
 }
@@ -97,6 +98,7 @@ impl Book {
                 own: record.own.and_then(|report| Held::stored(report, now)),
                 attested: record.attested.and_then(|report| Held::stored(report, now)),
                 serial: record.serial.clone(),
+                compliance: record.compliance,
                 stored: Some(now.monotonic),
             };
             if let Some(serial) = record.serial {
@@ -135,12 +137,13 @@ impl Book {
         let former = self.by_serial.insert(serial.to_owned(), device).filter(|former| *former != device);
         if let Some(former) = former.and_then(|former| self.devices.get_mut(&former)) {
             former.serial = None;
-            former.attested = None; // it was said of the machine with this serial
+            // They were said of the machine with this serial.
+            (former.attested, former.compliance) = (None, None);
         }
         let known = self.devices.entry(device).or_default();
         if let Some(old) = known.serial.replace(serial.to_owned()).filter(|old| old != serial) {
             self.by_serial.remove(&old);
-            known.attested = None;
+            (known.attested, known.compliance) = (None, None);
         }
         former
     }
@@ -164,7 +167,32 @@ impl Book {
             own: known.own.as_ref().map(Held::record),
             attested: known.attested.as_ref().map(Held::record),
             serial: known.serial.clone(),
+            compliance: known.compliance.clone(),
         })
+    }
+
+    /// Takes what a stream of events says of a device; returns what changed, one line each, unless something newer is known.
+    pub(crate) fn comply(&mut self, device: DeviceId, told: ComplianceRecord) -> Option<Vec<String>> {
+        let known = self.devices.entry(device).or_default();
+        if known.compliance.as_ref().is_some_and(|known| known.at > told.at) {
+            return None;
+        }
+        let facts = |told: &ComplianceRecord| Facts { compliant: Some(told.compliant), ..Facts::default() };
+        let before = known.compliance.as_ref().map(facts).unwrap_or_default();
+        let changes = facts(&told).changes_since(&before);
+        known.compliance = Some(told);
+        Some(changes)
+    }
+
+    /// Returns what a stream of events last said of a device.
+    pub(crate) fn compliance(&self, device: DeviceId) -> Option<&ComplianceRecord> {
+        self.devices.get(&device)?.compliance.as_ref()
+    }
+
+    /// Lists the devices of which a stream said something.
+    pub(crate) fn vouched_by(&self, stream: &str) -> Vec<DeviceId> {
+        let said = |known: &Known| known.compliance.as_ref().is_some_and(|told| told.stream == stream);
+        self.devices.iter().filter(|(_, known)| said(known)).map(|(device, _)| *device).collect()
     }
 
     /// Tells whether the record in the store is older than `every`.

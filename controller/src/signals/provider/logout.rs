@@ -6,11 +6,11 @@
 //! Threats: an ID token passed off as a logout token (explicit type, `events`, no `nonce`), a token for another client
 //! (`aud`), of another provider (`iss`), an old or a replayed one (`iat`, `exp`, `jti`), one that names nobody.
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use postern_common::time::WallTime;
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
+
+use crate::signals::jws::{self, Unverified};
 
 /// The longest token, bytes.
 pub const MAX_TOKEN: usize = 16 << 10;
@@ -22,20 +22,6 @@ const MAX_NAME: usize = 255;
 /// Back-Channel Logout §2.4.
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 const TYPE: &str = "logout+jwt";
-
-/// A token as it came, in its parts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unverified<'a> {
-    /// The signature algorithm that it names.
-    pub algorithm: String,
-    /// The key that it names.
-    pub key: Option<String>,
-    /// What is signed.
-    pub signed: &'a str,
-    /// The signature.
-    pub signature: Vec<u8>,
-    payload: Vec<u8>,
-}
 
 /// What a logout token that holds says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,43 +38,12 @@ pub struct LogoutToken {
     pub fresh_until: WallTime,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default)]
-    typ: Option<String>,
-    #[serde(default)]
-    kid: Option<String>,
-    #[serde(default)]
-    crit: Option<Value>,
-}
-
 /// Takes a token apart.
 ///
 /// # Errors
 /// Why it cannot be one, as a constant text.
 pub fn parse(text: &str) -> Result<Unverified<'_>, &'static str> {
-    if text.len() > MAX_TOKEN {
-        return Err("too long");
-    }
-    let (signed, signature) = text.rsplit_once('.').ok_or("not three parts")?;
-    let (header, payload) = signed.split_once('.').ok_or("not three parts")?;
-    let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| "not base 64 for URLs");
-    let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| "its header cannot be read")?;
-    let kind = header.typ.unwrap_or_default().to_ascii_lowercase();
-    if kind.strip_prefix("application/").unwrap_or(&kind) != TYPE {
-        return Err("not of the type logout+jwt");
-    }
-    if header.crit.is_some() {
-        return Err("it has critical headers that nobody here knows"); // RFC 7515 §4.1.11
-    }
-    Ok(Unverified {
-        algorithm: header.alg,
-        key: header.kid,
-        signed,
-        signature: decode(signature)?,
-        payload: decode(payload)?,
-    })
+    jws::parse(text, TYPE, MAX_TOKEN)
 }
 
 impl Unverified<'_> {
@@ -164,6 +119,7 @@ pub fn fuzz_logout_token(bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use serde_json::json;
 
     use super::*;

@@ -13,9 +13,6 @@ use zeroize::Zeroizing;
 use super::logout::LogoutToken;
 use crate::identity::{StoreFailed, local::SealingKey, random};
 
-/// The most rows that one round of checks takes.
-const BATCH: i64 = 64;
-
 /// What the provider handed over beside the proof.
 #[derive(Clone, Default)]
 pub struct Vouching {
@@ -117,14 +114,22 @@ impl Vouchers {
         Ok(())
     }
 
-    /// Lists what was checked last at `before` or earlier, or by a clock that was ahead; oldest first, at most a batch.
-    pub(super) async fn due(&self, before: WallTime, now: WallTime) -> Result<Vec<Due>, StoreFailed> {
+    /// Counts what can be checked.
+    pub(super) async fn count(&self) -> Result<u64, StoreFailed> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM provider_sessions WHERE refresh_token IS NOT NULL")
+            .fetch_one(&self.pool)
+            .await?;
+        Ok(count.unsigned_abs())
+    }
+
+    /// Lists what was checked last at `before` or earlier, or by a clock that was ahead; oldest first, at most `most`.
+    pub(super) async fn due(&self, before: WallTime, now: WallTime, most: u64) -> Result<Vec<Due>, StoreFailed> {
         let rows = sqlx::query(
             "SELECT * FROM provider_sessions WHERE refresh_token IS NOT NULL
              AND (checked_at <= ?1 OR checked_at > ?3) ORDER BY checked_at LIMIT ?2",
         )
         .bind(before.as_millis())
-        .bind(BATCH)
+        .bind(i64::try_from(most).unwrap_or(i64::MAX))
         .bind(now.as_millis())
         .fetch_all(&self.pool)
         .await?;
@@ -243,6 +248,36 @@ impl Vouchers {
             .execute(&self.pool)
             .await?;
         Ok(())
+    }
+
+    /// Finds the browsers' login sessions behind sessions at the provider. Of `people`, those of which no `sid` is known may be meant too.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn browsers_of<'a>(
+        &self,
+        issuer: &str,
+        sids: impl Iterator<Item = &'a str>,
+        people: &BTreeSet<String>,
+    ) -> Result<BTreeSet<SessionId>, StoreFailed> {
+        let mut rows = Vec::new();
+        for sid in sids {
+            let found = "SELECT session, subject FROM provider_sessions WHERE issuer = ?1 AND sid = ?2";
+            rows.extend(sqlx::query(found).bind(issuer).bind(sid).fetch_all(&self.pool).await?);
+        }
+        for person in people {
+            let found =
+                "SELECT session, subject FROM provider_sessions WHERE issuer = ?1 AND subject = ?2 AND sid IS NULL";
+            rows.extend(sqlx::query(found).bind(issuer).bind(person).fetch_all(&self.pool).await?);
+        }
+        let mut browsers = BTreeSet::new();
+        for row in &rows {
+            let subject: String = row.try_get("subject")?;
+            if people.is_empty() || people.contains(&subject) {
+                browsers.insert(session_of(row)?);
+            }
+        }
+        Ok(browsers)
     }
 
     /// Finds what a logout token ends: with `sid` that session at the provider, else everything of the person. Sessions of the person

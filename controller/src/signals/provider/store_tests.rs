@@ -31,7 +31,7 @@ async fn what_a_step_up_does_not_hand_over_anew_stays() {
     let vouchers = vouchers().await;
     vouchers.put(session(1), ALICE, &vouching(Some("s1"), Some("token")), at(1)).await.expect("put");
     vouchers.put(session(1), ALICE, &vouching(None, None), at(2)).await.expect("put");
-    let due = vouchers.due(at(2), at(3)).await.expect("due");
+    let due = vouchers.due(at(2), at(3), 64).await.expect("due");
     assert_eq!(due.iter().map(|due| due.refresh_token.as_str()).collect::<Vec<_>>(), ["token"]);
     let ends = vouchers.ends(&logout(None, Some("s1"))).await.expect("ends");
     assert_eq!(ends, Ends::Sessions([session(1)].into()));
@@ -41,12 +41,12 @@ async fn what_a_step_up_does_not_hand_over_anew_stays() {
 async fn an_answer_about_a_token_that_was_replaced_meanwhile_changes_nothing() {
     let vouchers = vouchers().await;
     vouchers.put(session(1), ALICE, &vouching(None, Some("old")), at(1)).await.expect("put");
-    let asked = vouchers.due(at(1), at(3)).await.expect("due").remove(0);
+    let asked = vouchers.due(at(1), at(3), 64).await.expect("due").remove(0);
     vouchers.put(session(1), ALICE, &vouching(None, Some("new")), at(2)).await.expect("put");
     assert!(!vouchers.stands(&asked).await.expect("asked"));
     vouchers.good(&asked, Some("rotated from the old"), at(3)).await.expect("nothing");
     vouchers.failing(&asked, at(3), at(3)).await.expect("nothing");
-    let now = vouchers.due(at(9), at(9)).await.expect("due").remove(0);
+    let now = vouchers.due(at(9), at(9), 64).await.expect("due").remove(0);
     assert_eq!((now.refresh_token.as_str(), now.failing_since), ("new", None));
     assert!(vouchers.stands(&now).await.expect("asked"));
 }
@@ -55,8 +55,8 @@ async fn an_answer_about_a_token_that_was_replaced_meanwhile_changes_nothing() {
 async fn what_a_clock_that_was_ahead_has_checked_is_due() {
     let vouchers = vouchers().await;
     vouchers.put(session(1), ALICE, &vouching(None, Some("token")), at(5_000)).await.expect("put");
-    assert_eq!(vouchers.due(at(10), at(20)).await.expect("due").len(), 1);
-    assert_eq!(vouchers.due(at(10), at(6_000)).await.expect("due").len(), 0);
+    assert_eq!(vouchers.due(at(10), at(20), 64).await.expect("due").len(), 1);
+    assert_eq!(vouchers.due(at(10), at(6_000), 64).await.expect("due").len(), 0);
 }
 
 #[tokio::test]

@@ -1,11 +1,16 @@
 //! Asks the provider at an interval whether it still vouches for those who signed in there.
+//!
+//! [`AT_ONCE`] questions are under way at a time. After a time in which nobody was asked (the controller was down, the provider was)
+//! everybody is due at once: a round asks so many that all are asked within half an interval ([`share`]), so that the provider is
+//! not flooded, and that they are not due together the next time either.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt, stream};
 use postern_common::{id::SessionId, time::WallTime};
 use tokio::sync::watch;
 
-use super::Vouchers;
+use super::{Vouchers, store::Due};
 use crate::{
     identity::{
         StoreFailed,
@@ -17,6 +22,10 @@ use crate::{
 
 /// How often is looked for whom the time has come, at most.
 const ROUND: Duration = Duration::from_secs(30);
+/// How many questions are under way at a time.
+const AT_ONCE: usize = 16;
+/// The least that a round asks for, if so many are due, and how many are read at a time.
+const LEAST: u64 = 64;
 const ENDED: &str = "the identity provider has ended this sign-in";
 
 /// How often the provider is asked, and how long it may be away.
@@ -35,7 +44,7 @@ pub(crate) async fn watch(
     settings: Settings,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut round = tokio::time::interval(ROUND.min(settings.interval));
+    let mut round = tokio::time::interval(settings.round());
     round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -50,6 +59,18 @@ pub(crate) async fn watch(
     }
 }
 
+impl Settings {
+    fn round(self) -> Duration {
+        ROUND.min(self.interval)
+    }
+}
+
+/// Returns how many of `all` one round asks for at most.
+fn share(all: u64, settings: Settings) -> u64 {
+    let rounds = settings.interval.as_millis() / settings.round().as_millis().max(1) / 2;
+    all.div_ceil(u64::try_from(rounds).unwrap_or(1).max(1)).max(LEAST)
+}
+
 async fn check(
     provider: &Provider,
     vouchers: &Vouchers,
@@ -62,26 +83,46 @@ async fn check(
         vouchers.sweep(&in_use, now).await?;
     }
     let interval = i64::try_from(settings.interval.as_millis()).unwrap_or(i64::MAX);
-    for due in vouchers.due(WallTime::from_millis(now.as_millis().saturating_sub(interval)), now).await? {
-        match provider.still_vouches(&due.refresh_token, now).await {
-            Ok(replacement) => vouchers.good(&due, replacement.as_ref().map(|t| t.as_str()), now).await?,
-            // A step-up has brought another token while this one was asked about.
-            Err(_) if !vouchers.stands(&due).await? => {}
-            Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await?,
-            Err(Refusal::Away(why)) => {
-                let since = due.failing_since.unwrap_or(now);
-                tracing::warn!(why, "the identity provider cannot be asked whether a sign-in still stands");
-                if now.since(since) >= settings.grace {
-                    let reason =
-                        "the identity provider could not be asked for too long whether this sign-in still stands";
-                    end(vouchers, sessions, handle, due.session, reason.into()).await?;
-                } else {
-                    vouchers.failing(&due, since, now).await?;
-                }
+    let before = WallTime::from_millis(now.as_millis().saturating_sub(interval));
+    let mut left = share(vouchers.count().await?, settings);
+    while left > 0 {
+        let due = vouchers.due(before, now, left.min(LEAST)).await?;
+        if due.is_empty() {
+            return Ok(());
+        }
+        left = left.saturating_sub(due.len() as u64);
+        let asked = stream::iter(due).map(|due| check_one(provider, vouchers, sessions, handle, settings, due, now));
+        let answers: Vec<Result<(), StoreFailed>> = asked.buffer_unordered(AT_ONCE).collect().await;
+        answers.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(())
+}
+
+async fn check_one(
+    provider: &Provider,
+    vouchers: &Vouchers,
+    sessions: &WebSessions,
+    handle: &Handle,
+    settings: Settings,
+    due: Due,
+    now: WallTime,
+) -> Result<(), StoreFailed> {
+    match provider.still_vouches(&due.refresh_token, now).await {
+        Ok(replacement) => vouchers.good(&due, replacement.as_ref().map(|t| t.as_str()), now).await,
+        // A step-up has brought another token while this one was asked about.
+        Err(_) if !vouchers.stands(&due).await? => Ok(()),
+        Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await,
+        Err(Refusal::Away(why)) => {
+            let since = due.failing_since.unwrap_or(now);
+            tracing::warn!(why, "the identity provider cannot be asked whether a sign-in still stands");
+            if now.since(since) >= settings.grace {
+                let reason = "the identity provider could not be asked for too long whether this sign-in still stands";
+                end(vouchers, sessions, handle, due.session, reason.into()).await
+            } else {
+                vouchers.failing(&due, since, now).await
             }
         }
     }
-    Ok(())
 }
 
 /// Ends what was vouched for. The row goes last: after a crash in between it is found again.
@@ -99,4 +140,28 @@ async fn end(
         vouchers.forget(&ended).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_due_together_is_asked_within_half_an_interval_and_not_at_once() {
+        let settings = |interval| Settings { interval: Duration::from_secs(interval), grace: Duration::ZERO };
+        for (all, interval, expected) in [
+            (0, 300, LEAST),
+            (600, 300, 120),
+            (10_000, 300, 2_000),
+            (10_000, 3_600, 167),
+            (10_000, 30, 10_000),
+            (10_000, 5, 10_000),
+        ] {
+            let settings = settings(interval);
+            let share = share(all, settings);
+            assert_eq!(share, expected, "{all} sessions every {interval} s");
+            let rounds = u128::from(all.div_ceil(share)) * settings.round().as_millis();
+            assert!(rounds <= (settings.interval.as_millis() / 2).max(settings.round().as_millis()));
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod break_glass;
 mod claims;
 mod documents;
 mod enrolling;
+mod events;
 mod joining;
 mod keys;
 mod node;

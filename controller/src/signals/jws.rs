@@ -1,0 +1,63 @@
+//! Signed tokens of servers (JWS, RFC 7515, in its compact form), taken apart before anybody believes them.
+//!
+//! What is checked here needs no key: the size, the form, the explicit type (RFC 8725 §3.11), and that nothing critical is in the
+//! header. Whoever holds the keys checks the signature over exactly [`Unverified::signed`], and only then reads the claims.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A token as it came, in its parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unverified<'a> {
+    /// The signature algorithm that it names.
+    pub algorithm: String,
+    /// The key that it names.
+    pub key: Option<String>,
+    /// What is signed.
+    pub signed: &'a str,
+    /// The signature.
+    pub signature: Vec<u8>,
+    /// The claims, as JSON: to be read only after the signature was checked.
+    pub payload: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    typ: Option<String>,
+    #[serde(default)]
+    kid: Option<String>,
+    #[serde(default)]
+    crit: Option<Value>,
+}
+
+/// Takes a token apart that has to be of the type `kind`, such as `logout+jwt`, and at most `most` bytes long.
+///
+/// # Errors
+/// Why it cannot be one, as a constant text.
+pub fn parse<'a>(text: &'a str, kind: &str, most: usize) -> Result<Unverified<'a>, &'static str> {
+    if text.len() > most {
+        return Err("too long");
+    }
+    let (signed, signature) = text.rsplit_once('.').ok_or("not three parts")?;
+    let (header, payload) = signed.split_once('.').ok_or("not three parts")?;
+    let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| "not base 64 for URLs");
+    let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| "its header cannot be read")?;
+    let named = header.typ.unwrap_or_default().to_ascii_lowercase();
+    // RFC 7515 §4.1.9: `application/` may be left out.
+    if named.strip_prefix("application/").unwrap_or(&named) != kind {
+        return Err("not of the right type");
+    }
+    if header.crit.is_some() {
+        return Err("it has critical headers that nobody here knows"); // RFC 7515 §4.1.11
+    }
+    Ok(Unverified {
+        algorithm: header.alg,
+        key: header.kid,
+        signed,
+        signature: decode(signature)?,
+        payload: decode(payload)?,
+    })
+}

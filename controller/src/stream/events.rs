@@ -1,0 +1,510 @@
+//! Security events of other systems: what each changes, in the same transaction as the name of its token.
+//!
+//! ```text
+//! look_at_event: seen before? whom does it name?  --shell: browsers' sign-ins--> take_event
+//!     --> the token's name, what it changes, the audit log --> only then acknowledged
+//! clock --Due::Silence--> streams that say nothing: alert, and what they vouched for is decided anew
+//! ```
+//!
+//! Invariants:
+//! - Only login sessions of people of the stream's provider are looked at, and only those that were proven at the time of the event or
+//!   before: who signed in after it is not concerned.
+//! - **What is named may be narrower than what is known here**, and never less ends than may be meant: a device or session of a
+//!   person that nobody knows here means all of theirs.
+//! - **The proof of a session never counts for more than was verified at its sign-in** ([`Proven`]): an event that raises gives back
+//!   what an earlier one took.
+//! - A name (e-mail address, account) only takes away: groups that are told for one become unknown, a level that rises does not.
+//! - An older event does not undo a newer one of its kind.
+
+use std::collections::BTreeSet;
+
+use postern_common::{
+    id::{DeviceId, SubjectId},
+    policy::Assurance as PolicyAssurance,
+    time::{Now, WallTime},
+};
+
+use super::{core::Core, timers::Due};
+use crate::{
+    decision::{Extend, policy_assurance},
+    records::{Assurance, AuditEvent, Person, Proven, SessionRecord, StoreChange, SubjectKind},
+    signals::{
+        alerts::{About, AlertKind},
+        events::{
+            Binding, SpeaksOfDevices, Whom,
+            event::{Claims, Compliance, Direction, Level, NewGroups, StreamStatus, Told},
+            memory::{Look, StreamView, Watched},
+            set::SecurityEvent,
+            subject::{Identifier, Subject},
+        },
+        refusals::Line,
+    },
+};
+
+/// The most names of tokens that one look at the clock forgets.
+const FORGOTTEN_AT_ONCE: usize = 512;
+/// For how long sign-ins from before an event are turned away that were under way when it came, and of how many people at most.
+const UNDER_WAY: std::time::Duration = std::time::Duration::from_secs(90);
+const MAX_UNDER_WAY: usize = 4_096;
+/// Methods of which none can be phished; what is left without them is what a lower level leaves.
+const SEVERAL: &str = "mfa";
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenEvent {
+    /// It is durable with its effects, if it has any.
+    Done,
+    /// It was taken before.
+    Replayed,
+    /// It was issued before what is remembered begins.
+    Forgotten,
+    /// It is a verification that nobody asked for.
+    NobodyAsked,
+}
+
+/// What an event did.
+struct Effect {
+    subject: Option<SubjectId>,
+    device: Option<DeviceId>,
+    what: String,
+    sessions: usize,
+}
+
+/// What came of an event that is about somebody.
+enum Applied {
+    Done(Effect),
+    /// Nobody or nothing here is concerned; why, as a constant text.
+    Nothing(&'static str),
+}
+
+impl Core {
+    /// Takes over which streams are configured.
+    pub fn watch_events(&mut self, streams: Vec<Watched>, now: Now) {
+        self.event_streams.configure(streams, now);
+        self.watch_for_silence();
+    }
+
+    /// Tells whether an event was seen before, and whom it names.
+    pub fn look_at_event(&self, binding: &Binding, event: &SecurityEvent) -> (Look, Whom) {
+        let look = self.event_streams.look(&binding.name, &event.hash, event.issued);
+        let mut whom = Whom::default();
+        let (Look::New, Some(people_of)) = (look, &binding.people_of) else { return (look, whom) };
+        for one in event.subject.user().map(Identifier::each).unwrap_or_default() {
+            match one {
+                Identifier::Person { issuer, sub } if issuer == people_of => drop(whom.surely.insert(sub.clone())),
+                Identifier::Opaque(sub) => drop(whom.surely.insert(sub.clone())),
+                Identifier::Name(name) => whom.perhaps.extend(self.people_called(people_of, name)),
+                Identifier::Person { .. } | Identifier::Aliases(_) | Identifier::Elsewhere => {}
+            }
+        }
+        (look, whom)
+    }
+
+    fn people_called(&self, people_of: &str, name: &str) -> Vec<String> {
+        let called = self.registry.subjects().filter_map(|subject| match &subject.kind {
+            SubjectKind::Person { issuer, sub } if issuer == people_of && subject.name.eq_ignore_ascii_case(name) => {
+                Some(sub.clone())
+            }
+            SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
+        });
+        called.take(64).collect()
+    }
+
+    /// Takes an event. `whom` is `None` if a part of its subject that has to be understood is not.
+    pub fn take_event(&mut self, binding: &Binding, event: &SecurityEvent, whom: Option<Whom>, now: Now) -> TakenEvent {
+        let source = format!("events {}", binding.name);
+        match self.event_streams.look(&binding.name, &event.hash, event.issued) {
+            Look::New => {}
+            Look::Replayed => {
+                self.event_streams.replayed(&binding.name);
+                self.refuse_signal(&source, "replayed", None, now);
+                return TakenEvent::Replayed;
+            }
+            Look::Forgotten => return TakenEvent::Forgotten,
+        }
+        if let Told::Verification { state } = &event.told
+            && !self.event_streams.answers(&binding.name, state.as_deref())
+        {
+            return TakenEvent::NobodyAsked;
+        }
+        for change in self.event_streams.take(&binding.name, event.hash, event.issued) {
+            self.out.store(change);
+        }
+        self.stream_heard(binding, now);
+        let applied = match whom {
+            Some(whom) => self.apply_event(binding, event, &whom, now),
+            None => Applied::Nothing("a critical part of its subject is not understood"),
+        };
+        match applied {
+            Applied::Done(Effect { subject, device, what, sessions }) => self.out.audit(AuditEvent::SignalTaken {
+                stream: binding.name.clone(),
+                kind: event.told.word().to_owned(),
+                subject,
+                subject_name: subject.map(|subject| self.registry.subject_name(subject)),
+                device,
+                effect: what,
+                sessions,
+                reason: event.reason.clone(),
+                at: event.at,
+            }),
+            Applied::Nothing(why) => self.refuse_signal(&source, why, None, now),
+        }
+        self.flush(now);
+        TakenEvent::Done
+    }
+
+    fn apply_event(&mut self, binding: &Binding, event: &SecurityEvent, whom: &Whom, now: Now) -> Applied {
+        match &event.told {
+            Told::Verification { .. } => {
+                Applied::Done(Effect { subject: None, device: None, what: "the stream works".into(), sessions: 0 })
+            }
+            Told::StreamUpdated { status, reason } => self.stream_updated(binding, *status, reason.as_deref(), now),
+            Told::Unknown { .. } => Applied::Nothing("an event that is not known here"),
+            Told::DeviceComplianceChange(compliance) => self.device_told(binding, event, *compliance, now),
+            Told::SessionRevoked
+            | Told::CredentialChange { .. }
+            | Told::AssuranceLevelChange { .. }
+            | Told::TokenClaimsChange(_) => self.person_told(binding, event, whom, now),
+        }
+    }
+
+    // --- people
+
+    fn person_told(&mut self, binding: &Binding, event: &SecurityEvent, whom: &Whom, now: Now) -> Applied {
+        let Some(people_of) = binding.people_of.as_deref() else {
+            return Applied::Nothing("the stream may not speak of people");
+        };
+        let subject_of = |sub: &String| {
+            let kind = SubjectKind::Person { issuer: people_of.to_owned(), sub: sub.clone() };
+            self.registry.subject_of(&kind).map(|subject| subject.id)
+        };
+        let surely: BTreeSet<SubjectId> = whom.surely.iter().filter_map(subject_of).collect();
+        let people: BTreeSet<SubjectId> = whom.everybody().filter_map(subject_of).collect();
+        let concerned = self.sessions_concerned(people_of, event, whom, &people);
+        if event.told.overtakes_sign_ins() {
+            for sub in whom.everybody() {
+                self.turn_away(SubjectKind::Person { issuer: people_of.to_owned(), sub: sub.clone() }, event.at, now);
+            }
+        }
+        let subject = concerned.first().map(|session| session.subject).or(people.first().copied());
+        let browsers_ended = whom.browsers.as_ref().is_some_and(|browsers| !browsers.is_empty());
+        if subject.is_none() && !browsers_ended {
+            return Applied::Nothing("nobody here is meant");
+        }
+        let sessions = concerned.len();
+        let what = match &event.told {
+            Told::SessionRevoked => {
+                let ids = concerned.iter().map(|session| session.id).collect();
+                let why = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+                self.end_sessions(ids, &format!("ended by the identity provider{why}"), now);
+                "login sessions ended".to_owned()
+            }
+            Told::CredentialChange { credential, .. } => {
+                self.credentials_changed(concerned, now);
+                format!("a fresh sign-in is asked for: {credential}")
+            }
+            Told::AssuranceLevelChange { level, direction } => {
+                let mut changed = 0;
+                for session in concerned {
+                    let is_sure = surely.contains(&session.subject);
+                    changed += usize::from(self.level_changed(session, level, *direction, is_sure, event.at, now));
+                }
+                format!("what the proof of sign-in counts for changed in {changed} login sessions")
+            }
+            Told::TokenClaimsChange(claims) => {
+                let groups = claims.groups(&binding.groups_claim);
+                for session in concerned {
+                    let is_sure = surely.contains(&session.subject);
+                    self.claims_changed(session, &groups, claims, is_sure, event.at, now);
+                }
+                match groups {
+                    NewGroups::Unsaid => "no group is told of".to_owned(),
+                    NewGroups::Now(_) => "groups decided anew".to_owned(),
+                }
+            }
+            Told::DeviceComplianceChange(_)
+            | Told::Verification { .. }
+            | Told::StreamUpdated { .. }
+            | Told::Unknown { .. } => return Applied::Nothing("not about people"),
+        };
+        Applied::Done(Effect { subject, device: None, what, sessions })
+    }
+
+    /// Lists the open login sessions that an event is about.
+    fn sessions_concerned(
+        &self,
+        people_of: &str,
+        event: &SecurityEvent,
+        whom: &Whom,
+        people: &BTreeSet<SubjectId>,
+    ) -> Vec<SessionRecord> {
+        let of_provider = |session: &&SessionRecord| match self.registry.subject(session.subject).map(|s| &s.kind) {
+            Some(SubjectKind::Person { issuer, .. }) => issuer == people_of,
+            Some(SubjectKind::Service { .. }) | None => false,
+        };
+        let devices = event.subject.device().map(|device| self.devices_named(device));
+        let by_browser = |session: &SessionRecord| match (&whom.browsers, session.vouched) {
+            (Some(browsers), Some(vouched)) => browsers.contains(&vouched),
+            (Some(_), None) | (None, _) => false,
+        };
+        let is_meant = |session: &&SessionRecord| match &event.subject {
+            Subject::Simple(_) => people.contains(&session.subject) || by_browser(session),
+            Subject::Complex(members) => {
+                let has_user = members.user.is_some();
+                let is_narrow = |known_here: bool| known_here || !has_user;
+                let user = !has_user || people.contains(&session.subject);
+                let browser = match (&members.session, &whom.browsers) {
+                    (None, _) => true,
+                    (Some(_), Some(browsers)) if is_narrow(!browsers.is_empty()) => by_browser(session),
+                    (Some(_), None) if !has_user => false,
+                    (Some(_), _) => true,
+                };
+                let device = match &devices {
+                    Some(devices) if is_narrow(!devices.is_empty()) => devices.contains(&session.device),
+                    Some(_) | None => true,
+                };
+                let names_somebody = has_user || members.session.is_some() || members.device.is_some();
+                names_somebody && user && browser && device
+            }
+        };
+        let is_before = |session: &&SessionRecord| match session.assurance.auth_time {
+            Some(proven) => proven <= event.at,
+            None => session.vouched.is_none_or(|browser| !whom.kept.contains(&browser)),
+        };
+        let meant = self.registry.sessions().filter(of_provider).filter(is_meant).filter(is_before);
+        meant.cloned().collect()
+    }
+
+    /// Remembers for a moment that sign-ins of a person from before count no more: a page may be under way with one.
+    fn turn_away(&mut self, who: SubjectKind, proven_until: WallTime, now: Now) {
+        self.overtaken.retain(|_, (_, since)| now.monotonic.since(*since) < UNDER_WAY);
+        if self.overtaken.len() < MAX_UNDER_WAY {
+            self.overtaken.insert(who, (proven_until, now.monotonic));
+        }
+    }
+
+    /// Tells whether an event has just overtaken the sign-in with which a page comes.
+    pub(super) fn is_overtaken(&self, who: &Person, now: Now) -> bool {
+        self.overtaken.get(&who.kind()).is_some_and(|(proven_until, since)| {
+            now.monotonic.since(*since) < UNDER_WAY && who.auth_time.is_none_or(|proven| proven <= *proven_until)
+        })
+    }
+
+    fn credentials_changed(&mut self, concerned: Vec<SessionRecord>, now: Now) {
+        for mut session in concerned {
+            session.assurance =
+                Assurance { acr: None, amr: vec![], auth_time: None, groups: session.assurance.groups.clone() };
+            let device = session.device;
+            self.registry.put_session(session, &mut self.out);
+            self.decide(device, Extend::No, now);
+        }
+    }
+
+    /// Makes a session's proof count for a level; tells whether that changed anything.
+    fn level_changed(
+        &mut self,
+        mut session: SessionRecord,
+        level: &Level,
+        direction: Direction,
+        is_sure: bool,
+        at: WallTime,
+        now: Now,
+    ) -> bool {
+        if session.proven.as_ref().is_some_and(|proven| at < proven.told) {
+            return false;
+        }
+        let verified = session.proven.as_ref().map_or_else(
+            || session.assurance.clone(),
+            |proven| Assurance { acr: proven.acr.clone(), amr: proven.amr.clone(), ..session.assurance.clone() },
+        );
+        let Some(counts) = self.counts_for(&verified, level) else { return false };
+        let other_class = counts.acr.is_some() && counts.acr != session.assurance.acr;
+        let raises = direction == Direction::Up || other_class || !self.is_at_most(&counts, &session.assurance);
+        if raises && !is_sure {
+            return false;
+        }
+        if counts == session.assurance && session.proven.is_none() {
+            return false;
+        }
+        session.proven = Some(Proven { acr: verified.acr, amr: verified.amr, told: at });
+        session.assurance = counts;
+        let device = session.device;
+        self.registry.put_session(session, &mut self.out);
+        self.decide(device, Extend::No, now);
+        true
+    }
+
+    fn is_at_most(&self, one: &Assurance, other: &Assurance) -> bool {
+        self.policy.at_least_as_strong(&policy_assurance(Some(other)), &policy_assurance(Some(one)))
+    }
+
+    /// Returns what a verified proof counts for at a level, which is never more than it is; `None` if nothing changes.
+    fn counts_for(&self, verified: &Assurance, level: &Level) -> Option<Assurance> {
+        let bare = |amr: Vec<String>| Assurance { acr: None, amr, ..verified.clone() };
+        let proves = |assurance: &Assurance, amr: &str| {
+            let wanted = PolicyAssurance { auth_time: None, acr: None, amr: Some([amr.to_owned()].into()) };
+            self.policy.at_least_as_strong(&policy_assurance(Some(assurance)), &wanted)
+        };
+        match level {
+            Level::Elsewhere | Level::Higher => None,
+            Level::Nothing | Level::OneFactor => Some(bare(vec![])),
+            Level::SeveralFactors if proves(verified, SEVERAL) => Some(bare(vec![SEVERAL.to_owned()])),
+            Level::SeveralFactors => Some(bare(vec![])),
+            Level::PhishingResistant => Some(verified.clone()),
+            Level::Method(method) => {
+                Some(bare(verified.amr.iter().filter(|known| *known == method).cloned().collect()))
+            }
+            Level::Class(class) if verified.acr.as_ref() == Some(class) => Some(verified.clone()),
+            Level::Class(class) => {
+                let claimed = Assurance { acr: Some(class.clone()), amr: vec![], ..verified.clone() };
+                let both = proves(verified, SEVERAL) && proves(&claimed, SEVERAL);
+                Some(bare(if both { vec![SEVERAL.to_owned()] } else { vec![] }))
+            }
+        }
+    }
+
+    fn claims_changed(
+        &mut self,
+        mut session: SessionRecord,
+        groups: &NewGroups,
+        claims: &Claims,
+        is_sure: bool,
+        at: WallTime,
+        now: Now,
+    ) {
+        if let NewGroups::Now(groups) = groups
+            && session.claims_told.is_none_or(|told| told <= at)
+        {
+            session.assurance.groups = groups.clone().filter(|_| is_sure);
+            session.claims_told = Some(at);
+            let device = session.device;
+            self.registry.put_session(session.clone(), &mut self.out);
+            self.decide(device, Extend::No, now);
+        }
+        if let Some(level) = claims.class() {
+            self.level_changed(session, &level, Direction::Unsaid, is_sure, at, now);
+        }
+    }
+
+    // --- devices
+
+    fn devices_named(&self, device: &Identifier) -> BTreeSet<DeviceId> {
+        let by_handle = |handle: &str| {
+            let by_id = handle.parse::<DeviceId>().ok().filter(|id| self.registry.device(*id).is_some());
+            by_id.or_else(|| self.postures.by_serial(handle))
+        };
+        device.handles().filter_map(by_handle).collect()
+    }
+
+    fn device_told(&mut self, binding: &Binding, event: &SecurityEvent, compliance: Compliance, now: Now) -> Applied {
+        match binding.devices {
+            SpeaksOfDevices::Yes => {}
+            SpeaksOfDevices::No => return Applied::Nothing("the stream may not speak of devices"),
+        }
+        let named = match &event.subject {
+            Subject::Simple(one) => Some(one),
+            Subject::Complex(members) => members.device.as_ref(),
+        };
+        let devices = named.map(|one| self.devices_named(one)).unwrap_or_default();
+        let Some(first) = devices.first().copied() else { return Applied::Nothing("no device here is meant") };
+        if devices.len() > 1 && compliance == Compliance::Compliant {
+            return Applied::Nothing("its aliases name several devices");
+        }
+        for device in devices {
+            self.compliance_told(device, compliance == Compliance::Compliant, event.at, &binding.name, now);
+        }
+        let what = match compliance {
+            Compliance::Compliant => "the device is compliant",
+            Compliance::NotCompliant => "the device is not compliant",
+        };
+        Applied::Done(Effect { subject: None, device: Some(first), what: what.into(), sessions: 0 })
+    }
+
+    // --- streams
+
+    fn stream_heard(&mut self, binding: &Binding, now: Now) {
+        let Some((record, silent_since)) = self.event_streams.heard(&binding.name, now) else { return };
+        self.out.store(StoreChange::PutEventStream(record));
+        self.watch_for_silence();
+        let Some(since) = silent_since else { return };
+        let silent = postern_common::diagnostics::HumanDuration::rounded(now.wall.since(since));
+        let text = format!("the stream of events {} speaks again, after {silent} of alarm", binding.name);
+        self.stream_changed(&binding.name, text, now);
+    }
+
+    fn stream_updated(&mut self, binding: &Binding, status: StreamStatus, reason: Option<&str>, now: Now) -> Applied {
+        if let Some(record) = self.event_streams.update(&binding.name, status, reason.map(str::to_owned)) {
+            self.out.store(StoreChange::PutEventStream(record));
+            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            let text = format!("the transmitter of {} calls the stream {}{why}", binding.name, status.word());
+            let text = text.chars().filter(|c| !c.is_control()).take(300).collect();
+            self.alert(AlertKind::StreamSilent, text, About::default(), now);
+        }
+        let what = format!("the stream is {}", status.word());
+        Applied::Done(Effect { subject: None, device: None, what, sessions: 0 })
+    }
+
+    fn stream_changed(&mut self, stream: &str, text: String, now: Now) {
+        self.out.audit(AuditEvent::SignalStream { stream: stream.to_owned(), what: text.clone() });
+        self.alert(AlertKind::StreamSilent, text, About::default(), now);
+        // What the stream vouches for counts, or counts no more.
+        for device in self.postures.vouched_by(stream) {
+            self.decide(device, Extend::No, now);
+        }
+    }
+
+    fn watch_for_silence(&mut self) {
+        match self.event_streams.next_silence() {
+            Some(at) => self.timers.set(Due::Silence, at),
+            None => self.timers.cancel(Due::Silence),
+        }
+    }
+
+    /// Looks which streams say nothing.
+    pub(super) fn silence_due(&mut self, now: Now) {
+        for (record, limit) in self.event_streams.fall_silent(now) {
+            let limit = postern_common::diagnostics::HumanDuration::rounded(limit);
+            let text = format!("the stream of events {} has been silent for {limit}", record.name);
+            let name = record.name.clone();
+            self.out.store(StoreChange::PutEventStream(record));
+            self.stream_changed(&name, text, now);
+        }
+        self.watch_for_silence();
+    }
+
+    /// Draws what is given along with a request for a verification.
+    pub fn expect_verification(&mut self, stream: &str) -> String {
+        let state = hex::encode(self.draw::<16>());
+        self.event_streams.ask(stream, state.clone());
+        state
+    }
+
+    /// Lists the streams.
+    pub fn list_event_streams(&self) -> Vec<StreamView> {
+        self.event_streams.list()
+    }
+
+    pub(super) fn sweep_events(&mut self, now: Now) {
+        for change in self.event_streams.sweep(now.wall, FORGOTTEN_AT_ONCE) {
+            self.out.store(change);
+        }
+        for line in self.refusals.flush(now.monotonic) {
+            self.audit_refusal(line);
+        }
+    }
+
+    // --- refusals
+
+    /// Counts a signal that was refused, or that had no effect; the first of a kind within a minute is audited at once.
+    pub fn refuse_signal(&mut self, source: &str, reason: &'static str, from: Option<std::net::IpAddr>, now: Now) {
+        self.counters.signals_refused += 1;
+        if let Some(line) = self.refusals.count(source, reason, from, now.monotonic) {
+            self.audit_refusal(line);
+        }
+    }
+
+    fn audit_refusal(&mut self, line: Line) {
+        let Line { source, reason, from, times } = line;
+        self.out.audit(AuditEvent::SignalRefused { source, reason, from, times });
+    }
+}
