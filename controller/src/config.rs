@@ -29,7 +29,7 @@ use crate::{
     },
     signals::{
         alerts::settings::AlertSettings,
-        events::settings::{EventStream, mistakes_of_all},
+        events::settings::{EventStream, check_all},
         place::{Maps, PlaceFiles},
     },
     stream::CoreConfig,
@@ -312,7 +312,7 @@ impl Config {
             wrong.push(Diagnostic::whole(mistake));
         }
         let oidc_issuer = written.oidc.as_ref().map(|oidc| oidc.get_ref().issuer.clone());
-        check_events(&written.events, written.url.get_ref(), oidc_issuer.as_deref(), &mut wrong);
+        check_all(&written.events, written.url.get_ref(), oidc_issuer.as_deref(), &mut wrong);
         if let Some(oidc) = &written.oidc
             && oidc.get_ref().check_interval.get() < Duration::from_secs(5)
         {
@@ -485,18 +485,6 @@ fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> String {
             wrong.push(Diagnostic::at(url.span(), "the URL names no host"));
             String::new()
         }
-    }
-}
-
-fn check_events(streams: &[Spanned<EventStream>], own_url: &str, oidc_issuer: Option<&str>, wrong: &mut Diagnostics) {
-    for stream in streams {
-        for (what, help) in stream.get_ref().mistakes(own_url, oidc_issuer) {
-            wrong.push(Diagnostic::at(stream.span(), what).help(help));
-        }
-    }
-    let all: Vec<EventStream> = streams.iter().map(|stream| stream.get_ref().clone()).collect();
-    if let (Some((what, help)), Some(last)) = (mistakes_of_all(&all), streams.last()) {
-        wrong.push(Diagnostic::at(last.span(), what).help(help));
     }
 }
 

@@ -165,7 +165,7 @@ pub struct SessionRecord {
     pub vouched: Option<SessionId>,
     /// What was verified, where an event of the provider's made it count for less since.
     #[serde(default)]
-    pub proven: Option<Proven>,
+    pub proven: Option<Box<Proven>>,
     /// When the groups had the values that an event of the provider's told.
     #[serde(default)]
     pub claims_told: Option<WallTime>,
@@ -362,7 +362,7 @@ pub struct PostureRecord {
     pub serial: Option<String>,
     /// Whether it is compliant, as a stream of events last said.
     #[serde(default)]
-    pub compliance: Option<ComplianceRecord>,
+    pub compliance: Option<Box<ComplianceRecord>>,
 }
 
 /// What a stream of events last said of a device.

@@ -326,7 +326,7 @@ impl Core {
         if counts == session.assurance && session.proven.is_none() {
             return false;
         }
-        session.proven = Some(Proven { acr: verified.acr, amr: verified.amr, told: at });
+        session.proven = Some(Box::new(Proven { acr: verified.acr, amr: verified.amr, told: at }));
         session.assurance = counts;
         let device = session.device;
         self.registry.put_session(session, &mut self.out);

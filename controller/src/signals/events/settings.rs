@@ -5,8 +5,9 @@ use std::{
     time::Duration,
 };
 
-use postern_common::diagnostics::HumanDuration;
+use postern_common::diagnostics::{Diagnostic, Diagnostics, HumanDuration};
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::memory::MAX_STREAMS;
 
@@ -94,7 +95,7 @@ fn default_max_age() -> HumanDuration {
 }
 
 /// A mistake: what is wrong, and what to do.
-pub(crate) type Mistake = (String, String);
+type Mistake = (String, String);
 
 /// Tells whether what goes there stays unread and unchanged on its way: TLS, or this machine.
 fn is_private(url: &str) -> bool {
@@ -119,7 +120,7 @@ impl EventStream {
     }
 
     /// Lists what is wrong with it.
-    pub(crate) fn mistakes(&self, own_url: &str, oidc_issuer: Option<&str>) -> Vec<Mistake> {
+    fn mistakes(&self, own_url: &str, oidc_issuer: Option<&str>) -> Vec<Mistake> {
         let mut wrong: Vec<Mistake> = Vec::new();
         let mut say = |what: String, help: &str| wrong.push((what, help.to_owned()));
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -206,8 +207,26 @@ impl EventStream {
     }
 }
 
+/// Says what is wrong with all of them, each with its place.
+pub(crate) fn check_all(
+    streams: &[Spanned<EventStream>],
+    own_url: &str,
+    oidc_issuer: Option<&str>,
+    wrong: &mut Diagnostics,
+) {
+    for stream in streams {
+        for (what, help) in stream.get_ref().mistakes(own_url, oidc_issuer) {
+            wrong.push(Diagnostic::at(stream.span(), what).help(help));
+        }
+    }
+    let all: Vec<EventStream> = streams.iter().map(|stream| stream.get_ref().clone()).collect();
+    if let (Some((what, help)), Some(last)) = (mistakes_of_all(&all), streams.last()) {
+        wrong.push(Diagnostic::at(last.span(), what).help(help));
+    }
+}
+
 /// Says what is wrong with all of them together.
-pub(crate) fn mistakes_of_all(streams: &[EventStream]) -> Option<Mistake> {
+fn mistakes_of_all(streams: &[EventStream]) -> Option<Mistake> {
     let names: std::collections::BTreeSet<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
     if names.len() < streams.len() {
         return Some(("two [[events]] have one name".into(), "give each a name of its own".into()));

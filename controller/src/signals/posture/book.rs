@@ -66,7 +66,7 @@ struct Known {
     own: Option<Held>,
     attested: Option<Held>,
     serial: Option<String>,
-    compliance: Option<ComplianceRecord>,
+    compliance: Option<Box<ComplianceRecord>>,
     /// When the record was last put into the store.
     stored: Option<Monotonic>,
 }
@@ -178,15 +178,15 @@ impl Book {
             return None;
         }
         let facts = |told: &ComplianceRecord| Facts { compliant: Some(told.compliant), ..Facts::default() };
-        let before = known.compliance.as_ref().map(facts).unwrap_or_default();
+        let before = known.compliance.as_deref().map(facts).unwrap_or_default();
         let changes = facts(&told).changes_since(&before);
-        known.compliance = Some(told);
+        known.compliance = Some(Box::new(told));
         Some(changes)
     }
 
     /// Returns what a stream of events last said of a device.
     pub(crate) fn compliance(&self, device: DeviceId) -> Option<&ComplianceRecord> {
-        self.devices.get(&device)?.compliance.as_ref()
+        self.devices.get(&device)?.compliance.as_deref()
     }
 
     /// Lists the devices of which a stream said something.
