@@ -79,6 +79,7 @@ impl Collector {
             managed_by,
             agents: found.agents,
             checks: checks.facts(now.monotonic),
+            compliant: None, // others say that
             serial: system::serial(root),
         };
         Look { facts, problems, processes: found.processes }

@@ -1,0 +1,122 @@
+//! A corporation: a controller that signs people in at a real OpenID provider, and that provider.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    browser::{Browser, Page},
+    deployment::{Deployment, Node, PATIENCE},
+    lab::{host::Host, process::Background},
+    programs::{CONTROLLER_AUTHORITY, openid_provider},
+};
+
+/// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
+const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
+  -subj '/CN=Corp CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idp.key -out idp.csr -subj /CN=idp 2>>openssl.log
+echo subjectAltName=DNS:idp > names
+openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out idp.pem 2>>openssl.log";
+
+/// The certificate of the corporation's authority, on the controller's machine.
+pub const CA: &str = "/run/pki/ca.pem";
+
+/// A controller that signs people in at `https://idp:9443`, and that provider.
+#[derive(Debug)]
+pub struct Corp {
+    /// The controller and its machines.
+    pub world: Deployment,
+    /// The provider's machine.
+    pub idp: Host,
+    /// The provider.
+    pub provider: Background,
+}
+
+impl Corp {
+    /// Starts both, with a policy.
+    ///
+    /// # Errors
+    /// Fails with what the programs said.
+    pub fn start(name: &str, policy: &str) -> Result<Self> {
+        Self::start_with(name, policy, "", &[])
+    }
+
+    /// As [`Corp::start`], with further keys of `[oidc]` (and sections behind it) and further arguments of the provider.
+    ///
+    /// # Errors
+    /// Fails with what the programs said.
+    pub fn start_with(name: &str, policy: &str, further: &str, of_provider: &[&str]) -> Result<Self> {
+        let world = Deployment::start_with(name, |controller, config| {
+            controller.sh(CERTIFICATES)?;
+            controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
+            controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret")?;
+            Ok(config
+                + &format!(
+                    "\n[oidc]\nissuer = \"https://idp:9443\"\nname = \"Corp SSO\"\nclient_id = \"postern\"\n\
+                     client_secret_file = \"keys/oidc.secret\"\nca_file = \"{CA}\"\n{further}"
+                ))
+        })?;
+        let idp = world.lab.host("idp")?;
+        for file in ["idp.pem", "idp.key"] {
+            idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
+        }
+        idp.write(CONTROLLER_AUTHORITY, world.controller.read("/etc/postern-controller/keys/ca.crt")?)?;
+        let provider = openid_provider(
+            &idp,
+            9443,
+            ("/run/pki/idp.pem", "/run/pki/idp.key"),
+            "https://ctl/oidc/callback",
+            of_provider,
+        )?;
+        world.apply_policy(policy)?;
+        Ok(Self { world, idp, provider })
+    }
+
+    /// Opens a browser that trusts the controller and the corporation.
+    ///
+    /// # Errors
+    /// Fails when the machine has none.
+    pub fn browser(&self, host: &Host) -> Result<Browser> {
+        self.world.browser(host)?;
+        let both = host.read("/run/postern-ca.pem")? + &self.world.controller.read(CA)?;
+        host.write("/run/browser-ca.pem", both)?;
+        Browser::open(host, "/run/browser-ca.pem")
+    }
+
+    /// Goes from a page of the controller's to the provider's login form.
+    ///
+    /// # Errors
+    /// Fails with the page that was not as it should be.
+    pub fn to_provider(&self, browser: &Browser, url: &str) -> Result<Page> {
+        let page = browser.get(url)?;
+        let page = browser.get(&page.link("/oidc/start")?)?;
+        ensure!(page.url.starts_with("https://idp:9443/interaction/"), "{} {}", page.url, page.text());
+        Ok(page)
+    }
+
+    /// Signs a person in on a machine through the provider.
+    ///
+    /// # Errors
+    /// Fails with the page that was not as it should be.
+    pub fn sign_in(&self, node: &Node, login: &str) -> Result<String> {
+        self.sign_in_with(&self.browser(&node.host)?, node, login)
+    }
+
+    /// As [`Corp::sign_in`], with a browser that may be signed in at the provider already.
+    ///
+    /// # Errors
+    /// Fails with the page that was not as it should be.
+    pub fn sign_in_with(&self, browser: &Browser, node: &Node, login: &str) -> Result<String> {
+        let (mut up, code) = self.world.begin_sign_in(node)?;
+        let page = self.to_provider(browser, &format!("https://ctl/join?code={code}"))?;
+        let page =
+            browser.submit(&page.form("password")?, &[("login", login), ("password", &format!("{login}-password"))])?;
+        let text = page.text();
+        ensure!(page.url.starts_with("https://ctl/join"), "{} ({}): {text}", page.url, page.status);
+        ensure!(text.contains(&format!("{login}@corp.example")), "{text}");
+        let page = browser.submit(&page.form("/join/confirm")?, &[])?;
+        ensure!(page.status == 200, "{} {}", page.status, page.text());
+        let status = up.wait(PATIENCE)?;
+        ensure!(status.success(), "`postern up` ended with {status}\n{}", up.output());
+        Ok(up.output())
+    }
+}
