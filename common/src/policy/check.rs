@@ -250,6 +250,7 @@ impl Policy {
             tags: test.tags.clone(),
             posture: report(own),
             attested: report(attested),
+            machine_approved: true,
             approved: vec![],
             address: test.address,
             place: test.place,

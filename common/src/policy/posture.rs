@@ -6,7 +6,8 @@
 //!                         by `instead` only while that other posture is met: for people's own machines
 //! ```
 //!
-//! Invariants: an exception ends by itself (`expires` is demanded); it needs its subject or device to be *known*; its
+//! Invariants: an exception ends by itself (`expires` is demanded); it needs its subject or device to be *known* (a machine's name
+//! counts once an administrator approved it: who joins takes any name that is free); its
 //! `instead` is asked of the facts alone, so exceptions cannot lean on each other.
 //!
 //! Rejected: exceptions inside a rule. The same machine would be excepted in one place and forgotten in another, and nobody could
@@ -70,9 +71,13 @@ impl PostureException {
     fn speaks_of(&self, context: &RequestContext) -> bool {
         match &self.of {
             Excepted::Device(device) => context.device == Some(*device),
-            Excepted::Machine(machine) => context.machine.as_ref() == Some(machine),
+            Excepted::Machine(_) => context.machine_approved && self.names_machine_of(context),
             Excepted::From(from) => from.iter().any(|selector| selector.matches(context) == Truth::True),
         }
+    }
+
+    fn names_machine_of(&self, context: &RequestContext) -> bool {
+        matches!(&self.of, Excepted::Machine(machine) if context.machine.as_ref() == Some(machine))
     }
 
     fn state(&self, model: &Model, context: &RequestContext, lens: Lens) -> State {
@@ -135,6 +140,14 @@ pub(super) fn unmet(model: &Model, posture: usize, context: &RequestContext, len
             }
             None => {}
         }
+    }
+    let named = |exception: &&PostureException| exception.posture == posture && exception.names_machine_of(context);
+    if let Some(exception) = model.posture_exceptions.iter().find(named).filter(|_| !context.machine_approved) {
+        facts.push(format!(
+            "its exception by {} is for a machine of that name, which nobody approved for this one: `postern-controller approve {} --name`",
+            exception.owner,
+            context.machine.as_ref().map_or("", |machine| machine.as_str())
+        ));
     }
     Some(Unmet {
         fact: join(facts),

@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     Policy,
     condition::Lens,
-    evaluate::Evaluation,
-    model::Model,
+    evaluate::{Evaluation, Granted},
+    model::{DenyTo, Model},
     proof::{self, Demand},
-    services::split,
+    services::{overlap, split},
     subject::{Assurance, RequestContext, Subject, Targets},
 };
 use crate::{
@@ -55,7 +55,7 @@ impl Policy {
         }
         let mut found: Vec<StepUp> = Vec::new();
         for granted in proven.into_iter().filter(|granted| granted.mode == Mode::Enforce) {
-            let demand = demand_of(model, granted.access, context);
+            let demand = demand_of(model, &granted, context, targets);
             for node in granted.nodes {
                 let open = open.entry(node).or_default();
                 let services = split(&granted.services, open).1;
@@ -90,10 +90,18 @@ impl Policy {
     }
 }
 
-/// Joins what the rule asks with what denies that name the subject want before they let go.
-fn demand_of(model: &Model, access: usize, context: &RequestContext) -> Demand {
-    let own = model.access[access].when.map(|when| model.whens[when].proof.clone()).unwrap_or_default();
-    let denies = model.deny_index.naming_or_unknown(context).into_iter();
-    let unless = denies.filter_map(|(rule, _)| model.deny[rule].unless).map(|unless| &model.whens[unless].proof);
-    unless.fold(own, Demand::and)
+/// Joins what the rule asks with what denies that name the subject and the same ports want before they let go.
+fn demand_of(model: &Model, granted: &Granted, context: &RequestContext, targets: &Targets) -> Demand {
+    let own = model.access[granted.access].when.map(|when| model.whens[when].proof.clone()).unwrap_or_default();
+    let concerns = |resource: &usize| {
+        let resource = &model.resources[*resource];
+        overlap(&resource.services, &granted.services)
+            && resource.indexes(targets).iter().any(|node| granted.nodes.contains(node))
+    };
+    let denies = model.deny_index.naming_or_unknown(context).into_iter().map(|(rule, _)| &model.deny[rule]);
+    let unless = denies.filter(|deny| match &deny.to {
+        DenyTo::Everything => true,
+        DenyTo::Resources(resources) => resources.iter().any(concerns),
+    });
+    unless.filter_map(|deny| deny.unless).map(|unless| &model.whens[unless].proof).fold(own, Demand::and)
 }

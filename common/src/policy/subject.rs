@@ -140,6 +140,8 @@ pub struct RequestContext {
     pub attested: Option<Report>,
     /// The outer address from which the device speaks.
     pub address: Option<IpAddr>,
+    /// Whether an administrator approved the machine's name. Whoever joins chooses a name that is free.
+    pub machine_approved: bool,
     /// What was approved for this subject on this device.
     pub approved: Vec<Approval>,
     /// Where that address is.

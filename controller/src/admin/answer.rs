@@ -15,7 +15,7 @@ use crate::{
     records::{Quarantined, RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
     stream::{
-        Core, CoreError, Decider, Decision, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, StaleKind,
+        Core, CoreError, Decider, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, StaleKind,
         StaleView, SubjectUpdate,
     },
 };
@@ -251,8 +251,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::BreakGlassList => ask(office, |core| value(&core.list_break_glass(clock::now()))).await,
         Request::RequestList => ask(office, |core| value(&core.list_requests())).await,
-        Request::RequestDecide { request, approve, reason } => {
-            let decision = if approve { Decision::Approve } else { Decision::Refuse };
+        Request::RequestDecide { request, decision, reason } => {
             let decided = office.handle.call(move |turn, now| {
                 let id = turn.core.find_request(&request)?;
                 turn.core.decide_request(id, decision, Decider::Administrator(&by), &reason, now)

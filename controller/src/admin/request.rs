@@ -9,6 +9,8 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::stream::Decision;
+
 /// The longest request or answer, in bytes: a policy document of the largest size, as a JSON text, fits.
 pub const MAX_LINE: usize = 40 << 20;
 
@@ -216,8 +218,8 @@ pub enum Request {
     RequestDecide {
         /// Its identifier, or as many of its first letters as name no other.
         request: String,
-        /// Whether it is given.
-        approve: bool,
+        /// What about it.
+        decision: Decision,
         /// Why.
         reason: String,
     },

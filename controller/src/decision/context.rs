@@ -9,7 +9,7 @@ use postern_common::{
 };
 
 use crate::{
-    records::{Assurance, DeviceRecord, SubjectKind, SubjectRecord},
+    records::{Assurance, DeviceRecord, NameClaim, SubjectKind, SubjectRecord},
     signals::posture::Evidence,
 };
 
@@ -73,6 +73,7 @@ pub(crate) fn context(
         tags: device.tags.clone(),
         posture: posture.own,
         attested: posture.attested,
+        machine_approved: device.name_claim == NameClaim::Approved,
         approved: vec![],
         address: from.address,
         place: from.place,
@@ -96,6 +97,7 @@ pub(crate) fn hypothetical(
         tags: BTreeSet::new(),
         posture: None,
         attested: None,
+        machine_approved: false,
         approved: vec![],
         address: from.address,
         place: from.place,

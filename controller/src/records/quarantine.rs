@@ -39,17 +39,20 @@ pub struct Covered {
     pub nodes: Vec<String>,
     /// Its protocols and ports.
     pub services: Vec<Service>,
+    /// The machines that carried it, whatever they are called later.
+    #[serde(default)]
+    pub devices: Vec<DeviceId>,
 }
 
 impl Covered {
     /// Takes down what a resource is now.
     pub fn of(nodes: &[NodeSelector], services: &[Service]) -> Self {
-        Self { nodes: nodes.iter().map(ToString::to_string).collect(), services: services.to_vec() }
+        Self { nodes: nodes.iter().map(ToString::to_string).collect(), services: services.to_vec(), devices: vec![] }
     }
 
     /// Tells whether a node carries it.
     pub fn is_on(&self, node: &TargetNode) -> bool {
-        self.nodes.iter().any(|named| match named.strip_prefix("tag:") {
+        self.devices.contains(&node.device) || self.nodes.iter().any(|named| match named.strip_prefix("tag:") {
             Some(tag) => Tag::from_str(tag).is_ok_and(|tag| node.tags.contains(&tag)),
             None => node.name.as_str() == named,
         })

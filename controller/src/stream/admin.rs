@@ -391,7 +391,7 @@ impl Core {
 
     // --- what a person does with their own
 
-    fn own_devices<'a>(&'a self, who: &Person) -> impl Iterator<Item = &'a DeviceRecord> + use<'a> {
+    pub(super) fn own_devices<'a>(&'a self, who: &Person) -> impl Iterator<Item = &'a DeviceRecord> + use<'a> {
         let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);
         self.registry.devices().filter(move |device| Some(device.owner) == own)
     }

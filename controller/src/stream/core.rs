@@ -289,7 +289,11 @@ impl Core {
                 self.out.send(node.stream, message);
                 self.flush_then.push_back(device);
             }
-            if self.registry.device(device).is_some_and(|device| device.kind == DeviceKind::StockClient) {
+            // One in quarantine stays on record until its release: else its person would take another configuration.
+            let goes = |device: &DeviceRecord| {
+                device.kind == DeviceKind::StockClient && self.registry.quarantine_on(device).is_none()
+            };
+            if self.registry.device(device).is_some_and(goes) {
                 self.drop_device(device, now); // never a place
             }
         }

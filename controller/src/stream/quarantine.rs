@@ -13,7 +13,8 @@
 //!   renewal, another policy, a restart) finds the quarantine there. Nothing has to remember to look.
 //! - A person cannot end a quarantine: not by signing in again, not by removing the machine or handing it to somebody else.
 //! - A resource is held by its nodes and ports, those of now and those of the moment at which it came into quarantine: a policy
-//!   that gives the port another name opens nothing.
+//!   that gives the port another name opens nothing, nor does another name or tag of the machine.
+//! - A stock client stays on record while it is held, also without a login session, and its person takes no other configuration.
 //! - There are no exceptions: no rule, no approval and no request passes.
 //!
 //! Threats: a compromised machine makes a new device key and joins as another machine. For that it needs its person (put the
@@ -34,7 +35,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, Covered, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget, StoreChange},
+    records::{AuditEvent, Covered, DeviceKind, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget, StoreChange},
 };
 
 /// The most quarantines at a time: each resource's is looked at in every decision.
@@ -57,7 +58,13 @@ impl Core {
             Quarantined::Subject(id) if self.registry.subject(*id).is_some() => Covered::default(),
             Quarantined::Device(id) if self.registry.device(*id).is_some() => Covered::default(),
             Quarantined::Resource(name) => match self.policy.resource(name) {
-                Some(resource) => Covered::of(resource.nodes(), resource.services()),
+                Some(resource) => {
+                    let mut covered = Covered::of(resource.nodes(), resource.services());
+                    let targets = self.targets_but_for_quarantine();
+                    covered.devices =
+                        targets.nodes().iter().filter(|node| covered.is_on(node)).map(|node| node.device).collect();
+                    covered
+                }
                 None => return Err(CoreError::NotFound { what: "resource", name: name.to_string() }),
             },
             Quarantined::Subject(id) => {
@@ -139,6 +146,12 @@ impl Core {
         for device in self.devices_held_by(target) {
             self.tell_own(device);
             self.decide(device, Extend::No, now);
+            let over = |device: &DeviceRecord| {
+                device.kind == DeviceKind::StockClient && self.registry.session_on(device.id).is_none()
+            };
+            if self.registry.device(device).is_some_and(over) {
+                self.forget_device(device, now); // it was on record for the quarantine alone
+            }
         }
         self.rebuild_targets();
         self.decide_all(now);

@@ -10,6 +10,7 @@
 //!   hold. It is of one subject on one device for one resource, and never longer than the rule says today.
 //! - It ends by itself: the end is in the entitlement, so it is in the lease and in the grant, and the nodes close at it without
 //!   the controller.
+//! - It can be withdrawn by itself, by an approver or an administrator: everything else of the subject stays open.
 //! - Nobody decides about their own request, and who is disabled or in quarantine decides nothing.
 //!
 //! Threats: a person asks in the name of their own second account (the accounts are two subjects: choose approvers who cannot
@@ -20,6 +21,8 @@
 //! [`WAITS`], what is over after [`KEPT_AFTER_END`].
 
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use postern_common::{
     id::{DeviceId, RequestId, ResourceName},
@@ -45,12 +48,15 @@ const LEAST: Duration = Duration::from_secs(60);
 const MAX_REASON: usize = 500;
 
 /// What somebody decides about a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Decision {
     /// It is given.
     Approve,
     /// It is not.
     Refuse,
+    /// It was given, and ends now.
+    Withdraw,
 }
 
 /// Who decides.
@@ -139,10 +145,11 @@ impl Core {
         Ok(told)
     }
 
-    /// Decides about a request. An approval opens what its rule gives, until its end.
+    /// Decides about a request. An approval opens what its rule gives, until its end; withdrawn, that is closed and cut at once.
     ///
     /// # Errors
-    /// [`CoreError::NotFound`]; [`CoreError::NotPermitted`] if it is one's own, was decided already, or somebody else has to decide.
+    /// [`CoreError::NotFound`]; [`CoreError::NotPermitted`] if it is one's own, was decided already (or not, to be withdrawn), or
+    /// somebody else has to decide; [`CoreError::Expired`].
     pub fn decide_request(
         &mut self,
         id: RequestId,
@@ -159,8 +166,15 @@ impl Core {
             // In the words for one that does not exist: whose requests there are is not everybody's to know.
             return Err(missing());
         }
-        let AccessRequestState::Waiting { until } = record.state else {
-            return Err(CoreError::NotPermitted("somebody has decided about it already".into()));
+        let until = match (&record.state, decision) {
+            (AccessRequestState::Waiting { until }, Decision::Approve | Decision::Refuse)
+            | (AccessRequestState::Approved { until, .. }, Decision::Withdraw) => *until,
+            (AccessRequestState::Waiting { .. } | AccessRequestState::Refused { .. }, Decision::Withdraw) => {
+                return Err(CoreError::NotPermitted("it was not given: there is nothing to withdraw".into()));
+            }
+            (AccessRequestState::Approved { .. } | AccessRequestState::Refused { .. }, _) => {
+                return Err(CoreError::NotPermitted("somebody has decided about it already".into()));
+            }
         };
         if until <= now.wall {
             return Err(CoreError::Expired);
@@ -177,6 +191,9 @@ impl Core {
                 AccessRequestState::Approved { by: by.clone(), reason: reason.clone(), at, until }
             }
             Decision::Refuse => AccessRequestState::Refused { by: by.clone(), reason: reason.clone(), at },
+            Decision::Withdraw => {
+                AccessRequestState::Refused { by: by.clone(), reason: format!("withdrawn: {reason}"), at }
+            }
         };
         let until = match record.state {
             AccessRequestState::Approved { until, .. } => Some(until),
@@ -196,8 +213,9 @@ impl Core {
         let device = record.device;
         self.registry.put_request(record.clone(), &mut self.out);
         self.tell_requests(device);
-        if until.is_some() {
-            self.decide(device, Extend::No, now);
+        match decision {
+            Decision::Approve | Decision::Withdraw => self.decide(device, Extend::No, now),
+            Decision::Refuse => {}
         }
         self.flush(now);
         Ok(self.request_view(&record))
@@ -218,14 +236,17 @@ impl Core {
         hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)
     }
 
-    /// Lists the requests about which a person may decide, the oldest first.
+    /// Lists the requests about which a person may decide, and those given that they may withdraw, the oldest first.
     pub fn requests_for(&self, who: &Person, now: Now) -> Vec<RequestView> {
-        let waits = |request: &&RequestRecord| {
-            matches!(request.state, AccessRequestState::Waiting { until } if until > now.wall)
-                && self.is_approver(who, request, now)
+        let stands = |request: &&RequestRecord| {
+            let until = match request.state {
+                AccessRequestState::Waiting { until } | AccessRequestState::Approved { until, .. } => until,
+                AccessRequestState::Refused { .. } => return false,
+            };
+            until > now.wall && self.is_approver(who, request, now)
         };
         let mut views: Vec<RequestView> =
-            self.registry.requests().filter(waits).map(|request| self.request_view(request)).collect();
+            self.registry.requests().filter(stands).map(|request| self.request_view(request)).collect();
         views.sort_by_key(|view| view.record.asked);
         views
     }

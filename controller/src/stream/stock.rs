@@ -52,6 +52,12 @@ impl Core {
                 "no rule lets you use a stock WireGuard client now: `stock_clients = true` on a rule would",
             );
         }
+        if let Some(held) = self.own_devices(who).find(|device| {
+            device.kind == DeviceKind::StockClient && self.registry.quarantine_on(device).is_some()
+        }) {
+            let name = &held.name;
+            return refused(&format!("{name} is in quarantine: there is no other configuration until it is released"));
+        }
         if self.stock_devices_of(who) >= MAX_STOCK_CLIENTS {
             return refused("you have as many WireGuard configurations as a person may have: remove one first");
         }

@@ -2,7 +2,7 @@
 
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
-use postern_common::{diagnostics::HumanDuration, id::RequestId};
+use postern_common::{diagnostics::HumanDuration, id::RequestId, protocol::AccessRequestState};
 use serde::Deserialize;
 
 use super::{
@@ -34,6 +34,7 @@ async fn page(person: &Person, alert: Option<&str>) -> Result<Markup, Fault> {
         "Requests",
         html! {
             h1 { "Requests for you to decide" }
+            p.lead { "What waits for an answer, and what was given and can be taken back." }
             @if let Some(text) = alert { (layout::alert(text)) }
             @if waiting.is_empty() {
                 p.empty { "Nobody waits for you. People ask with " code { "postern request" } " on their machine." }
@@ -47,12 +48,19 @@ async fn page(person: &Person, alert: Option<&str>) -> Result<Markup, Fault> {
 fn card(person: &Person, view: &RequestView) -> Markup {
     let record = &view.record;
     let label = format!("reason-{}", record.id);
+    let given = match &record.state {
+        AccessRequestState::Approved { by, until, .. } => Some((by, *until)),
+        AccessRequestState::Waiting { .. } | AccessRequestState::Refused { .. } => None,
+    };
     html! {
         li.card {
             h3 { (view.subject_name) " asks for " (record.resource) }
             p { "On " strong { (view.machine) } ", for " strong { (HumanDuration::rounded(record.length())) }
                 ", asked " (words::ago(record.asked, person.visit.now)) }
             p { "Reason: " (record.reason) }
+            @if let Some((by, until)) = given {
+                p { span.tag.good { "approved" } " by " (by) ", ends " (words::until(until, person.visit.now)) }
+            }
             p.hint { "Rule: " (record.rule) }
             form method="post" action="/requests/decide" {
                 (layout::token(&person.form_token()))
@@ -60,8 +68,12 @@ fn card(person: &Person, view: &RequestView) -> Markup {
                 label for=(label) { "Why do you decide so? It is recorded, and told to who asks." }
                 input #(label) name="reason" required maxlength="500" autocomplete="off";
                 div.actions {
-                    button.small name="decision" value="approve" { "Approve" }
-                    button.danger.small name="decision" value="refuse" { "Refuse" }
+                    @if given.is_some() {
+                        button.danger.small name="decision" value="withdraw" { "Take it back now" }
+                    } @else {
+                        button.small name="decision" value="approve" { "Approve" }
+                        button.danger.small name="decision" value="refuse" { "Refuse" }
+                    }
                 }
             }
         }
@@ -74,6 +86,7 @@ pub(super) async fn decide(posted: Posted<Decided>) -> Result<Response, Fault> {
     let decision = match posted.fields.decision.as_str() {
         "approve" => Decision::Approve,
         "refuse" => Decision::Refuse,
+        "withdraw" => Decision::Withdraw,
         _ => return Err(Fault::BadForm),
     };
     let decided = person.visit.pages.web.doors.decide_request(request, decision, posted.fields.reason, &person.who);

@@ -108,6 +108,7 @@ pub(super) async fn by_passkey(Path(secret): Path<String>, posted: Posted<Answer
     let Posted { visit, fields } = posted;
     let person = visit.signed_in(Next::StepUp(link))?;
     let page = look_up(&person, &token).await?;
+    local_account(&person).await?.ok_or(Fault::NotFound)?;
     let account = passkey::answered(&person.visit, &person.cookie, &fields.credential).await?;
     let proof = person.visit.pages.web.accounts.prove_passkey(&account, person.visit.address, person.visit.now).await;
     let proof = proof.map_err(|_| Fault::StartOver)?;
@@ -116,7 +117,8 @@ pub(super) async fn by_passkey(Path(secret): Path<String>, posted: Posted<Answer
 
 async fn local_account(person: &Person) -> Result<Option<Account>, Fault> {
     let accounts = &person.visit.pages.web.accounts;
-    if person.who.issuer() != accounts.issuer() {
+    let is_off = person.visit.pages.web.ways.local == super::LocalAccounts::Off;
+    if is_off || person.who.issuer() != accounts.issuer() {
         return Ok(None);
     }
     Ok(accounts.find_by_id(person.who.subject()).await?)

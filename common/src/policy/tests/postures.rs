@@ -87,6 +87,15 @@ fn an_exception_opens_for_its_device_until_it_ends_and_is_told() {
         let expected: &[&str] = if opens { &["wiki-1 tcp/443 until 2026-11-30T00:00:00Z"] } else { &[] };
         assert_eq!(given(&policy(&document), &silent()), expected, "{of}");
     }
+    // Any machine may take a free name when it joins.
+    let squatter = RequestContext { machine_approved: false, ..silent() };
+    let by_name = exception("device = \"alice-laptop\"", "");
+    assert_eq!(given(&policy(&by_name), &squatter), [""; 0]);
+    let told = why(&by_name, &squatter);
+    let hint = "postern-controller approve alice-laptop --name";
+    assert!(format!("{told:?}").contains(hint), "{told:?}");
+    let by_id = exception(&format!("device = \"{}\"", device(9)), "");
+    assert_eq!(given(&policy(&by_id), &squatter).len(), 1, "an identifier is nobody else's");
     let listed: Vec<String> = policy(&exception("from = [\"group:staff\"]", "")).posture_exceptions().collect();
     let line = "group:staff: excepted from posture \"managed\" until 2026-11-30T00:00:00Z by it: new disk is ordered";
     assert_eq!(listed, [line], "plans say it");

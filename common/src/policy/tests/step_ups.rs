@@ -117,6 +117,13 @@ fn a_deny_that_proof_would_lift_is_part_of_the_demand_and_a_firm_one_offers_noth
         would_open(&policy(&format!("{PROOF}{lifted}")), &erin),
         ["wiki on wiki-1 tcp/443: a sign-in that cannot be phished (a passkey or security key)"]
     );
+    let elsewhere = lifted.replace("to = [\"wiki\"]", "to = [\"payroll\"]").replace("careful", "elsewhere");
+    let mut fred = person("fred", &["engineers"], MONDAY);
+    assurance(&mut fred).auth_time = Some(at("2026-11-23T06:00:00Z"));
+    let opens = would_open(&policy(&format!("{PROOF}{elsewhere}")), &fred);
+    let alone = would_open(&policy(PROOF), &fred);
+    assert!(alone.len() == 1 && alone[0].starts_with("git on git-1"), "{alone:?}");
+    assert_eq!(opens, alone, "what a deny asks for other ports is not asked here, and not told");
     let firm = lifted.replace("unless = { phishing_resistant = true }", "");
     assert_eq!(would_open(&policy(&format!("{PROOF}{firm}")), &erin), [""; 0]);
 }

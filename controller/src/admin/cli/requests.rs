@@ -13,9 +13,10 @@ use crate::{
         request::Request,
     },
     serve::clock,
+    stream::Decision,
 };
 
-/// Requests for access for a time: list, approve, refuse.
+/// Requests for access for a time: list, approve, refuse, withdraw.
 ///
 /// Approvers whom the policy names decide on the pages; an administrator of the controller's host can decide here, and is
 /// recorded as that.
@@ -45,22 +46,33 @@ pub(super) enum Requests {
         #[arg(long)]
         reason: String,
     },
+    /// Take back what was given: it closes, and its connections are cut.
+    #[command(after_help = "Example:\n  postern-controller request withdraw req_4k2m --reason \"the incident is over\"")]
+    Withdraw {
+        /// The request, or the beginning of its identifier.
+        request: String,
+        /// Why; recorded, and told to who asked.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 impl Requests {
     pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
-        let (request, approve, reason) = match self {
+        let (request, decision, reason) = match self {
             Self::List => return desk.ask_and(&Request::RequestList, list),
-            Self::Approve { request, reason } => (request, true, reason),
-            Self::Refuse { request, reason } => (request, false, reason),
+            Self::Approve { request, reason } => (request, Decision::Approve, reason),
+            Self::Refuse { request, reason } => (request, Decision::Refuse, reason),
+            Self::Withdraw { request, reason } => (request, Decision::Withdraw, reason),
         };
-        desk.ask_and(&Request::RequestDecide { request, approve, reason }, |view| {
+        desk.ask_and(&Request::RequestDecide { request, decision, reason }, |view| {
             let record = &view["record"];
             let (who, machine, what) = (text(&view["subject_name"]), text(&view["machine"]), text(&record["resource"]));
             let end = time(&record["state"]["until"]).map(|until| print::clock_time(until, clock::now().wall));
-            print::done(&match end {
-                Some(until) => format!("{who} on {machine} may use {what} until {until}"),
-                None => format!("{what} is refused to {who} on {machine}"),
+            print::done(&match (end, decision) {
+                (Some(until), _) => format!("{who} on {machine} may use {what} until {until}"),
+                (None, Decision::Withdraw) => format!("{what} is taken back from {who} on {machine}"),
+                (None, Decision::Approve | Decision::Refuse) => format!("{what} is refused to {who} on {machine}"),
             });
         })
     }

@@ -47,7 +47,27 @@ pub async fn oldest(pool: &SqlitePool) -> Result<Vec<Spooled>, sqlx::Error> {
     Ok(spooled)
 }
 
-/// Forgets a delivered alert.
+/// Forgets a delivered alert, and remembers that it was the last.
+///
+/// # Errors
+/// What the database says.
+pub async fn delivered(pool: &SqlitePool, sequence: i64) -> Result<(), sqlx::Error> {
+    let mut both = pool.begin().await?;
+    let remember = "INSERT INTO alert_delivered (id, seq) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET seq = excluded.seq";
+    sqlx::query(remember).bind(sequence).execute(&mut *both).await?;
+    sqlx::query("DELETE FROM alerts WHERE seq = ?").bind(sequence).execute(&mut *both).await?;
+    both.commit().await
+}
+
+/// Returns the number of the alert that was delivered last.
+///
+/// # Errors
+/// What the database says.
+pub async fn last_delivered(pool: &SqlitePool) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar("SELECT seq FROM alert_delivered WHERE id = 1").fetch_optional(pool).await
+}
+
+/// Forgets an alert that nobody takes.
 ///
 /// # Errors
 /// What the database says.

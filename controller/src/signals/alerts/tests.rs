@@ -149,10 +149,33 @@ async fn the_spool_is_bounded_and_the_next_alert_says_how_many_were_dropped() {
     assert_eq!(left, 5, "the oldest five");
     let oldest = spool::oldest(&courier.pool).await.unwrap();
     assert_eq!(oldest[0].alert.text, "alert 6");
-    courier.deliver(&oldest[0]).await.unwrap();
-    let (_, body) = place.receiver.taken.lock().unwrap().last().unwrap().clone();
-    let body: Value = serde_json::from_str(&body).unwrap();
-    assert_eq!(body["dropped_before"], 5, "{body}");
+    drop(courier); // a restart does not forget what was delivered
+    let mut courier = place.courier().await;
+    courier.deliver_all().await.unwrap();
+    let taken = place.receiver.taken.lock().unwrap().clone();
+    let dropped = |index: usize| serde_json::from_str::<Value>(&taken[index].1).unwrap()["dropped_before"].clone();
+    assert_eq!((dropped(0), dropped(1), dropped(2)), (0.into(), 5.into(), 0.into()));
+    assert_eq!(taken.len(), bound + 1);
+}
+
+#[tokio::test]
+async fn an_alert_that_is_refused_for_what_it_is_does_not_hold_back_the_others() {
+    let mut place = Place::new().await;
+    place.raise(0..1).await;
+    let mut courier = place.courier().await;
+    for (status, tries) in [(500, 5), (401, 5), (404, 5), (429, 5), (422, 2)] {
+        place.receiver.answer.store(status, Ordering::SeqCst);
+        for _ in 0..tries {
+            assert!(courier.deliver_all().await.is_err(), "{status}: it waits");
+        }
+    }
+    place.raise(1..2).await;
+    courier.deliver_all().await.unwrap_err(); // the first is given up, the second refused once
+    place.receiver.answer.store(204, Ordering::SeqCst);
+    place.raise(2..3).await;
+    courier.deliver_all().await.unwrap();
+    assert_eq!(place.texts(), ["alert 1", "alert 2"]);
+    assert_eq!(place.log(), 3, "the log has each of them");
 }
 
 #[tokio::test]

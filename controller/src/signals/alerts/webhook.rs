@@ -5,6 +5,11 @@
 //! Postern-Signature: t=1795424400,v1=<hex HMAC-SHA-256(secret, "1795424400." + body)>
 //! {"id":"..","sequence":7,"dropped_before":0,"kind":"quarantine","at":..,"text":"..","device":"dev_.."}
 //! ```
+//!
+//! Whatever may pass (no answer, 5xx, a wrong secret or address) is waited for, and what comes later waits behind it. An alert of which
+//! the receiver says three times that it is wrong in itself (400, 413, 422 and their like) is given up, so that it does not hold back
+//! the others for ever: the log keeps it, and the next one counts it in `dropped_before`. What was delivered last is kept in the
+//! database, so that this count is right over a restart.
 
 use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
 
@@ -29,6 +34,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The first and the longest wait after a failure; each is twice the one before.
 const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 const LEAST_SECRET: usize = 16;
+/// How often an alert is refused for what it is before it is given up.
+const REFUSALS: u32 = 3;
 
 /// Signs a body with its time: the value of the header `Postern-Signature`.
 pub fn signature(secret: &[u8], at: WallTime, body: &str) -> String {
@@ -44,7 +51,8 @@ pub struct Courier {
     settings: AlertSettings,
     secret: Option<Zeroizing<String>>,
     client: reqwest::Client,
-    last: Option<i64>,
+    /// The alert that the receiver refused last for what it is, and how often.
+    refused: (i64, u32),
     /// The newest that is in the log: a repetition to the webhook is not logged again.
     logged: i64,
 }
@@ -86,7 +94,7 @@ impl Courier {
             builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
         }
         let client = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { pool, settings, secret, client, last: None, logged: 0 })
+        Ok(Self { pool, settings, secret, client, refused: (0, 0), logged: 0 })
     }
 
     /// Delivers until `stop` changes.
@@ -126,15 +134,27 @@ impl Courier {
                 return Ok(());
             }
             for spooled in waiting {
-                self.deliver(&spooled).await?;
-                spool::forget(&self.pool, spooled.sequence).await.map_err(database)?;
-                self.last = Some(spooled.sequence);
+                let last = spool::last_delivered(&self.pool).await.map_err(database)?;
+                let dropped = last.map_or(0, |last| (spooled.sequence - last - 1).max(0));
+                match self.deliver(&spooled, dropped).await? {
+                    Answer::Taken => spool::delivered(&self.pool, spooled.sequence).await.map_err(database)?,
+                    Answer::Refused(why) => {
+                        self.refused = match self.refused {
+                            (sequence, times) if sequence == spooled.sequence => (sequence, times + 1),
+                            _ => (spooled.sequence, 1),
+                        };
+                        if self.refused.1 < REFUSALS {
+                            return Err(why);
+                        }
+                        tracing::error!(sequence = spooled.sequence, why, "an alert is given up: it is in the log alone");
+                        spool::forget(&self.pool, spooled.sequence).await.map_err(database)?;
+                    }
+                }
             }
         }
     }
 
-    async fn deliver(&mut self, spooled: &Spooled) -> Result<(), String> {
-        let dropped = self.last.map_or(0, |last| (spooled.sequence - last - 1).max(0));
+    async fn deliver(&mut self, spooled: &Spooled, dropped: i64) -> Result<Answer, String> {
         let mut body = serde_json::to_value(&spooled.alert).expect("an alert has a JSON form");
         body["sequence"] = json!(spooled.sequence);
         body["dropped_before"] = json!(dropped);
@@ -152,7 +172,7 @@ impl Courier {
             }
             self.logged = spooled.sequence;
         }
-        let (Some(url), Some(secret)) = (&self.settings.webhook, &self.secret) else { return Ok(()) };
+        let (Some(url), Some(secret)) = (&self.settings.webhook, &self.secret) else { return Ok(Answer::Taken) };
         let signature = signature(secret.as_bytes(), clock::now().wall, &body);
         let request = self
             .client
@@ -162,11 +182,23 @@ impl Courier {
             .body(body.to_string());
         let answer =
             request.send().await.map_err(|error| format!("the webhook does not answer: {}", error.without_url()))?;
-        match answer.status() {
-            status if status.is_success() => Ok(()),
-            status => Err(format!("the webhook answers {status}")),
+        let status = answer.status();
+        let why = format!("the webhook answers {status}");
+        match status.as_u16() {
+            200..=299 => Ok(Answer::Taken),
+            // What an operator or time can mend: who may, where, how fast.
+            401..=404 | 407 | 408 | 425 | 429 => Err(why),
+            400..=499 => Ok(Answer::Refused(why)),
+            _ => Err(why),
         }
     }
+}
+
+/// What a receiver says of an alert.
+enum Answer {
+    Taken,
+    /// It is wrong in itself: the same words would be refused again.
+    Refused(String),
 }
 
 fn append(path: &Path, line: &str) -> std::io::Result<()> {

@@ -85,6 +85,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             tags: device.tags.clone(),
             posture: None,
             attested: None,
+            machine_approved: true,
             approved: vec![],
             address: None,
             place: Default::default(),

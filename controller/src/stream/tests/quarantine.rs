@@ -160,6 +160,23 @@ fn a_resource_in_quarantine_lets_nobody_in_under_any_name() {
 }
 
 #[test]
+fn a_resource_in_quarantine_stays_shut_when_its_machine_gets_another_name() {
+    let Town { mut world, payroll, alice, .. } = town(75);
+    let target = Quarantined::Resource("payroll-app".parse().expect("a name"));
+    hold(&mut world, target.clone());
+    let (machine, name) = (world.nodes[payroll].id(), "wages".parse().expect("a name"));
+    world.core.rename_device(machine, name, "root", world.now).expect("renamed");
+    let renamed = POLICY.replace("payroll-app", "wages-app").replace("node = \"payroll\"", "node = \"wages\"");
+    world.apply_policy(&renamed);
+    world.run(seconds(2));
+    assert!(!world.lets_in(alice, payroll, "tcp/443"), "the machine is the same");
+    restart(&mut world);
+    assert!(!world.lets_in(alice, payroll, "tcp/443"), "after a restart");
+    release(&mut world, &target);
+    assert!(world.passes(alice, payroll, "tcp/443"), "which shows that the policy would give it");
+}
+
+#[test]
 fn explanations_name_the_quarantine_of_who_asks_and_of_what_is_asked_for() {
     let Town { mut world, payroll, alice, .. } = town(74);
     let held = Quarantined::Device(world.nodes[payroll].id());

@@ -108,6 +108,29 @@ fn an_approval_ends_on_the_nodes_without_the_controller() {
 }
 
 #[test]
+fn an_approval_can_be_withdrawn_by_itself() {
+    let mut place = place(95);
+    let request = place.ask(seconds(600)).expect("taken");
+    let lead = place.lead.clone();
+    let early = place.decide(&request, Decision::Withdraw, &lead);
+    assert!(matches!(early, Err(CoreError::NotPermitted(_))), "it was not given: {early:?}");
+    place.decide(&request, Decision::Approve, &lead).expect("approved");
+    assert!(place.open());
+    let own = person("ann", &["sre", "leads"]);
+    assert!(place.decide(&request, Decision::Withdraw, &own).is_err(), "it is hers");
+    assert!(place.decide(&request, Decision::Refuse, &lead).is_err(), "somebody who is late takes nothing away by mistake");
+    assert!(place.open());
+    assert_eq!(place.world.core.requests_for(&lead, place.world.now).len(), 1, "the page offers it");
+    place.decide(&request, Decision::Withdraw, &lead).expect("withdrawn");
+    assert!(!place.open() && !place.world.lets_in(place.ann, place.db, "tcp/5432"), "closed within a second");
+    let told = &place.world.core.list_requests()[0].record.state;
+    assert!(matches!(told, AccessRequestState::Refused { reason, .. } if reason == "withdrawn: on call"), "{told:?}");
+    assert!(place.world.core.requests_for(&lead, place.world.now).is_empty());
+    place.world.run(seconds(60));
+    assert!(!place.open(), "and no renewal brings it back");
+}
+
+#[test]
 fn nobody_decides_about_their_own_request_nor_without_being_named() {
     let mut place = place(92);
     let request = place.ask(seconds(600)).expect("taken");

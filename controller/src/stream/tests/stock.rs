@@ -10,13 +10,43 @@ use super::{
     world::{World, person},
 };
 use crate::{
-    records::DeviceKind,
+    records::{DeviceKind, Quarantined},
     stream::CoreError,
     web::doors::{Reach, StockRequest},
 };
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
+}
+
+#[test]
+fn a_stock_client_in_quarantine_is_not_left_behind_for_another_one() {
+    let mut world = World::new(13, POLICY);
+    let wiki = world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let alice = person("alice", &["staff"]);
+    let asked = |name: &str, byte| StockRequest {
+        name: name.parse().expect("a name"),
+        public_key: WireGuardPublicKey::from_bytes([byte; 32]),
+    };
+    let phone = world.core.export(&asked("phone", 0x77), &alice, local(), world.now).expect("exported").device;
+    world.pump();
+    world.run(seconds(1));
+    let held = Quarantined::Device(phone);
+    world.core.quarantine(held.clone(), "it scans", "root", world.now).expect("held");
+    world.pump();
+    world.run(seconds(1));
+    assert_eq!(world.nodes[wiki].peers.get(&phone), None);
+    world.core.web_session_ended(alice.web_session, world.now);
+    world.pump();
+    world.restart();
+    world.connect(wiki);
+    world.run(seconds(2));
+    let again = world.core.export(&asked("tablet", 0x78), &alice, local(), world.now);
+    assert!(matches!(&again, Err(CoreError::NotPermitted(why)) if why.contains("quarantine")), "{again:?}");
+    world.core.release(&held, "root", world.now).expect("released");
+    world.pump();
+    assert!(world.core.list_devices().iter().all(|view| view.record.kind == DeviceKind::Agent), "its session is over");
+    world.core.export(&asked("tablet", 0x78), &alice, local(), world.now).expect("exported");
 }
 
 #[test]

@@ -241,14 +241,15 @@ impl FlowTable {
         self.schedule(index.0, deadline);
     }
 
-    /// Returns when [`FlowTable::turn`] should be called next.
+    /// Returns when [`FlowTable::turn`] should be called next: at once, while it has more to look at than one call was allowed.
     pub(crate) fn next_turn(&self) -> Monotonic {
         if self.by_key.is_empty() { Monotonic::NEVER } else { Monotonic::from_nanos((self.turned + 1) * SECOND) }
     }
 
-    /// Turns the wheel to `now` and hands over one flow that has been silent for its idle time; call it until it
-    /// returns `None`.
-    pub(crate) fn turn(&mut self, now: Monotonic) -> Option<FlowIndex> {
+    /// Turns the wheel towards `now` and hands over one flow that has been silent for its idle time; call it until it
+    /// returns `None`. It looks at no more than `looks` flows, which it counts down: packets wait meanwhile, and flows that began
+    /// together are due together.
+    pub(crate) fn turn(&mut self, now: Monotonic, looks: &mut usize) -> Option<FlowIndex> {
         let present = now.as_nanos() / SECOND;
         // After a long sleep almost a whole turn is made up for at once, and the rest with the next seconds.
         self.turned = self.turned.max(present.saturating_sub(WHEEL as u64 - 2));
@@ -256,6 +257,7 @@ impl FlowTable {
             let second = self.turned + 1;
             let mut index = self.wheel[second as usize % WHEEL];
             while index != NONE {
+                *looks = looks.checked_sub(1)?;
                 let next = self.places[index as usize].in_wheel.next;
                 let flow = self.flow(FlowIndex(index));
                 let deadline = flow.last_seen.saturating_add(flow.idle_time());

@@ -108,7 +108,7 @@ fn the_wheel_finds_every_silent_flow_once_and_soon() {
     while table.len() > 0 {
         ms += 500;
         let now = at(ms).monotonic;
-        while let Some(index) = table.turn(now) {
+        while let Some(index) = table.turn(now, &mut usize::MAX.clone()) {
             let last = table.flow(index).last_seen;
             assert!(now.since(last) >= Duration::from_secs(60), "not before its time");
             assert!(now.since(last) <= Duration::from_secs(63), "{:?} late", now.since(last));
@@ -128,9 +128,31 @@ fn after_a_long_sleep_every_silent_flow_is_found() {
         add(&mut table, 1, port, at(u64::from(port) * 300).monotonic);
     }
     for ms in [100_000_000, 100_001_000, 100_002_000] {
-        while let Some(index) = table.turn(at(ms).monotonic) {
+        while let Some(index) = table.turn(at(ms).monotonic, &mut usize::MAX.clone()) {
             table.remove(index);
         }
     }
     assert_eq!(table.len(), 0);
+}
+
+#[test]
+fn flows_that_are_due_together_are_looked_at_in_bounded_parts_and_none_is_missed() {
+    let mut table = FlowTable::new(10_000, 10_000, at(0).monotonic);
+    for port in 0..5_000 {
+        add(&mut table, 1, port, at(u64::from(port % 2) * 40_000).monotonic);
+    }
+    let now = at(64_000).monotonic;
+    let (mut found, mut calls) = (0, 0);
+    while table.next_turn() <= now {
+        let mut looks = 100;
+        while let Some(index) = table.turn(now, &mut looks) {
+            assert_eq!(table.flow(index).last_seen, at(0).monotonic, "the others have time until 100 s");
+            table.remove(index);
+            found += 1;
+        }
+        calls += 1;
+        assert!(calls <= 100, "each call gets on");
+    }
+    assert_eq!((found, table.len()), (2_500, 2_500));
+    assert!(calls >= 25, "a hundred at a time: {calls}");
 }
