@@ -57,7 +57,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         posture: None,
         attested: None,
         machine_approved: true,
-            approved: vec![],
+        approved: vec![],
         address: None,
         place: Default::default(),
         now: WallTime::from_millis(1_795_424_400_000),

@@ -15,8 +15,8 @@ use crate::{
     records::{Quarantined, RevokeTarget, SubjectKind},
     serve::{actor::Stopped, clock, parse_policy},
     stream::{
-        Core, CoreError, Decider, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, StaleKind,
-        StaleView, SubjectUpdate,
+        Core, CoreError, Decider, NewToken, PlanId, PolicyPlan, RevocationId, RevocationProgress, StaleKind, StaleView,
+        SubjectUpdate,
     },
 };
 

@@ -10,7 +10,7 @@ use postern_common::{
 };
 
 use super::permissions::Permissions;
-use crate::records::LeaseRecord;
+use crate::records::{LaterPart, LeaseRecord};
 
 /// How often a lease of a connected device is checked against policy and the clock, in wall time: at every full minute,
 /// because that is how fine `hours` in a policy are.
@@ -35,6 +35,8 @@ pub(crate) struct Terms {
 pub(crate) struct Granted {
     pub(crate) entitlement: Entitlement,
     pub(crate) until: Deadline,
+    /// When its time began.
+    pub(crate) since: WallTime,
     /// Whether a renewal can move the deadline: it was the lease's length that set it, and nothing else.
     pub(crate) renewable: bool,
 }
@@ -70,7 +72,7 @@ pub(crate) fn deadline(wall: WallTime, now: Now) -> Deadline {
     Deadline { monotonic: now.monotonic.saturating_add(wall.since(now.wall)), wall }
 }
 
-/// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from `since`; never after the
+/// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from what `since` says of it; never after the
 /// entitlement's own `valid_until`, never after `session_until`. Without [`Extend::Yes`] what was held keeps the earlier
 /// deadline.
 pub(crate) fn grant(
@@ -79,10 +81,11 @@ pub(crate) fn grant(
     extend: Extend,
     terms: Terms,
     session_until: Option<WallTime>,
-    since: WallTime,
+    since: impl Fn(&Entitlement) -> WallTime,
     now: Now,
 ) -> Vec<Granted> {
     let granted = entitlements.into_iter().map(|entitlement| {
+        let mut since = since(&entitlement);
         let length = entitlement.lease.clamp(terms.min, terms.max);
         let end = since.saturating_add(length);
         let cap = entitlement.valid_until.min(session_until.unwrap_or(WallTime::NEVER));
@@ -96,9 +99,10 @@ pub(crate) fn grant(
             && before.until.monotonic <= until.monotonic
         {
             until = before.until.min(until);
+            since = before.since.min(since);
             renewable = before.until.wall < cap;
         }
-        Granted { entitlement, until, renewable }
+        Granted { entitlement, until, since, renewable }
     });
     granted.filter(|granted| !granted.until.has_passed(now)).collect()
 }
@@ -121,6 +125,17 @@ impl Lease {
             }
         }
         lists.into_iter().map(|(node, list)| (node, list.into())).collect()
+    }
+
+    /// Lists the parts that began after the last renewal, as they are kept on record.
+    pub(crate) fn later_parts(&self) -> Vec<LaterPart> {
+        let later = self.granted.iter().filter(|granted| granted.since > self.record.renewed);
+        let part = |Granted { entitlement, since, .. }: &Granted| LaterPart {
+            rule: entitlement.rule.clone(),
+            resource: entitlement.resource.clone(),
+            since: *since,
+        };
+        later.map(part).collect()
     }
 
     /// Tells whether two thirds of the lease's life are over.

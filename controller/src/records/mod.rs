@@ -33,7 +33,7 @@ pub use break_glass::BreakGlassRecord;
 pub use identity::{Assurance, Person, Proven, SubjectKind, SubjectRecord};
 use ipnet::IpNet;
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     posture::Report,
     time::WallTime,
@@ -193,6 +193,28 @@ pub struct LeaseRecord {
     pub renewed: WallTime,
     /// When it ends unless it is renewed.
     pub until: WallTime,
+    /// Parts that began after that, with a new policy or another signal: each has its time from its own beginning.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub later: Vec<LaterPart>,
+}
+
+impl LeaseRecord {
+    /// Returns since when a part has had its time.
+    pub fn since(&self, rule: &RuleName, resource: &ResourceName) -> WallTime {
+        let later = self.later.iter().find(|part| part.rule == *rule && part.resource == *resource);
+        later.map_or(self.renewed, |part| part.since)
+    }
+}
+
+/// A part of a lease that began after the lease's last renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaterPart {
+    /// The rule that gives it.
+    pub rule: RuleName,
+    /// The resource.
+    pub resource: ResourceName,
+    /// When it began.
+    pub since: WallTime,
 }
 
 /// The SHA-256 of an enrolment token; the token itself is shown once and kept nowhere.

@@ -52,10 +52,11 @@ impl Covered {
 
     /// Tells whether a node carries it.
     pub fn is_on(&self, node: &TargetNode) -> bool {
-        self.devices.contains(&node.device) || self.nodes.iter().any(|named| match named.strip_prefix("tag:") {
-            Some(tag) => Tag::from_str(tag).is_ok_and(|tag| node.tags.contains(&tag)),
-            None => node.name.as_str() == named,
-        })
+        self.devices.contains(&node.device)
+            || self.nodes.iter().any(|named| match named.strip_prefix("tag:") {
+                Some(tag) => Tag::from_str(tag).is_ok_and(|tag| node.tags.contains(&tag)),
+                None => node.name.as_str() == named,
+            })
     }
 }
 

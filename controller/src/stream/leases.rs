@@ -104,7 +104,11 @@ impl Core {
             other => (self.new_lease(&device, other, now), true),
         };
         let extend = if issued { Extend::Yes } else { extend };
-        let since = if away { lease.record.renewed.min(now.wall) } else { now.wall };
+        let record = &lease.record;
+        let since = |part: &Entitlement| match away {
+            true => record.since(&part.rule, &part.resource).min(now.wall),
+            false => now.wall,
+        };
         let mut granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, since, now);
         if away {
             granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
@@ -130,8 +134,9 @@ impl Core {
             }
         }
         let until = lease.deadline.wall;
-        if extend == Extend::Yes || lease.record.until != until {
-            lease.record.until = until;
+        let later = lease.later_parts();
+        if extend == Extend::Yes || lease.record.until != until || lease.record.later != later {
+            (lease.record.until, lease.record.later) = (until, later);
             self.out.store(StoreChange::PutLease(lease.record.clone()));
         }
         self.audit_decision(&device, &lease, issued, changed, extend);
@@ -157,6 +162,7 @@ impl Core {
             issued: now.wall,
             renewed: now.wall,
             until: now.wall,
+            later: vec![],
         };
         let deadline = crate::decision::deadline(now.wall, now);
         Lease {
@@ -396,8 +402,9 @@ impl Core {
             let (entitlements, step_ups) = self.evaluate(&device, now);
             let session_until = self.registry.session_on(id).map(|session| session.expires);
             let Some(mut lease) = self.leases.remove(&id) else { continue };
-            let since = lease.record.renewed.min(now.wall);
-            // Each part ends when it would have ended: the rule's lease, counted from the last renewal.
+            // Each part ends when it would have ended: the rule's lease, counted from its beginning or the last renewal.
+            let record = &lease.record;
+            let since = |part: &Entitlement| record.since(&part.rule, &part.resource).min(now.wall);
             let mut granted = grant(entitlements, &[], Extend::Yes, self.terms(), session_until, since, now);
             granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
             granted.retain(|part| !part.until.has_passed(now));

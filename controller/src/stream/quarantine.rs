@@ -35,7 +35,10 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, Covered, DeviceKind, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget, StoreChange},
+    records::{
+        AuditEvent, Covered, DeviceKind, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget,
+        StoreChange,
+    },
 };
 
 /// The most quarantines at a time: each resource's is looked at in every decision.

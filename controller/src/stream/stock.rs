@@ -52,9 +52,10 @@ impl Core {
                 "no rule lets you use a stock WireGuard client now: `stock_clients = true` on a rule would",
             );
         }
-        if let Some(held) = self.own_devices(who).find(|device| {
-            device.kind == DeviceKind::StockClient && self.registry.quarantine_on(device).is_some()
-        }) {
+        if let Some(held) = self
+            .own_devices(who)
+            .find(|device| device.kind == DeviceKind::StockClient && self.registry.quarantine_on(device).is_some())
+        {
             let name = &held.name;
             return refused(&format!("{name} is in quarantine: there is no other configuration until it is released"));
         }

@@ -147,8 +147,6 @@ pub(crate) struct World {
     /// Who may reach what now, by the oracle.
     pub(crate) current: BTreeSet<Door>,
     ended: HashMap<Door, u64>,
-    /// Since when each machine is connected.
-    connected_since: HashMap<usize, u64>,
     revoked: VecDeque<Revoked>,
     sessions_over: BTreeMap<SessionId, u64>,
     life: u64,
@@ -204,7 +202,6 @@ impl World {
             specs: HashMap::new(),
             current: BTreeSet::new(),
             ended: HashMap::new(),
-            connected_since: HashMap::new(),
             revoked: VecDeque::new(),
             sessions_over: BTreeMap::new(),
             life: 0,

@@ -133,7 +133,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         posture: Some(Report { facts: managed(), observed_at: now }),
         attested: None,
         machine_approved: true,
-            approved: vec![],
+        approved: vec![],
         address: Some("192.0.2.7".parse().expect("an address")),
         place: super::Place::default(),
         now,

@@ -47,7 +47,9 @@ pub(super) enum Requests {
         reason: String,
     },
     /// Take back what was given: it closes, and its connections are cut.
-    #[command(after_help = "Example:\n  postern-controller request withdraw req_4k2m --reason \"the incident is over\"")]
+    #[command(
+        after_help = "Example:\n  postern-controller request withdraw req_4k2m --reason \"the incident is over\""
+    )]
     Withdraw {
         /// The request, or the beginning of its identifier.
         request: String,

@@ -53,7 +53,8 @@ pub async fn oldest(pool: &SqlitePool) -> Result<Vec<Spooled>, sqlx::Error> {
 /// What the database says.
 pub async fn delivered(pool: &SqlitePool, sequence: i64) -> Result<(), sqlx::Error> {
     let mut both = pool.begin().await?;
-    let remember = "INSERT INTO alert_delivered (id, seq) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET seq = excluded.seq";
+    let remember =
+        "INSERT INTO alert_delivered (id, seq) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET seq = excluded.seq";
     sqlx::query(remember).bind(sequence).execute(&mut *both).await?;
     sqlx::query("DELETE FROM alerts WHERE seq = ?").bind(sequence).execute(&mut *both).await?;
     both.commit().await

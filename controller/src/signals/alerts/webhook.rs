@@ -146,7 +146,11 @@ impl Courier {
                         if self.refused.1 < REFUSALS {
                             return Err(why);
                         }
-                        tracing::error!(sequence = spooled.sequence, why, "an alert is given up: it is in the log alone");
+                        tracing::error!(
+                            sequence = spooled.sequence,
+                            why,
+                            "an alert is given up: it is in the log alone"
+                        );
                         spool::forget(&self.pool, spooled.sequence).await.map_err(database)?;
                     }
                 }

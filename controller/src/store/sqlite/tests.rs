@@ -140,6 +140,7 @@ async fn a_change_that_breaks_a_reference_fails_as_a_whole() {
         issued: WallTime::from_millis(1),
         renewed: WallTime::from_millis(1),
         until: WallTime::from_millis(2),
+        later: vec![],
     };
     let batch = [StoreChange::PutSubject(subject(0)), StoreChange::PutLease(lease)];
     assert!(store.commit(&batch, &[]).await.is_err());

@@ -118,7 +118,10 @@ fn an_approval_can_be_withdrawn_by_itself() {
     assert!(place.open());
     let own = person("ann", &["sre", "leads"]);
     assert!(place.decide(&request, Decision::Withdraw, &own).is_err(), "it is hers");
-    assert!(place.decide(&request, Decision::Refuse, &lead).is_err(), "somebody who is late takes nothing away by mistake");
+    assert!(
+        place.decide(&request, Decision::Refuse, &lead).is_err(),
+        "somebody who is late takes nothing away by mistake"
+    );
     assert!(place.open());
     assert_eq!(place.world.core.requests_for(&lead, place.world.now).len(), 1, "the page offers it");
     place.decide(&request, Decision::Withdraw, &lead).expect("withdrawn");

@@ -73,6 +73,28 @@ fn a_destination_that_knows_the_keys_for_the_other_direction_alone_is_not_promis
 }
 
 #[test]
+fn what_a_later_policy_gave_keeps_its_own_time_over_a_restart() {
+    let long = POLICY.replace("lease = \"30s\"", "lease = \"20m\"");
+    let more = format!(
+        "{long}\n[[access]]\nname = \"staff see the database\"\nfrom = [\"group:staff\"]\nto = [\"db\"]\nlease = \"2m\"\n"
+    );
+    let mut world = World::new(10, &long);
+    let db = world.server("db", Some("db"), &[]);
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    world.run(seconds(300));
+    world.apply_policy(&more);
+    world.run(seconds(2));
+    assert!(world.passes(bob, db, "tcp/5432"));
+    world.cut_stream(bob);
+    world.run(seconds(60));
+    world.restart();
+    world.connect(db);
+    world.run_with(seconds(50), |world| assert!(world.lets_in(bob, db, "tcp/5432"), "nothing of it has ended"));
+    world.run(seconds(10));
+    assert!(!world.lets_in(bob, db, "tcp/5432"), "two minutes from its own beginning");
+}
+
+#[test]
 fn with_the_controller_away_leases_run_to_their_end() {
     let (mut world, wiki, bob) = town(2);
     world.restart(); // and nobody finds it

@@ -81,20 +81,11 @@ impl World {
 
     /// Two connected machines with an open door between them share a pair of keys, so that no flow has to stop while
     /// keys are changed.
-    fn check_keys(&mut self) {
-        for i in 0..self.machines.len() {
-            if self.is_connected(i) {
-                self.connected_since.entry(i).or_insert(self.now);
-            } else {
-                self.connected_since.remove(&i);
-            }
-        }
-        // Who was long away comes back with keys of then, and has the present ones a moment later.
-        let settled = |i: usize| self.connected_since.get(&i).is_some_and(|since| self.now - since >= 1_000);
-        for (i, source) in self.machines.iter().enumerate().filter(|(i, _)| settled(*i)) {
+    fn check_keys(&self) {
+        for (i, source) in self.machines.iter().enumerate().filter(|(i, _)| self.is_connected(*i)) {
             let Some(own) = source.device() else { continue };
             let (_, outbound) = source.open_doors(self.now);
-            for (k, destination) in self.machines.iter().enumerate().filter(|(k, _)| settled(*k)) {
+            for (k, destination) in self.machines.iter().enumerate().filter(|(k, _)| self.is_connected(*k)) {
                 let Some(other) = destination.device() else { continue };
                 let (inbound, _) = destination.open_doors(self.now);
                 if !outbound.iter().any(|door| door.destination == other && inbound.contains(door)) {
