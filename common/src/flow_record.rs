@@ -115,6 +115,8 @@ pub enum FlowEnd {
     Expired,
     /// The permission was taken back, or the peer was removed.
     Revoked,
+    /// The subject used more than a limit of the rule lets it, or its machine scans.
+    Limit,
     /// The device has another subject now.
     SubjectChanged,
     /// The table was full and this was the peer's least recently used flow.

@@ -58,6 +58,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         attested: None,
         machine_approved: true,
         approved: vec![],
+        restraints: vec![],
         address: None,
         place: Default::default(),
         now: WallTime::from_millis(1_795_424_400_000),

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{BootId, DeviceId, LeaseId, MachineName, Nonce, ResourceName, RuleName, SubjectId, Tag},
     key::{ControllerPublicKey, ControllerSigningKey, PresharedKey, Signature, SigningPurpose, WireGuardPublicKey},
+    limit::{Limits, ScanLimit},
     net::{Protocol, Service},
     time::{Deadline, Lifetime, Monotonic, Now, WallTime},
 };
@@ -121,6 +122,9 @@ pub struct OwnGrant<T> {
     /// What stronger or fresher proof of sign-in would open; at most [`MAX_STEP_UPS`]. It opens nothing by itself.
     #[serde(default)]
     pub step_up: Vec<StepUpOffer>,
+    /// How many distinct destinations may be refused to this machine's own programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<ScanLimit>,
 }
 
 /// What the person at a machine in quarantine is told.
@@ -178,6 +182,9 @@ pub struct PeerGrant<T> {
     pub inbound: Vec<Permission<T>>,
     /// What this node may open on the peer.
     pub outbound: Vec<Permission<T>>,
+    /// How many distinct destinations may be refused to the peer here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scan: Option<ScanLimit>,
 }
 
 /// Two WireGuard keys that may make sessions with each other, and the pre-shared key of the pair.
@@ -208,6 +215,9 @@ pub struct Permission<T> {
     pub on_deny: OnDeny,
     /// Whether the rule is enforced or only watched.
     pub mode: Mode,
+    /// How much of it; the destination counts.
+    #[serde(default, skip_serializing_if = "Limits::is_empty")]
+    pub limits: Limits,
 }
 
 /// What a refused packet gets from the destination.
@@ -466,6 +476,7 @@ impl<T> OwnGrant<T> {
             session_until,
             quarantine,
             step_up,
+            scan,
         } = self;
         OwnGrant {
             name,
@@ -479,6 +490,7 @@ impl<T> OwnGrant<T> {
             session_until: session_until.map(map),
             quarantine,
             step_up,
+            scan,
         }
     }
 }
@@ -498,6 +510,7 @@ impl<T> PeerGrant<T> {
             endpoints: self.endpoints,
             inbound: all(self.inbound),
             outbound: all(self.outbound),
+            scan: self.scan,
         }
     }
 }
@@ -505,8 +518,8 @@ impl<T> PeerGrant<T> {
 impl<T> Permission<T> {
     /// Turns every time into another kind of time.
     pub fn map_time<U>(self, map: &impl Fn(T) -> U) -> Permission<U> {
-        let Self { rule, resource, lease, services, until, on_deny, mode } = self;
-        Permission { rule, resource, lease, services, until: map(until), on_deny, mode }
+        let Self { rule, resource, lease, services, until, on_deny, mode, limits } = self;
+        Permission { rule, resource, lease, services, until: map(until), on_deny, mode, limits }
     }
 }
 

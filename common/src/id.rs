@@ -215,6 +215,9 @@ name! {
 pub struct RuleName(std::sync::Arc<str>);
 
 impl RuleName {
+    /// The most characters.
+    pub const MAX_CHARS: usize = 120;
+
     /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -238,10 +241,10 @@ impl FromStr for RuleName {
 
     fn from_str(text: &str) -> Result<Self, IdError> {
         let length = text.chars().count();
-        if (1..=120).contains(&length) && !text.chars().any(char::is_control) {
+        if (1..=Self::MAX_CHARS).contains(&length) && !text.chars().any(char::is_control) {
             Ok(Self(text.into()))
         } else {
-            Err(IdError::Name { name: text.chars().take(80).collect(), max: 120 })
+            Err(IdError::Name { name: text.chars().take(80).collect(), max: Self::MAX_CHARS })
         }
     }
 }

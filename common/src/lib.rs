@@ -20,6 +20,7 @@
 //! | [`time`] | suspend-aware monotonic and wall time as plain numbers, lifetimes |
 //! | [`posture`] | facts about a device and requirements on them |
 //! | [`policy`] | the authored TOML document, its checked model, evaluation and explanation |
+//! | [`limit`] | limits on behaviour and how they are counted |
 //! | [`reason`] | the closed list of reasons for a refusal |
 //! | [`grant`] | what one node is told to enforce: snapshot, delta, signature, verification |
 //! | [`protocol`] | the messages between node and controller |
@@ -33,6 +34,7 @@ pub mod fuzzing;
 pub mod grant;
 pub mod id;
 pub mod key;
+pub mod limit;
 pub mod net;
 pub mod policy;
 pub mod posture;

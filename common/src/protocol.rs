@@ -30,6 +30,7 @@ use crate::{
     grant::{Position, SignedDocument},
     id::{BootId, DeviceId, MachineName, Nonce, RequestId, ResourceName, SessionId},
     key::{ControllerPublicKey, DevicePublicKey, Signature, WireGuardPublicKey},
+    limit::{Scan, Usage},
     net::Service,
     posture::SignedPosture,
     time::WallTime,
@@ -49,6 +50,10 @@ pub const MAX_OWN_REQUESTS: usize = 16;
 pub const MAX_COUNTED_PEERS: usize = 512;
 /// The most groups in one [`FromNode::LiveFlows`]: the largest fit into [`MAX_NODE_MESSAGE_BYTES`].
 pub const MAX_FLOW_GROUPS: usize = 128;
+/// The most usages in one [`FromNode::Behaviour`]: the largest fit into [`MAX_NODE_MESSAGE_BYTES`].
+pub const MAX_USAGES: usize = 64;
+/// The most scans in one [`FromNode::Behaviour`].
+pub const MAX_SCANS: usize = 16;
 /// The most entries of [`ToNode::Posture`]: who mends these sees the rest.
 pub const MAX_UNMET_POSTURES: usize = 32;
 
@@ -116,6 +121,13 @@ pub enum FromNode {
     StepUp {
         /// The resource, as an offer of [`crate::grant::OwnGrant::step_up`] names it.
         resource: ResourceName,
+    },
+    /// What peers, and this machine, did lately: every few seconds if there is anything, and at once when a limit is passed.
+    Behaviour {
+        /// How much of limits was used here; at most [`MAX_USAGES`].
+        usages: Vec<Usage>,
+        /// Who was refused too many destinations; at most [`MAX_SCANS`].
+        scans: Vec<Scan>,
     },
     /// The node has refused many packets within the last minute. Said once in a while, however many there are.
     Refusals {
@@ -457,6 +469,11 @@ pub struct Explanation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        id::{RuleName, SubjectId},
+        limit::Measure,
+        net::{FiveTuple, Protocol},
+    };
 
     #[test]
     fn the_largest_answer_about_flows_fits_into_a_message() {
@@ -471,6 +488,33 @@ mod tests {
         let groups = vec![group; MAX_FLOW_GROUPS];
         let answer = FromNode::LiveFlows { id: u64::MAX, groups, unlisted: u64::MAX };
         let text = serde_json::to_string(&answer).expect("a message has a JSON form");
+        assert!(text.len() <= MAX_NODE_MESSAGE_BYTES, "{} bytes", text.len());
+    }
+
+    #[test]
+    fn the_largest_report_of_behaviour_fits_into_a_message() {
+        let rule: RuleName = "\u{1f512}".repeat(RuleName::MAX_CHARS).parse().expect("a name");
+        let usage = Usage {
+            subject: SubjectId::from_bytes([0xff; 16]),
+            rule: rule.clone(),
+            resource: "r".repeat(ResourceName::MAX).parse().expect("a name"),
+            budget: u64::MAX,
+            measure: Measure::Connections,
+            within_ms: u64::MAX,
+            used: u64::MAX,
+        };
+        let address = "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().expect("an address");
+        let last = FiveTuple {
+            protocol: Protocol::Icmp,
+            source: address,
+            source_port: u16::MAX,
+            destination: address,
+            destination_port: u16::MAX,
+        };
+        let device = Some(DeviceId::from_bytes([0xff; 16]));
+        let scan = Scan { device, rule, budget: u64::MAX, refused: u32::MAX, last };
+        let report = FromNode::Behaviour { usages: vec![usage; MAX_USAGES], scans: vec![scan; MAX_SCANS] };
+        let text = serde_json::to_string(&report).expect("a message has a JSON form");
         assert!(text.len() <= MAX_NODE_MESSAGE_BYTES, "{} bytes", text.len());
     }
 }

@@ -18,6 +18,8 @@ pub enum DenyReason {
     NoRule,
     /// A rule opens it to this subject after stronger or fresher proof of sign-in, and not before.
     StepUp,
+    /// The subject has used more than a limit of the rule lets it, or scans.
+    Limit,
     /// A permission named it, and its deadline has passed.
     Expired,
     /// A permission named it when the flow began; a change at the controller has taken it away.
@@ -40,10 +42,11 @@ pub enum DenyReason {
 
 impl DenyReason {
     /// Every reason, in the order of their declaration: for counters and their labels.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::UnknownPeer,
         Self::NoRule,
         Self::StepUp,
+        Self::Limit,
         Self::Expired,
         Self::Revoked,
         Self::SourceNotOwned,
@@ -61,6 +64,7 @@ impl DenyReason {
             Self::UnknownPeer => "unknown_peer",
             Self::NoRule => "no_rule",
             Self::StepUp => "step_up",
+            Self::Limit => "limit",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::SourceNotOwned => "source_not_owned",
@@ -80,6 +84,7 @@ impl fmt::Display for DenyReason {
             Self::UnknownPeer => "nothing entitles this machine to meet that address",
             Self::NoRule => "no rule names this protocol and port",
             Self::StepUp => "it asks for stronger or fresher proof of sign-in",
+            Self::Limit => "a limit of the rule was passed",
             Self::Expired => "the lease has run out",
             Self::Revoked => "the permission was taken back",
             Self::SourceNotOwned => "the source address belongs to somebody else",

@@ -22,6 +22,7 @@ fn own<T>() -> OwnGrant<T> {
         session_until: None,
         quarantine: None,
         step_up: vec![],
+        scan: None,
     }
 }
 
@@ -43,8 +44,10 @@ fn peer(until: Lifetime) -> PeerGrant<Lifetime> {
             until,
             on_deny: OnDeny::Drop,
             mode: Mode::Enforce,
+            limits: Default::default(),
         }],
         outbound: vec![],
+        scan: None,
     }
 }
 

@@ -252,6 +252,7 @@ impl Policy {
             attested: report(attested),
             machine_approved: true,
             approved: vec![],
+            restraints: vec![],
             address: test.address,
             place: test.place,
             now,

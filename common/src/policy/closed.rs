@@ -53,6 +53,7 @@ mod tests {
             on_deny: OnDeny::Drop,
             mode: Mode::Enforce,
             stock_clients: false,
+            limits: vec![],
             via: String::new(),
         };
         let all = vec![entitlement("db", &["tcp/5432"]), entitlement("everything", &["tcp/*"])];

@@ -84,7 +84,7 @@ impl Lens {
     }
 
     /// Tells whether the proof of sign-in is taken for granted.
-    const fn grants_proof(self) -> bool {
+    pub(super) const fn grants_proof(self) -> bool {
         match self {
             Self::Proven | Self::Anyhow => true,
             Self::Actual | Self::AnyTime => false,

@@ -190,6 +190,10 @@ impl<'a> Evaluation<'a> {
             };
             let Some((until, mode)) = state else { continue };
             for resource in access.to.iter().filter(|resource| wanted(index, **resource)) {
+                let name = &self.model.resources[*resource].name;
+                if access.restrained(self.model, name, self.context, self.lens).is_some() {
+                    continue;
+                }
                 let Some(approved) = self.approved(access, *resource) else { continue };
                 let nodes = nodes_of.entry(*resource).or_insert_with(|| {
                     let mut nodes = self.model.resources[*resource].indexes(self.targets);

@@ -213,6 +213,8 @@ impl Question<'_> {
         let mut because = vec![format!("{} is named by {}", self.context.subject, best.via)];
         because.extend(access.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
         because.extend(access.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
+        let limits = access.limits_at(self.context.now).into_iter();
+        because.extend(limits.map(|limit| format!("at most {limit}; beyond that {}", limit.then)));
         let postures = access.when.map(|when| &self.model.whens[when].posture);
         because.extend(
             postures.into_iter().flatten().filter_map(|index| posture::excepted(self.model, *index, self.context)),
@@ -355,8 +357,10 @@ impl Question<'_> {
         let names: Vec<&ResourceName> = asked.map(|resource| &self.model.resources[resource].name).collect();
         let unapproved = names.iter().all(|name| access.approved(name, self.context).is_none());
         let missing = names.first().filter(|_| unapproved && self.lens != Lens::Anyhow);
-        let count = unmet.len() + usize::from(missing.is_some());
-        let mut told = unmet.into_iter();
+        // What was taken away comes first: that it was is news, and the conditions are known.
+        let held = names.iter().filter_map(|name| access.restrained(self.model, name, self.context, self.lens)).next();
+        let count = unmet.len() + usize::from(missing.is_some()) + usize::from(held.is_some());
+        let mut told = held.into_iter().chain(unmet);
         if let Some(first) = told.next() {
             explanation.reason = format!("{}; rule \"{}\" {}", first.fact, access.name, first.demand);
             explanation.fix = match first.mended_by_step_up {

@@ -5,6 +5,7 @@
 //!                         |-- evaluate: RequestContext + Targets -> entitlements   (the PDP's answer)
 //!                         |-- explain:  the same walk, told in words
 //!                         |-- request:  what may be asked for, and who may approve
+//!                         |-- restraint: what behaviour takes away for a time
 //!                         |-- plan:     two policies, the same subjects -> who gains, who loses
 //!                         `-- tests:    the document's own [[test]] entries
 //! ```
@@ -24,6 +25,7 @@ mod condition;
 mod evaluate;
 mod explain;
 mod hours;
+mod limits;
 mod model;
 mod place;
 mod plan;
@@ -31,6 +33,7 @@ mod posture;
 mod proof;
 mod read;
 mod request;
+mod restraint;
 mod selector;
 mod services;
 mod step_up;
@@ -42,13 +45,15 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 pub use check::{TestFailure, TestOutcome};
 pub use hours::HoursError;
+pub use limits::{LimitResponse, StayLimit};
 pub use model::{NodeSelector, Resource, Sensitivity};
 pub use place::{AutonomousSystem, AutonomousSystemError, Country, CountryError, Place};
 pub use plan::{ChangeKind, Loss, PlanChange};
 pub use posture::PostureDemand;
-pub use proof::{Demand, Phishing};
+pub use proof::{Anew, Demand, Phishing};
 pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
 pub use request::{Approval, Requestable};
+pub use restraint::{Reach, Restraint};
 pub use selector::{Selector, SelectorError};
 pub use step_up::StepUp;
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};
@@ -61,6 +66,7 @@ use crate::{
     diagnostics::{Diagnostic, Diagnostics},
     grant::{Mode, OnDeny},
     id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
+    limit::Limit,
     net::Service,
     time::WallTime,
 };
@@ -94,6 +100,8 @@ pub struct Entitlement {
     pub mode: Mode,
     /// Whether a stock WireGuard client may use it.
     pub stock_clients: bool,
+    /// How much of it, within how long.
+    pub limits: Vec<Limit>,
     /// The selector of the rule's `from` that named the subject: `group:payroll`.
     pub via: String,
 }
@@ -154,6 +162,7 @@ impl Policy {
                 on_deny: resource.on_deny,
                 mode: granted.mode,
                 stock_clients: access.stock_clients,
+                limits: access.limits_at(context.now),
                 via: granted.via.to_string(),
             }
         };

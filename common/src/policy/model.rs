@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     condition::When,
+    limits::{AccessLimit, ResourceSet, SubjectLimit},
     place::Place,
     posture::PostureException,
     proof::Phishing,
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     grant::OnDeny,
     id::{MachineName, ResourceName, RuleName, ServiceName, Tag},
+    limit::Limit,
     net::Service,
     posture::Requirement,
     time::WallTime,
@@ -135,6 +137,20 @@ pub(super) struct Access {
     pub(super) stock_clients: bool,
     /// Set if the rule gives only what was approved.
     pub(super) request: Option<OnRequest>,
+    /// How much of each resource it gives one subject.
+    pub(super) limits: Vec<AccessLimit>,
+}
+
+impl Access {
+    /// Tells whether the rule is only watched.
+    pub(super) fn is_watched(&self, now: WallTime) -> bool {
+        self.monitor_until.is_some_and(|until| until > now)
+    }
+
+    /// Returns what nodes count.
+    pub(super) fn limits_at(&self, now: WallTime) -> Vec<Limit> {
+        self.limits.iter().map(|limit| limit.on_nodes(self.is_watched(now))).collect()
+    }
 }
 
 /// What a deny covers.
@@ -248,6 +264,8 @@ pub(super) struct Model {
     pub(super) resource_by_name: HashMap<ResourceName, usize>,
     pub(super) access: Vec<Access>,
     pub(super) deny: Vec<Deny>,
+    pub(super) sets: Vec<ResourceSet>,
+    pub(super) limits: Vec<SubjectLimit>,
     pub(super) tests: Vec<TestCase>,
     pub(super) access_index: RuleIndex,
     pub(super) deny_index: RuleIndex,

@@ -58,6 +58,17 @@ pub struct Demand {
     pub phishing: Phishing,
     /// Any of these classes (`acr`); empty if the class does not matter.
     pub acr: Vec<String>,
+    /// A sign-in that came after something happened.
+    pub anew: Option<Anew>,
+}
+
+/// A moment after which a person has to have proven who they are, and why. The later one is the greater.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Anew {
+    /// The moment.
+    pub after: WallTime,
+    /// What happened then, for people.
+    pub reason: String,
 }
 
 impl Demand {
@@ -76,6 +87,7 @@ impl Demand {
             },
             phishing: self.phishing.max(other.phishing),
             acr: if self.acr.is_empty() { other.acr.clone() } else { self.acr },
+            anew: self.anew.max(other.anew.clone()),
         }
     }
 
@@ -89,6 +101,8 @@ impl Demand {
         if !self.acr.is_empty() {
             words.push(format!("a sign-in of class {}", self.acr.join(" or ")));
         }
+        // Every other demand is met by a fresh sign-in alone; this one says why it is asked for.
+        words.extend(self.anew.as_ref().map(|anew| format!("a fresh sign-in ({})", anew.reason)));
         words.join(" and ")
     }
 
@@ -110,6 +124,9 @@ impl Demand {
         }
         if !self.acr.is_empty() {
             state = state.and(State::forever(of_class(assurance, &self.acr)));
+        }
+        if let Some(anew) = &self.anew {
+            state = state.and(State::forever(proven_after(assurance, anew.after, context.now)));
         }
         state
     }
@@ -194,6 +211,15 @@ fn is_listed(assurance: &Assurance, everywhere: &[&str], configured: &[String]) 
 
 fn of_class(assurance: &Assurance, classes: &[String]) -> Truth {
     assurance.acr.as_ref().map_or(Truth::Unknown, |class| Truth::known(classes.contains(class)))
+}
+
+/// Tells whether a sign-in came after a moment. One of the same moment may be what the moment is about.
+fn proven_after(assurance: &Assurance, after: WallTime, now: WallTime) -> Truth {
+    match assurance.auth_time {
+        None => Truth::Unknown,
+        Some(at) if at > now.saturating_add(CLOCK_SKEW) => Truth::Unknown,
+        Some(at) => Truth::known(at > after),
+    }
 }
 
 fn fresh(assurance: &Assurance, within: Duration, now: WallTime) -> State {

@@ -86,11 +86,17 @@ pub(super) fn read(file: &str, text: &str) -> Result<Model, Diagnostics> {
     for (name, value) in reading.named_tables(document.take("resource"), "resource") {
         reading.resource(name, value);
     }
+    for (name, value) in reading.named_tables(document.take("set"), "set") {
+        reading.resource_set(name, value);
+    }
     for value in reading.table_list(document.take("access"), "access") {
         reading.access(value);
     }
     for value in reading.table_list(document.take("deny"), "deny") {
         reading.deny(value);
+    }
+    for value in reading.table_list(document.take("limit"), "limit") {
+        reading.subject_limit(value);
     }
     for value in reading.table_list(document.take("test"), "test") {
         reading.test(value);
@@ -237,7 +243,7 @@ impl<'a> Reading<'a> {
         let monitor_until = self.monitor(&mut table);
         let stock_clients = table.flag("stock_clients", &mut self.diagnostics).unwrap_or(false);
         let request = self.on_request(&mut table);
-        table.refuse("limits", "limits on volume are not enforced: leave them out until they are");
+        let limits = self.access_limits(&mut table, &from, &to);
         table.refuse("unless", "`unless` belongs to [[deny]]; an access holds `when` its conditions are met");
         table.finish(&mut self.diagnostics);
         if let Some(name) = name {
@@ -254,6 +260,7 @@ impl<'a> Reading<'a> {
                 monitor_until,
                 stock_clients,
                 request,
+                limits,
             });
         }
     }
@@ -318,7 +325,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads a rule's name; two rules cannot share one, because records name rules by it.
-    fn rule_name(&mut self, table: &mut TableReader<'_, '_>) -> Option<RuleName> {
+    pub(super) fn rule_name(&mut self, table: &mut TableReader<'_, '_>) -> Option<RuleName> {
         let Some(name) = table.parsed::<RuleName>("name", &mut self.diagnostics) else {
             if !table.has("name") {
                 let help = "add name = \"...\": records and explanations show it";

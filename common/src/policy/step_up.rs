@@ -42,7 +42,7 @@ impl Policy {
     pub fn step_ups(&self, context: &RequestContext, targets: &Targets) -> Vec<StepUp> {
         let model = &*self.model;
         let Subject::User { .. } = context.subject else { return vec![] };
-        if model.whens.iter().all(|when| when.proof.is_nothing()) {
+        if context.restraints.is_empty() && model.whens.iter().all(|when| when.proof.is_nothing()) {
             return vec![];
         }
         let actual = Evaluation::new(model, context, targets, Lens::Actual).granted();
@@ -55,7 +55,9 @@ impl Policy {
         }
         let mut found: Vec<StepUp> = Vec::new();
         for granted in proven.into_iter().filter(|granted| granted.mode == Mode::Enforce) {
-            let demand = demand_of(model, &granted, context, targets);
+            let resource = &model.resources[granted.resource].name;
+            let challenged = model.access[granted.access].challenged(resource, context);
+            let demand = demand_of(model, &granted, context, targets).and(&challenged);
             for node in granted.nodes {
                 let open = open.entry(node).or_default();
                 let services = split(&granted.services, open).1;
@@ -64,7 +66,6 @@ impl Policy {
                 }
                 open.extend(&services);
                 let device = targets.nodes()[node].device;
-                let resource = &model.resources[granted.resource].name;
                 match found.iter_mut().find(|known| known.resource == *resource && known.services == services) {
                     Some(known) => known.nodes.push(device),
                     None => found.push(StepUp {

@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{place::Place, request::Approval};
+use super::{place::Place, request::Approval, restraint::Restraint};
 use crate::{
     id::{DeviceId, MachineName, ServiceName, Tag},
     posture::Report,
@@ -144,6 +144,8 @@ pub struct RequestContext {
     pub machine_approved: bool,
     /// What was approved for this subject on this device.
     pub approved: Vec<Approval>,
+    /// What is taken from this subject for a time, here or everywhere.
+    pub restraints: Vec<Restraint>,
     /// Where that address is.
     pub place: Place,
     /// The time of the decision.

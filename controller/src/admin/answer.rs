@@ -1,5 +1,7 @@
 //! What each request does.
 
+mod restraint;
+
 use std::{collections::BTreeMap, time::Duration};
 
 use postern_common::{policy::Policy, time::WallTime};
@@ -209,6 +211,9 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(Value::Null)
         }
         Request::QuarantineList => ask(office, |core| value(&core.list_quarantines())).await,
+        Request::Restrain { .. } | Request::RestraintRelease { .. } | Request::RestraintList => {
+            restraint::answer(office, by, request).await
+        }
         Request::Stale { for_ms } => {
             let now = clock::now();
             let since =

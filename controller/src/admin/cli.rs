@@ -20,6 +20,7 @@ mod policy;
 mod posture;
 mod quarantine;
 mod requests;
+mod restraint;
 mod revoke;
 mod serve;
 
@@ -95,6 +96,9 @@ enum Command {
     /// Hold something: nothing in and nothing out until it is released.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
+    /// Ask for a fresh sign-in, leave only some resources, end sessions; release.
+    #[command(subcommand)]
+    Restraint(restraint::Restraint),
     /// Open something past the rules, for a short time, loudly.
     #[command(subcommand)]
     BreakGlass(break_glass::BreakGlass),
@@ -210,6 +214,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Lift(command) => command.run(desk),
         Command::Quarantine(command) => command.run(desk),
         Command::Request(command) => command.run(desk),
+        Command::Restraint(command) => command.run(desk),
         Command::BreakGlass(command) => command.run(desk),
         Command::Policy(command) => command.run(desk),
         Command::Explain(command) => command.run(desk),

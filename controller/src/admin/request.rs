@@ -175,6 +175,28 @@ pub enum Request {
     },
     /// Lists what is in quarantine.
     QuarantineList,
+    /// Takes something from somebody until they sign in anew, or until it is released.
+    Restrain {
+        /// What.
+        what: Restrainable,
+        /// Which.
+        name: String,
+        /// The resources that stay; a fresh sign-in is asked for if absent.
+        to: Option<Vec<String>>,
+        /// Whether login sessions end.
+        terminate: bool,
+        /// Why.
+        reason: String,
+    },
+    /// Releases somebody from every restraint.
+    RestraintRelease {
+        /// What.
+        what: Restrainable,
+        /// Which.
+        name: String,
+    },
+    /// Lists what is taken from whom.
+    RestraintList,
     /// Takes what a device-management system says of devices.
     PostureImport {
         /// JSON lines.
@@ -315,6 +337,26 @@ impl Holdable {
             Self::Device => "device",
             Self::Node => "node",
             Self::Resource => "resource",
+        }
+    }
+}
+
+/// From whom a restraint takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Restrainable {
+    /// A person or service: on every machine of theirs.
+    Subject,
+    /// Whoever signs in on a machine.
+    Device,
+}
+
+impl Restrainable {
+    /// Returns the word that people type.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Subject => "subject",
+            Self::Device => "device",
         }
     }
 }

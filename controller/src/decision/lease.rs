@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use postern_common::{
     grant::Permission,
     id::DeviceId,
+    limit::{Limits, ScanLimit},
     policy::{Entitlement, StepUp},
     time::{Deadline, Monotonic, Now, WallTime},
 };
@@ -65,6 +66,10 @@ pub(crate) struct Lease {
     pub(crate) offered: Vec<StepUp>,
     /// The nodes on which it has permissions now, in order.
     pub(crate) destinations: Vec<DeviceId>,
+    /// The number of the subject's budgets, of which nodes count the use.
+    pub(crate) budget: u64,
+    /// From how many refused destinations on its device counts as one that scans.
+    pub(crate) scan: Option<ScanLimit>,
 }
 
 /// Turns a wall time into a deadline on both clocks.
@@ -121,6 +126,10 @@ impl Lease {
                     until: *until,
                     on_deny: entitlement.on_deny,
                     mode: entitlement.mode.clone(),
+                    limits: match &entitlement.limits[..] {
+                        [] => Limits::default(),
+                        each => Limits { budget: self.budget, each: each.to_vec() },
+                    },
                 });
             }
         }

@@ -99,6 +99,7 @@ mod tests {
                 },
                 on_deny: OnDeny::Drop,
                 mode: Mode::Enforce,
+                limits: Default::default(),
             })
             .collect()
     }

@@ -10,7 +10,7 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{BreakGlassRecord, Quarantined};
+use super::{BreakGlassRecord, Quarantined, Restrained, RestraintRecord};
 
 /// Whom or what a revocation cuts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -335,6 +335,22 @@ pub enum AuditEvent {
         /// Whom or what.
         target: Quarantined,
         /// Its name.
+        name: String,
+        /// By which operating system's user.
+        by: String,
+    },
+    /// Something is taken from a subject or device until it proves its sign-in anew, or an administrator releases it.
+    Restrained {
+        /// The name of the subject or device.
+        name: String,
+        /// Whom, what, why, by whom or what.
+        record: RestraintRecord,
+    },
+    /// An administrator released a subject or device from every restraint.
+    RestraintsReleased {
+        /// Whom.
+        whom: Restrained,
+        /// The name of the subject or device.
         name: String,
         /// By which operating system's user.
         by: String,

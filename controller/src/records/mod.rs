@@ -16,6 +16,7 @@ mod break_glass;
 mod identity;
 mod quarantine;
 mod request;
+mod restraint;
 
 use std::{
     collections::BTreeSet,
@@ -40,6 +41,7 @@ use postern_common::{
 };
 pub use quarantine::{Covered, QuarantineRecord, Quarantined};
 pub use request::RequestRecord;
+pub use restraint::{Restrained, RestraintRecord, Takes};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -446,6 +448,8 @@ pub struct Loaded {
     pub event_streams: Vec<StreamRecord>,
     /// Tokens of security events that were taken.
     pub seen_events: Vec<SeenRecord>,
+    /// What is taken from subjects and devices for a time.
+    pub restraints: Vec<RestraintRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -499,6 +503,10 @@ pub enum StoreChange {
     PutBreakGlass(BreakGlassRecord),
     /// Forgets an opening past the rules that is over.
     DeleteBreakGlass(RequestId),
+    /// Writes a restraint, named by [`RestraintRecord::name`].
+    PutRestraint(RestraintRecord),
+    /// Forgets a restraint that was released.
+    DeleteRestraint(RestraintRecord),
     /// Spools an alert.
     PutAlert(Alert),
     /// Writes what is known of a stream of security events, named by its name.

@@ -5,12 +5,14 @@
 //! | [`alerts`] | what a person should look at now: spooled, signed, delivered |
 //! | [`events`] | security events of other systems: CAEP by Shared Signals |
 //! | [`jws`] | signed tokens, taken apart before anybody believes them |
+//! | [`behaviour`] | how much subjects use, summed over nodes; who scans |
 //! | [`place`] | where an outer address is |
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
 //! | [`provider`] | what the identity provider says of people after they signed in |
 //! | `refusals` | refused signals, counted, so that a flood of them does not fill the audit log |
 
 pub mod alerts;
+pub mod behaviour;
 pub mod events;
 pub mod jws;
 pub mod place;

@@ -145,6 +145,7 @@ impl SqliteStore {
             "requests" => "SELECT record FROM requests ORDER BY id",
             "event_streams" => "SELECT record FROM event_streams ORDER BY id",
             "seen_events" => "SELECT record FROM seen_events ORDER BY id",
+            "restraints" => "SELECT record FROM restraints ORDER BY id",
             _ => "SELECT record FROM meta",
         };
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
@@ -214,6 +215,7 @@ impl Store for SqliteStore {
             break_glass: self.all("break_glass").await?,
             event_streams: self.all("event_streams").await?,
             seen_events: self.all("seen_events").await?,
+            restraints: self.all("restraints").await?,
         })
     }
 
@@ -344,6 +346,8 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::PutEventStream(record) => put!("event_streams", record.name, record),
         StoreChange::PutSeenEvent(record) => put!("seen_events", record.token, record),
         StoreChange::DeleteSeenEvent(token) => delete!("seen_events", token),
+        StoreChange::PutRestraint(record) => put!("restraints", record.name(), record),
+        StoreChange::DeleteRestraint(record) => delete!("restraints", record.name()),
         StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)

@@ -65,7 +65,8 @@ impl Core {
         let posture = self.evidence_of(device.id, now);
         let from = self.whence(address);
         let context = context(&self.config.url, device, owner, assurance, posture, from, now.wall);
-        Some(RequestContext { approved: self.registry.approvals(device), ..context })
+        let (approved, restraints) = (self.registry.approvals(device), self.restraints_on(device));
+        Some(RequestContext { approved, restraints, ..context })
     }
 
     pub(super) fn whence(&self, address: Option<IpAddr>) -> Whence {

@@ -9,7 +9,7 @@ use postern_common::{
 
 use super::{core::Core, node::Pace};
 use crate::{
-    records::{Quarantined, StoreChange},
+    records::{DeviceRecord, Quarantined, StoreChange},
     signals::alerts::{About, Alert, AlertKind},
 };
 
@@ -51,8 +51,11 @@ impl Core {
 
     /// Raises an alert if a device speaks from another country or autonomous system than before. Conditions on the place count in any
     /// case: every decision looks where it speaks from now.
-    pub(super) fn moves(&mut self, id: DeviceId, before: Option<IpAddr>, address: IpAddr, now: Now) {
-        let Some(before) = before.filter(|before| *before != address) else { return };
+    ///
+    /// Within one login session a `[[limit]]` of the policy may say what follows; a service has one for ever.
+    pub(super) fn moves(&mut self, device: &DeviceRecord, address: IpAddr, now: Now) {
+        let id = device.id;
+        let Some(before) = device.last_address.filter(|before| *before != address) else { return };
         let (was, is) = (self.atlas.place_of(before), self.atlas.place_of(address));
         if !is.differs_from(&was) {
             return;
@@ -62,6 +65,10 @@ impl Core {
         let machine = self.registry.machine_name(id);
         let text = format!("{machine} of {name} speaks from {address} ({is}), and before from {before} ({was})");
         self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
+        // Who came to another country and signed in there has just proven who they are.
+        if self.registry.session_on(id).is_none_or(|session| session.started < device.last_seen) {
+            self.place_left(id, &was, &is, now);
+        }
     }
 
     /// Takes in how many packets a node has refused within the last minute.

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::speed::SpeedView;
 use crate::records::{
-    AuditEvent, BreakGlassRecord, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RevokeTarget,
-    SessionRecord, StoreChange, SubjectRecord, TokenRecord,
+    AuditEvent, BreakGlassRecord, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RestraintRecord,
+    RevokeTarget, SessionRecord, StoreChange, SubjectRecord, TokenRecord,
 };
 
 /// Names one stream of a node; never used twice in one life of the core.
@@ -240,6 +240,8 @@ pub struct SessionView {
     pub subject_name: String,
     /// On which machine.
     pub machine: Option<MachineName>,
+    /// Since when it has to be proven anew, if it has to be.
+    pub challenged_at: Option<WallTime>,
 }
 
 /// A lease with the names of what it opens.
@@ -290,6 +292,17 @@ pub struct TokenView {
     pub record: TokenRecord,
     /// Its short name.
     pub short: String,
+}
+
+/// A restraint and whom it concerns now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RestraintView {
+    /// The restraint.
+    pub record: RestraintRecord,
+    /// The name of the subject or device.
+    pub name: String,
+    /// The machines on which it takes something away now.
+    pub machines: Vec<MachineName>,
 }
 
 /// A quarantine and whom it concerns now.
@@ -529,6 +542,8 @@ pub struct CoreStatus {
     pub revoked_rules: Vec<RuleName>,
     /// What is in quarantine.
     pub quarantines: Vec<String>,
+    /// From whom something is taken until they sign in anew, or an administrator releases it.
+    pub restrained: Vec<String>,
     /// How fast what is closed is closed.
     pub closing: SpeedView,
     /// What was counted since the core began.
@@ -560,6 +575,8 @@ pub struct Counters {
     pub postures_refused: u64,
     /// Signals of other systems that were refused, or had no effect.
     pub signals_refused: u64,
+    /// Reports of behaviour about somebody who has no such limit there now, or with a budget that is over.
+    pub behaviour_refused: u64,
     /// How often all machines were gone through for those that policy can name.
     pub places_listed: u64,
 }

@@ -171,6 +171,7 @@ impl Core {
                 on_deny: OnDeny::default(),
                 mode: Mode::Enforce,
                 stock_clients: false,
+                limits: vec![],
                 via: "break-glass".into(),
             })
         })

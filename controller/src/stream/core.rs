@@ -36,6 +36,7 @@ use crate::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
     signals::{
+        behaviour,
         events::memory::Streams,
         place::{Atlas, NoMaps},
         posture,
@@ -96,6 +97,9 @@ pub struct Core {
     pub(super) speed: Speed,
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
+    /// How much of limits every node says was used.
+    pub(super) usages: behaviour::Book,
+    pub(super) accusers: behaviour::Accusers,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
@@ -155,6 +159,8 @@ impl Core {
             speed: Speed::default(),
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
+            usages: behaviour::Book::default(),
+            accusers: behaviour::Accusers::default(),
             timers: Timers::default(),
             flush_first: VecDeque::new(),
             flush_then: VecDeque::new(),
@@ -245,6 +251,8 @@ impl Core {
         self.sweep_requests(now.wall);
         self.sweep_break_glass(now.wall);
         self.sweep_events(now);
+        self.usages.sweep(now.monotonic);
+        self.accusers.sweep(now.monotonic);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();
@@ -414,6 +422,7 @@ impl Core {
             session_until: session.map(|session| session.expires),
             quarantine: self.quarantine_notice(device),
             step_up: self.step_up_offers(device.id),
+            scan: self.leases.get(&device.id).and_then(|lease| lease.scan.clone()),
         }
     }
 

@@ -120,7 +120,9 @@ impl Core {
         }
         let owner = self.registry.subject(subject).cloned();
         let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
-        Ok((hypothetical(&self.config.url, &owner, None, None, Whence::default(), now.wall), None))
+        let restraints = self.restraints_of_subject(owner.id);
+        let context = hypothetical(&self.config.url, &owner, None, None, Whence::default(), now.wall);
+        Ok((RequestContext { restraints, ..context }, None))
     }
 
     fn destination(

@@ -105,6 +105,7 @@ impl Core {
             endpoints: device.endpoints.clone(),
             inbound: list(&view.inbound),
             outbound: list(&view.outbound),
+            scan: self.leases.get(&peer).and_then(|lease| lease.scan.clone()),
         };
         Some((grant, view))
     }

@@ -187,6 +187,7 @@ impl Core {
                     false => self.counters.messages_refused += 1,
                 }
             }
+            FromNode::Behaviour { usages, scans } => self.behaviour_told(id, usages, scans, now),
             FromNode::Refusals { refused } => self.refusals_told(id, refused, now),
             FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
                 let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
@@ -302,7 +303,7 @@ impl Core {
         };
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
-        self.moves(id, device.last_address, remote.ip(), now);
+        self.moves(&device, remote.ip(), now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
         self.registry.change_device(id, &mut self.out, |device| {
             device.last_seen = now.wall;

@@ -173,6 +173,8 @@ impl Core {
             step_ups: vec![],
             offered: vec![],
             destinations,
+            budget: 0,
+            scan: None,
         }
     }
 
@@ -212,12 +214,24 @@ impl Core {
     /// Puts a lease in force: changes what its device may open on each node, and says when to look again.
     fn open(&mut self, mut lease: Lease, now: Now) {
         let id = lease.record.device;
+        let scan = self.registry.device(id).cloned().and_then(|device| self.scan_limit_of(&device, now));
+        lease.budget = self.budget_of(lease.record.subject);
         let wanted = lease.by_destination(now);
         let before = std::mem::replace(&mut lease.destinations, wanted.keys().copied().collect());
         let concerned: BTreeSet<DeviceId> = before.into_iter().chain(wanted.keys().copied()).collect();
         for destination in concerned {
             let permissions = wanted.get(&destination).cloned().unwrap_or_else(|| Arc::from([]));
             self.set_edge(id, destination, permissions, now);
+        }
+        if lease.scan != scan {
+            lease.scan = scan;
+            for destination in &lease.destinations {
+                self.mark(*destination, id, Urgency::Opens, Turn::First);
+            }
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.own_dirty = true;
+                self.flush_then.push_back(id);
+            }
         }
         if lease.step_ups != lease.offered {
             lease.offered.clone_from(&lease.step_ups);
@@ -381,6 +395,8 @@ impl Core {
                         step_ups: vec![],
                         offered: vec![],
                         destinations: vec![],
+                        budget: 0,
+                        scan: None,
                     };
                     self.leases.insert(device.id, lease);
                 }

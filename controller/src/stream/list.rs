@@ -81,6 +81,7 @@ impl Core {
             record: session.clone(),
             subject_name: self.registry.subject_name(session.subject),
             machine: self.registry.device(session.device).map(|device| device.name.clone()),
+            challenged_at: self.challenged_since(session.device),
         };
         let mut sessions: Vec<SessionView> = self.registry.sessions().map(view).collect();
         sessions.sort_by_key(|session| (std::cmp::Reverse(session.record.started), session.record.id));
@@ -261,6 +262,7 @@ impl Core {
             pending_joins: self.joins.len(),
             revoked_rules: self.registry.revoked_rules().keys().cloned().collect(),
             quarantines: self.registry.quarantines().map(|held| self.quarantined_name(&held.target)).collect(),
+            restrained: self.restrained_names(),
             closing: self.speed.view(),
             counters: self.counters,
         }

@@ -47,6 +47,8 @@
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
+//! | `behaviour` | limits: what nodes tell, what follows |
+//! | `restraint` | challenge, restrict, terminate: less than quarantine |
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
 //! | `plan` | what another policy would change, and which live flows it would cut |
 //! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
@@ -55,6 +57,7 @@
 mod admin;
 mod alarms;
 mod api;
+mod behaviour;
 mod break_glass;
 mod core;
 mod enrol;
@@ -76,6 +79,7 @@ mod posture;
 mod quarantine;
 mod registry;
 mod requests;
+mod restraint;
 mod revocation;
 mod speed;
 mod stale;
@@ -89,6 +93,7 @@ pub use self::{
     core::{Core, restored},
     events::TakenEvent,
     requests::{Decider, Decision},
+    restraint::SignalResponse,
     speed::{BUCKETS_MS, SpeedView},
 };
 

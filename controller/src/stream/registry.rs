@@ -17,8 +17,8 @@ use postern_common::{
 use super::outbox::Outbox;
 use crate::records::{
     Addresses, BreakGlassRecord, DeviceKind, DeviceRecord, HoldRecord, Loaded, QuarantineRecord, Quarantined,
-    RequestRecord, RevokedRule, SessionEnd, SessionRecord, Standing, StoreChange, SubjectKind, SubjectRecord,
-    TokenHash, TokenRecord,
+    RequestRecord, Restrained, RestraintRecord, RevokedRule, SessionEnd, SessionRecord, Standing, StoreChange,
+    SubjectKind, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
@@ -52,6 +52,7 @@ pub(crate) struct Registry {
     quarantines: BTreeMap<Quarantined, QuarantineRecord>,
     requests: BTreeMap<RequestId, RequestRecord>,
     break_glass: BTreeMap<RequestId, BreakGlassRecord>,
+    restraints: BTreeMap<Restrained, Vec<RestraintRecord>>,
 }
 
 impl Registry {
@@ -86,6 +87,9 @@ impl Registry {
         registry.revoked_rules = loaded.revoked_rules.drain(..).map(|rule| (rule.rule.clone(), rule)).collect();
         registry.quarantines = loaded.quarantines.drain(..).map(|record| (record.target.clone(), record)).collect();
         registry.requests = loaded.requests.drain(..).map(|request| (request.id, request)).collect();
+        for record in loaded.restraints.drain(..) {
+            registry.restraints.entry(record.whom).or_default().push(record);
+        }
         registry.break_glass = loaded.break_glass.drain(..).map(|record| (record.id, record)).collect();
         registry
     }
@@ -201,6 +205,7 @@ impl Registry {
                 self.ended.remove(&(at, session, id));
                 out.store(StoreChange::DeleteSession(session));
             }
+            self.forget_restraints(Restrained::Device(id), out);
             out.store(StoreChange::DeleteDevice(id));
             let hold = HoldRecord { addresses: device.addresses, until: hold_until };
             out.store(StoreChange::PutHold(hold.clone()));
@@ -390,6 +395,38 @@ impl Registry {
 
     pub(crate) fn release(&mut self, target: &Quarantined) -> Option<QuarantineRecord> {
         self.quarantines.remove(target)
+    }
+
+    // --- restraints
+
+    pub(crate) fn restraints(&self) -> impl Iterator<Item = &RestraintRecord> {
+        self.restraints.values().flatten()
+    }
+
+    pub(crate) fn restraints_of(&self, whom: Restrained) -> &[RestraintRecord] {
+        self.restraints.get(&whom).map_or(&[], Vec::as_slice)
+    }
+
+    /// Writes a restraint; an older one that takes the same is replaced.
+    pub(crate) fn put_restraint(&mut self, record: RestraintRecord, out: &mut Outbox) {
+        out.store(StoreChange::PutRestraint(record.clone()));
+        let held = self.restraints.entry(record.whom).or_default();
+        held.retain(|known| known.takes != record.takes);
+        held.push(record);
+    }
+
+    /// Forgets every restraint of a subject or device; returns how many there were.
+    pub(crate) fn forget_restraints(&mut self, whom: Restrained, out: &mut Outbox) -> usize {
+        let held = self.restraints.remove(&whom).unwrap_or_default();
+        let count = held.len();
+        held.into_iter().for_each(|record| out.store(StoreChange::DeleteRestraint(record)));
+        count
+    }
+
+    /// Tells whether a device belongs to a service, which cannot sign in.
+    pub(crate) fn is_of_service(&self, device: DeviceId) -> bool {
+        let owner = self.devices.get(&device).and_then(|device| self.subjects.get(&device.owner));
+        owner.is_some_and(|owner| matches!(owner.kind, SubjectKind::Service { .. }))
     }
 
     // --- openings past the rules

@@ -106,6 +106,8 @@ pub struct Counters {
     pub packets_in: u64,
     /// Their bytes.
     pub bytes_in: u64,
+    /// Machines that were refused more destinations than their limit.
+    pub scans: u64,
     /// Handshake initiations sent.
     pub handshakes_begun: u64,
     /// Sessions confirmed.

@@ -39,5 +39,6 @@ pub use counters::{Counters, Direction, DropReason};
 pub use pipeline::{DataPlane, Intake, Out, Released, Sealing};
 pub use settings::{Ceiling, LocalRefusal, Settings, Ways};
 pub use status::{
-    Applied, FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus, PlaneEvent, WhoIs,
+    Applied, Behaviour, FlowStatus, InboundFlows, LocalExplanation, LocalVerdict, PeerStatus, PermissionStatus,
+    PlaneEvent, WhoIs,
 };

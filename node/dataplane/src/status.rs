@@ -7,6 +7,7 @@ use postern_common::{
     grant::Position,
     id::{DeviceId, Tag},
     key::WireGuardPublicKey,
+    limit::{Limit, Scan, Usage},
     net::{FiveTuple, Service},
     protocol::FlowGroup,
     reason::DenyReason,
@@ -52,6 +53,8 @@ pub enum PlaneEvent {
         /// The peer's key.
         remote: WireGuardPublicKey,
     },
+    /// A limit was passed, or a peer scans, and doors were shut for it: [`crate::DataPlane::take_behaviour`] says which.
+    Shut,
     /// Handshakes with a peer got no answer for the whole attempt time (WireGuard whitepaper §6.4).
     PeerUnreachable {
         /// The peer.
@@ -97,6 +100,15 @@ pub struct InboundFlows {
     pub groups: Vec<FlowGroup>,
     /// How many flows had no room.
     pub unlisted: u64,
+}
+
+/// What peers did lately, for the controller.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Behaviour {
+    /// How much of what is limited was used.
+    pub usages: Vec<Usage>,
+    /// Who was refused too many destinations.
+    pub scans: Vec<Scan>,
 }
 
 /// A peer.
@@ -167,6 +179,8 @@ pub struct LocalExplanation {
     pub named: Vec<PermissionStatus>,
     /// The number of the peer's compiled rules; 0 without a peer.
     pub generation: u64,
+    /// The limit that was passed, if that is why.
+    pub limit: Option<Limit>,
 }
 
 /// A verdict, for people.

@@ -72,6 +72,7 @@ pub(crate) fn permission(rule: &str, services: &[&str], remaining_ms: u64) -> Pe
         until: Lifetime { remaining_ms, not_after: WallTime::from_millis(EPOCH_MS + remaining_ms as i64) },
         on_deny: OnDeny::Drop,
         mode: Mode::Enforce,
+        limits: Default::default(),
     }
 }
 
@@ -88,6 +89,7 @@ pub(crate) fn own(number: u8) -> OwnGrant<Lifetime> {
         session_until: None,
         quarantine: None,
         step_up: vec![],
+        scan: None,
     }
 }
 
@@ -109,6 +111,7 @@ pub(crate) fn peer(
         endpoints: vec![outer(number)],
         inbound,
         outbound,
+        scan: None,
     }
 }
 

@@ -125,6 +125,7 @@ const fn end(why: FlowEnd) -> &'static str {
         FlowEnd::Idle => "idle",
         FlowEnd::Expired => "its lease ran out",
         FlowEnd::Revoked => "revoked",
+        FlowEnd::Limit => "a limit of its rule was passed",
         FlowEnd::SubjectChanged => "another subject uses the device",
         FlowEnd::Evicted => "made room for another",
         FlowEnd::Shutdown => "the node stopped",

@@ -215,6 +215,7 @@ pub(super) fn prepare(directory: &Path, outer: [SocketAddr; 2], rules: usize, pe
             session_until: None,
             quarantine: None,
             step_up: vec![],
+            scan: None,
         };
         let document = GrantDocument {
             version: DOCUMENT_VERSION,
@@ -268,6 +269,7 @@ fn peer(index: usize, keys: KeyPair, endpoints: Vec<SocketAddr>, rules: usize) -
             until: Lifetime { remaining_ms: 0, not_after: postern_common::time::WallTime::from_millis(0) },
             on_deny: OnDeny::Reject,
             mode: Mode::Enforce,
+            limits: Default::default(),
         })
     };
     // Rules that name a few low ports each, then the one that the traffic needs: the evaluator has to look at them all.
@@ -289,5 +291,6 @@ fn peer(index: usize, keys: KeyPair, endpoints: Vec<SocketAddr>, rules: usize) -
         endpoints,
         inbound: permissions.clone(),
         outbound: permissions,
+        scan: None,
     })
 }

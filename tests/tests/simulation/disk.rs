@@ -78,6 +78,8 @@ impl Disk {
             StoreChange::PutBreakGlass(_)
             | StoreChange::DeleteBreakGlass(_)
             | StoreChange::PutAlert(_)
+            | StoreChange::PutRestraint(_)
+            | StoreChange::DeleteRestraint(_)
             | StoreChange::PutRequest(_)
             | StoreChange::DeleteRequest(_) => {
                 return Matters::No;
@@ -110,6 +112,7 @@ impl Disk {
             quarantines: self.quarantines.values().cloned().collect(),
             requests: vec![],
             break_glass: vec![],
+            restraints: vec![],
         }
     }
 }

@@ -70,7 +70,7 @@ fn every_kind_of_mistake_has_its_place_and_its_help() {
         (added("lease = \"10 parsecs\""), ["is not a duration", ":13:9", "such as"]),
         (
             added("limits = { download = \"2GiB/h\" }"),
-            ["`limits` in [[access]] is not supported yet", ":13:1", "not enforced"],
+            ["`limits` of [[access]] has no `on_exceed`", ":13:10", "\"challenge\""],
         ),
         (added("unless = { posture = \"managed\" }"), ["not supported", ":13:1", "belongs to [[deny]]"]),
         (added("when = {}"), ["`when` of [[access]] is empty", ":13:8", "name a condition"]),

@@ -3,6 +3,7 @@
 mod decisions;
 mod documents;
 mod explanations;
+mod limits;
 mod places;
 mod plans;
 mod postures;
@@ -134,6 +135,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         attested: None,
         machine_approved: true,
         approved: vec![],
+        restraints: vec![],
         address: Some("192.0.2.7".parse().expect("an address")),
         place: super::Place::default(),
         now,

@@ -147,6 +147,9 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
         if text(&core["quarantines"]) != "-" {
             println!("! in quarantine: {}", text(&core["quarantines"]));
         }
+        if text(&core["restrained"]) != "-" {
+            println!("! restrained: {} (postern-controller restraint list)", text(&core["restrained"]));
+        }
         let rows = machines::device_rows(&value["nodes"], now);
         if !rows.is_empty() {
             println!();

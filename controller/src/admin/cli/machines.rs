@@ -29,6 +29,15 @@ fn parse_service(text: &str) -> Result<ServiceName, String> {
     name.parse().map_err(|error: postern_common::id::IdError| error.to_string())
 }
 
+/// Says by what a login session was proven, and whether that counts.
+fn proof(view: &Value, now: WallTime) -> String {
+    let methods = text(&view["record"]["assurance"]["amr"]);
+    match time(&view["challenged_at"]) {
+        Some(at) => format!("{methods}, counts no more since {}", print::clock_time(at, now)),
+        None => methods,
+    }
+}
+
 fn when(value: &Value, now: WallTime) -> String {
     time(value).map_or_else(|| "-".into(), |at| print::clock_time(at, now))
 }
@@ -276,7 +285,7 @@ impl Session {
                         text(&record["from"]),
                         when(&record["started"], now),
                         when(&record["expires"], now),
-                        text(&record["assurance"]["amr"]),
+                        proof(view, now),
                     ]
                 });
                 print::table(

@@ -374,7 +374,8 @@ async fn a_provider_that_is_away_refuses_and_one_in_clear_is_not_accepted() {
 /// A provider may take `prompt`, `max_age` and `acr_values` for what they are, hints.
 #[tokio::test]
 async fn what_was_to_be_proven_anew_has_to_say_that_it_was() {
-    let demand = Demand { mfa_within: Some(Duration::from_secs(900)), phishing: Phishing::Resistant, acr: vec![] };
+    let demand =
+        Demand { mfa_within: Some(Duration::from_secs(900)), phishing: Phishing::Resistant, ..Demand::default() };
     let now = || system_clock()().as_millis() / 1_000;
     let walk = async |auth_time: Value| {
         let idp = Idp::start(Sign::Own, move |claims| claims["auth_time"] = auth_time.clone()).await;

@@ -39,6 +39,8 @@ pub enum AlertKind {
     DenyBurst,
     /// A subject moves more than its rule's limit.
     Volume,
+    /// A subject opens more connections than its rule's limit.
+    Rate,
     /// A subject or device speaks from a place never seen.
     NewPlace,
     /// A subject or device is used again that was not for long.

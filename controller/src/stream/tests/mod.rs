@@ -4,6 +4,7 @@
 //! real verifier; the others are claims about them.
 
 mod alarms;
+mod behaviour;
 mod break_glass;
 mod claims;
 mod documents;
@@ -19,6 +20,7 @@ mod property;
 mod quarantine;
 mod requests;
 mod restart;
+mod restraints;
 mod sessions;
 mod speed;
 mod step_up;

@@ -87,6 +87,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             attested: None,
             machine_approved: true,
             approved: vec![],
+            restraints: vec![],
             address: None,
             place: Default::default(),
             now: world.now.wall,

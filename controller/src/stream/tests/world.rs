@@ -94,6 +94,8 @@ impl Store {
             StoreChange::PutEventStream(new) => put(&mut all.event_streams, |old| old.name == new.name, new.clone()),
             StoreChange::PutSeenEvent(new) => put(&mut all.seen_events, |old| old.token == new.token, new.clone()),
             StoreChange::DeleteSeenEvent(token) => all.seen_events.retain(|old| old.token != token),
+            StoreChange::PutRestraint(new) => put(&mut all.restraints, |old| old.name() == new.name(), new.clone()),
+            StoreChange::DeleteRestraint(gone) => all.restraints.retain(|old| old.name() != gone.name()),
             StoreChange::PutRequest(new) => put(&mut all.requests, |old| old.id == new.id, new.clone()),
             StoreChange::DeleteRequest(id) => all.requests.retain(|old| old.id != id),
             StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),

@@ -116,6 +116,7 @@ impl Enforcer {
             Originator::Local => peer.outbound.status(),
             Originator::Peer => peer.inbound.status(),
         };
+        let limit = |peer: &Peer| peer.inbound.shut_by(flow.protocol, flow.destination_port, now);
         LocalExplanation {
             flow,
             originator,
@@ -123,6 +124,7 @@ impl Enforcer {
             verdict,
             named: peer.map(rules).unwrap_or_default(),
             generation: peer.map_or(0, |peer| peer.generation),
+            limit: peer.filter(|_| originator == Originator::Peer).and_then(limit),
         }
     }
 

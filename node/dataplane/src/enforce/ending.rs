@@ -12,6 +12,7 @@ use super::{
     Cut, Enforcer,
     facts::PeerSlot,
     flow::{Flow, TcpState},
+    scans::Attempt,
     table::FlowIndex,
 };
 use crate::counters::Direction;
@@ -136,10 +137,14 @@ impl Enforcer {
         slot: Option<PeerSlot>,
         flow: Option<FiveTuple>,
         reason: DenyReason,
+        attempt: Attempt,
         now: Now,
     ) {
         self.counters.deny(direction, reason);
         let Some(flow) = flow else { return };
+        if attempt == Attempt::Opens {
+            self.note_refusal(direction, slot, &flow, reason, now);
+        }
         let originator = match direction {
             Direction::Outbound => Originator::Local,
             Direction::Inbound => Originator::Peer,

@@ -8,7 +8,7 @@ use postern_common::{
     time::Monotonic,
 };
 
-use super::{facts::FlowKey, rules::PermissionIndex};
+use super::{facts::FlowKey, meters::MeterIndex, rules::PermissionIndex};
 use crate::packet::{
     batch::Lane,
     view::{TcpFlags, TcpView},
@@ -39,6 +39,8 @@ pub(crate) struct Flow {
     /// Rule, resource, lease: for records, also when the permission is gone.
     pub(crate) basis: Arc<PermitRecord>,
     pub(crate) generation: u64,
+    /// Where its bytes are counted.
+    pub(crate) meter: MeterIndex,
     pub(crate) begun: Monotonic,
     pub(crate) last_seen: Monotonic,
     pub(crate) from_originator: Traffic,

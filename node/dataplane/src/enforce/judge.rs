@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use postern_common::{
     flow_record::{FlowEnd, Originator},
     grant::StepUpOffer,
+    limit::Measure,
     net::{FiveTuple, Protocol},
     reason::DenyReason,
     time::Now,
@@ -28,6 +29,7 @@ use super::{
     Enforcer,
     facts::{Act, Facts, PeerSlot},
     flow::{Flow, TcpState, TcpTrack, Traffic},
+    meters::MeterIndex,
     rules::PermissionIndex,
     table::{FlowIndex, Room},
 };
@@ -129,6 +131,7 @@ impl Enforcer {
         let mends = match reason {
             DenyReason::UnknownPeer | DenyReason::NoRule | DenyReason::Expired => true,
             DenyReason::StepUp
+            | DenyReason::Limit
             | DenyReason::Revoked
             | DenyReason::SourceNotOwned
             | DenyReason::Ceiling
@@ -173,6 +176,10 @@ impl Enforcer {
             if permit.sender == flow.originator { &mut flow.from_originator } else { &mut flow.to_originator };
         traffic.packets += packets;
         traffic.bytes += bytes;
+        if flow.meter != MeterIndex::NONE {
+            let measure = if permit.sender == flow.originator { Measure::Upload } else { Measure::Download };
+            self.meters.count(flow.meter, measure, bytes, self.clock.monotonic);
+        }
         if flow.basis.would_deny.is_some() {
             self.counters.would_deny += packets;
         }
@@ -202,6 +209,9 @@ impl Enforcer {
         let Some(peer) = self.peers.get_mut(slot.0 as usize).and_then(Option::as_mut) else {
             return Err(DenyReason::UnknownPeer);
         };
+        if originator == Originator::Peer && peer.refused.shuts() {
+            return Err(DenyReason::Limit);
+        }
         let found = peer.rules(originator).find(protocol, port, now)?;
         match originator {
             Originator::Local => Ok(found),
@@ -222,16 +232,22 @@ impl Enforcer {
         }
         match self.policy(slot, originator, key.protocol, key.service_port(originator), now) {
             Ok(found) if self.still_owned(&key.local, &key.remote, slot) => {
-                let basis = self.peer_mut(slot).rules(originator).basis(found).clone();
+                let rules = self.peer_mut(slot).rules(originator);
+                let (basis, meter) = (rules.basis(found).clone(), rules.meter_of(found));
                 let flow = self.table.flow_mut(index);
                 flow.permission = found;
                 flow.basis = basis;
+                flow.meter = meter;
                 flow.generation = present;
                 Ok(())
             }
             Ok(_) => {
                 self.end_flow(index, FlowEnd::Revoked, now);
                 Err(DenyReason::Revoked)
+            }
+            Err(DenyReason::Limit) => {
+                self.end_flow(index, FlowEnd::Limit, now);
+                Err(DenyReason::Limit)
             }
             Err(DenyReason::Expired) => {
                 self.end_flow(index, FlowEnd::Expired, now);
@@ -310,7 +326,8 @@ impl Enforcer {
         let originator = facts.sender();
         let peer = self.peer_mut(slot);
         let generation = peer.generation;
-        let basis = peer.rules(originator).basis(permission).clone();
+        let rules = peer.rules(originator);
+        let (basis, meter) = (rules.basis(permission).clone(), rules.meter_of(permission));
         let tcp = match &facts.act {
             Act::Segment(segment) => Some(TcpTrack::new(originator, segment)),
             Act::Message | Act::Answer | Act::Error => None,
@@ -321,6 +338,7 @@ impl Enforcer {
             permission,
             basis,
             generation,
+            meter,
             begun: now.monotonic,
             last_seen: now.monotonic,
             from_originator: Traffic::default(),
@@ -330,6 +348,9 @@ impl Enforcer {
             lane: Lane(self.counters.flows_begun as u8),
         };
         self.counters.flows_begun += 1;
+        if meter != MeterIndex::NONE {
+            self.meters.count(meter, Measure::Connections, 1, now.monotonic);
+        }
         self.record_start(&flow, now);
         let index = self.table.insert(flow, now.monotonic);
         self.allow(index, facts, now)

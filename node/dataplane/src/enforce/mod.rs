@@ -35,6 +35,8 @@
 //! | [`ending`] | how flows end: deadlines, silence, cuts |
 //! | [`records`] | flow records, refusals gathered |
 //! | [`reminders`] | what a restarted peer is told of silent connections |
+//! | [`meters`] | how much of a limited permission was used |
+//! | [`scans`] | who is refused many destinations |
 //! | [`answers`] | status, whois, explain |
 
 mod answers;
@@ -42,10 +44,12 @@ mod ending;
 pub(crate) mod facts;
 mod flow;
 mod judge;
+mod meters;
 mod peers;
 mod records;
 mod reminders;
 mod rules;
+mod scans;
 mod table;
 
 #[cfg(test)]
@@ -71,11 +75,13 @@ pub(crate) use self::{
     judge::{Permit, Verdict},
     peers::Upserted,
     reminders::Reminder,
+    scans::Attempt,
 };
-use self::{peers::Peer, records::Records, table::FlowTable};
+use self::{meters::Meters, peers::Peer, records::Records, scans::Scans, table::FlowTable};
 use crate::{
     counters::Counters,
     settings::{Ceiling, Settings},
+    status::Behaviour,
 };
 
 /// A live flow that was ended, for which the local socket has to be told.
@@ -104,6 +110,8 @@ pub(crate) struct Enforcer {
     /// When a permission of a peer expires next.
     expiries: BTreeSet<(Monotonic, PeerSlot)>,
     table: FlowTable,
+    meters: Meters,
+    scans: Scans,
     ceiling: Ceiling,
     records: Records,
     cuts: Vec<Cut>,
@@ -131,6 +139,8 @@ impl Enforcer {
             owners: HashMap::new(),
             expiries: BTreeSet::new(),
             table: FlowTable::new(settings.flow_capacity, settings.flows_per_peer, now.monotonic),
+            meters: Meters::default(),
+            scans: Scans::default(),
             ceiling: Ceiling::default(),
             records: Records::new(settings),
             cuts: Vec::with_capacity(64),
@@ -167,6 +177,31 @@ impl Enforcer {
         if now.wall < self.clock.wall || now.monotonic.since(self.clock.monotonic) >= Duration::from_secs(1) {
             self.watch_clock(now);
         }
+    }
+
+    /// Tells whether [`Enforcer::shut`] has anything to do.
+    pub(crate) fn has_to_shut(&self) -> bool {
+        self.meters.has_passed() || self.scans.has_shut()
+    }
+
+    /// Shuts the permissions whose limits were passed, and out whoever scans; their flows are cut.
+    pub(crate) fn shut(&mut self, now: Now) {
+        for meter in self.meters.take_passed() {
+            let Some(limit) = self.meters.shut_by(meter) else { continue };
+            for slot in self.slots() {
+                if self.peer_mut(slot).inbound.shut(meter, limit) {
+                    self.peer_mut(slot).generation = self.next_generation;
+                    self.next_generation += 1;
+                    self.rejudge_flows(slot, now);
+                }
+            }
+        }
+        self.shut_out_scanners(now);
+    }
+
+    /// Says how much of what is limited was used lately, and who scans.
+    pub(crate) fn take_behaviour(&mut self, now: Now) -> Behaviour {
+        Behaviour { usages: self.meters.usages(now.monotonic), scans: self.scans.take() }
     }
 
     /// Hands over a record.

@@ -9,7 +9,7 @@ use postern_common::{
     time::{Deadline, Monotonic, Now},
 };
 
-use super::{Enforcer, facts::PeerSlot, rules::Rules};
+use super::{Enforcer, facts::PeerSlot, rules::Rules, scans::Refused};
 use crate::settings::Ceiling;
 
 /// A peer, as far as policy is concerned.
@@ -25,6 +25,8 @@ pub(crate) struct Peer {
     pub(crate) outbound: Rules,
     /// When the next of its permissions expires, as it stands in the list of expiries.
     pub(crate) expires: Monotonic,
+    /// What was refused to it here.
+    pub(crate) refused: Refused,
 }
 
 impl Peer {
@@ -59,6 +61,7 @@ impl Enforcer {
     pub(crate) fn set_own(&mut self, own: OwnGrant<Deadline>, now: Now) {
         let subject_changed = self.own.as_ref().is_some_and(|known| known.subject != own.subject);
         let addresses = own.addresses.clone();
+        self.scans.set_own(own.scan.as_ref());
         self.own = Some(own);
         for slot in self.slots() {
             self.end_flows(slot, now, |flow| {
@@ -103,6 +106,7 @@ impl Enforcer {
             return (self.insert_peer(identity, grant, now), Upserted::Compiled);
         };
         let peer = self.peer_mut(slot);
+        peer.refused.set(grant.scan.as_ref());
         let changed = peer.identity.subject != identity.subject
             || peer.addresses != grant.addresses
             || peer.tags != grant.tags
@@ -139,6 +143,7 @@ impl Enforcer {
         self.end_flows(slot, now, |_| Some(FlowEnd::Revoked));
         let peer = self.peers[slot.0 as usize].take()?;
         self.expiries.remove(&(peer.expires, slot));
+        peer.inbound.meters().for_each(|meter| self.meters.let_go(meter, now.monotonic));
         for address in &peer.addresses {
             self.disown(*address, slot);
         }
@@ -193,7 +198,9 @@ impl Enforcer {
             inbound: Rules::default(),
             outbound: Rules::default(),
             expires: Monotonic::NEVER,
+            refused: Refused::default(),
         });
+        self.peer_mut(slot).refused.set(grant.scan.as_ref());
         self.recompile(slot, identity, grant);
         self.schedule_expiry(slot, now);
         slot
@@ -221,8 +228,22 @@ impl Enforcer {
         peer.tags.clone_from(&grant.tags);
         peer.addresses.clone_from(&grant.addresses);
         peer.generation = generation;
-        peer.inbound = Rules::compile(grant.inbound.clone());
+        let before = std::mem::replace(&mut peer.inbound, Rules::compile(grant.inbound.clone()));
         peer.outbound = Rules::compile(grant.outbound.clone());
+        self.hold_meters(slot, &before);
+    }
+
+    /// Gives the peer's permissions their meters, and then takes back those of the permissions before: what stays keeps its counts.
+    fn hold_meters(&mut self, slot: PeerSlot, before: &Rules) {
+        let now = self.clock.monotonic;
+        let Some(peer) = self.peers[slot.0 as usize].as_mut() else { return };
+        let subject = peer.identity.subject;
+        let meters = &mut self.meters;
+        peer.inbound.meter(|permission| {
+            let meter = meters.hold(subject, permission, now);
+            (meter, meters.shut_by(meter))
+        });
+        before.meters().for_each(|meter| meters.let_go(meter, now));
     }
 
     /// Takes an address from a peer, unless another peer owns it by now.

@@ -298,6 +298,7 @@ fn permissions(rules: &[Rule], now: Now) -> Vec<Permission<Deadline>> {
         until: deadline(now, rule.remaining_ms),
         on_deny: OnDeny::Drop,
         mode: if rule.watched { Mode::Monitor { would_deny: "why".into() } } else { Mode::Enforce },
+        limits: Default::default(),
     };
     rules.iter().map(permission).collect()
 }
@@ -319,6 +320,7 @@ fn grant(number: u8, peer: &RefPeer) -> PeerGrant<Deadline> {
         endpoints: vec![],
         inbound: peer.inbound.clone(),
         outbound: peer.outbound.clone(),
+        scan: None,
     }
 }
 
@@ -344,6 +346,7 @@ impl Both {
             session_until: None,
             quarantine: None,
             step_up: vec![],
+            scan: None,
         };
         fast.set_own(own, now);
         Self { fast, slow: Reference::default(), now }

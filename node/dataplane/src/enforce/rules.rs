@@ -19,11 +19,13 @@ use std::{collections::BinaryHeap, sync::Arc};
 use postern_common::{
     flow_record::PermitRecord,
     grant::{Mode, OnDeny, Permission},
+    limit::Limit,
     net::Protocol,
     reason::DenyReason,
     time::{Deadline, Now},
 };
 
+use super::meters::MeterIndex;
 use crate::status::PermissionStatus;
 
 /// The place of a permission in its list; it means something only together with a peer, a direction and a generation.
@@ -37,12 +39,16 @@ pub(crate) struct Rules {
     named: PortIndex,
     live: PortIndex,
     live_is_current: bool,
+    /// Whether a permission is shut because a limit was passed.
+    has_shut: bool,
 }
 
 #[derive(Debug)]
 struct Compiled {
     permission: Permission<Deadline>,
     basis: Arc<PermitRecord>,
+    meter: MeterIndex,
+    shut: Option<Limit>,
 }
 
 impl Rules {
@@ -50,7 +56,7 @@ impl Rules {
     pub(crate) fn compile(permissions: Vec<Permission<Deadline>>) -> Self {
         let permissions: Vec<_> = permissions.into_iter().map(Compiled::new).collect();
         let named = PortIndex::lay_out(&permissions, |_, index| Some(Rank { preference: (0, 0), index }));
-        Self { permissions, named, live: PortIndex::default(), live_is_current: false }
+        Self { permissions, named, live: PortIndex::default(), live_is_current: false, has_shut: false }
     }
 
     /// Tells whether `permissions` has the content that was compiled, in the same order, whatever the deadlines.
@@ -99,12 +105,52 @@ impl Rules {
                 None => break,
             }
         }
-        Err(DenyReason::Expired)
+        Err(if self.shut_by(protocol, port, now).is_some() { DenyReason::Limit } else { DenyReason::Expired })
+    }
+
+    /// Returns the limit that shuts what would else be open.
+    pub(crate) fn shut_by(&self, protocol: Protocol, port: u16, now: Now) -> Option<Limit> {
+        if !self.has_shut {
+            return None;
+        }
+        let covers = |p: &Permission<Deadline>| p.services.iter().any(|service| service.contains(protocol, port));
+        let open = |p: &Permission<Deadline>| !p.until.has_passed(now) && covers(p);
+        self.permissions.iter().filter(|compiled| open(&compiled.permission)).find_map(|compiled| compiled.shut)
+    }
+
+    /// Gives every limited permission its meter; `hold` finds it, and says whether a limit of it was passed before.
+    pub(crate) fn meter(&mut self, mut hold: impl FnMut(&Permission<Deadline>) -> (MeterIndex, Option<Limit>)) {
+        for compiled in &mut self.permissions {
+            (compiled.meter, compiled.shut) = hold(&compiled.permission);
+            self.has_shut |= compiled.shut.is_some();
+        }
+        self.live_is_current = false;
+    }
+
+    /// Lists the meters that are held.
+    pub(crate) fn meters(&self) -> impl Iterator<Item = MeterIndex> + '_ {
+        self.permissions.iter().map(|compiled| compiled.meter).filter(|meter| *meter != MeterIndex::NONE)
+    }
+
+    /// Returns a permission's meter.
+    pub(crate) fn meter_of(&self, index: PermissionIndex) -> MeterIndex {
+        self.permissions[index.0 as usize].meter
+    }
+
+    /// Shuts the permissions of a meter; tells whether there is one that was open.
+    pub(crate) fn shut(&mut self, meter: MeterIndex, limit: Limit) -> bool {
+        let mut any = false;
+        for compiled in self.permissions.iter_mut().filter(|compiled| compiled.meter == meter) {
+            any |= compiled.shut.replace(limit).is_none();
+        }
+        self.has_shut |= any;
+        self.live_is_current &= !any;
+        any
     }
 
     fn lay_out_live(&mut self, now: Now) {
-        self.live = PortIndex::lay_out(&self.permissions, |Compiled { permission, .. }, index| {
-            if permission.until.has_passed(now) {
+        self.live = PortIndex::lay_out(&self.permissions, |Compiled { permission, shut, .. }, index| {
+            if permission.until.has_passed(now) || shut.is_some() {
                 return None;
             }
             let remaining = u64::try_from(permission.until.remaining(now).as_nanos()).unwrap_or(u64::MAX);
@@ -152,17 +198,19 @@ impl Compiled {
             Mode::Monitor { would_deny } => Some(would_deny.clone()),
         };
         let (rule, resource, lease) = (permission.rule.clone(), permission.resource.clone(), permission.lease);
-        Self { permission, basis: Arc::new(PermitRecord { rule, resource, lease, would_deny }) }
+        let basis = Arc::new(PermitRecord { rule, resource, lease, would_deny });
+        Self { permission, basis, meter: MeterIndex::NONE, shut: None }
     }
 
     fn has_content_of(&self, offered: &Permission<Deadline>) -> bool {
-        let Permission { rule, resource, lease, services, until: _, on_deny, mode } = &self.permission;
+        let Permission { rule, resource, lease, services, until: _, on_deny, mode, limits } = &self.permission;
         *rule == offered.rule
             && *resource == offered.resource
             && *lease == offered.lease
             && *services == offered.services
             && *on_deny == offered.on_deny
             && *mode == offered.mode
+            && *limits == offered.limits
     }
 }
 
@@ -280,6 +328,7 @@ mod tests {
             until: Deadline { monotonic: Monotonic::from_millis(seconds * 1_000), wall: WallTime::NEVER },
             on_deny: OnDeny::Drop,
             mode,
+            limits: Default::default(),
         }
     }
 

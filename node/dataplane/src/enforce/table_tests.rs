@@ -39,6 +39,7 @@ fn flow(peer: u32, port: u16, now: Monotonic) -> Flow {
             would_deny: None,
         }),
         generation: 1,
+        meter: crate::enforce::meters::MeterIndex::NONE,
         begun: now,
         last_seen: now,
         from_originator: Traffic::default(),

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     counters::{Direction, DropReason},
-    enforce::{Facts, PeerSlot, Permit, Verdict},
+    enforce::{Attempt, Facts, PeerSlot, Permit, Verdict},
     packet::{
         batch::TunBatch,
         replies::{Reply, reject},
@@ -28,7 +28,7 @@ use crate::{
 #[expect(clippy::large_enum_variant, reason = "it lives within one call; a box would be an allocation per refusal")]
 enum Outcome {
     Deliver { permit: Permit, length: usize, layout: Layout },
-    Refuse { peer: PeerSlot, flow: Option<FiveTuple>, reason: DenyReason, answer: Option<Reply> },
+    Refuse { peer: PeerSlot, flow: Option<FiveTuple>, reason: DenyReason, attempt: Attempt, answer: Option<Reply> },
 }
 
 impl<W: Tunnels> DataPlane<W> {
@@ -109,10 +109,11 @@ impl<W: Tunnels> DataPlane<W> {
             Ok(packet) => self.judge_inbound(&packet, now),
             Err(Suspect::Unparsable(error)) => {
                 self.enforcer.counters.parse_error(error);
-                Outcome::Refuse { peer: opened.peer(), flow: None, reason: error.deny_reason(), answer: None }
+                let (peer, reason) = (opened.peer(), error.deny_reason());
+                Outcome::Refuse { peer, flow: None, reason, attempt: Attempt::Other, answer: None }
             }
             Err(Suspect::Misaddressed(flow, reason)) => {
-                Outcome::Refuse { peer: opened.peer(), flow, reason, answer: None }
+                Outcome::Refuse { peer: opened.peer(), flow, reason, attempt: Attempt::Other, answer: None }
             }
         };
         match outcome {
@@ -122,8 +123,8 @@ impl<W: Tunnels> DataPlane<W> {
                 self.enforcer.counters.packets_in += 1;
                 self.enforcer.counters.bytes_in += length as u64;
             }
-            Outcome::Refuse { peer, flow, reason, answer } => {
-                self.enforcer.refuse(Direction::Inbound, Some(peer), flow, reason, now);
+            Outcome::Refuse { peer, flow, reason, attempt, answer } => {
+                self.enforcer.refuse(Direction::Inbound, Some(peer), flow, reason, attempt, now);
                 if let Some(answer) = answer {
                     self.answer_peer(peer, answer.as_bytes(), now, out);
                 }
@@ -138,7 +139,8 @@ impl<W: Tunnels> DataPlane<W> {
             Verdict::Deny(reason) => {
                 let answers = reason != DenyReason::Settling && self.enforcer.answers_refusals(packet.peer(), now);
                 let answer = if answers { reject(view) } else { None };
-                Outcome::Refuse { peer: packet.peer(), flow: view.five_tuple(), reason, answer }
+                let (flow, attempt) = (view.five_tuple(), Attempt::of(view));
+                Outcome::Refuse { peer: packet.peer(), flow, reason, attempt, answer }
             }
         }
     }

@@ -33,6 +33,8 @@ mod arrival_tests;
 #[cfg(test)]
 mod lane_tests;
 #[cfg(test)]
+mod limit_tests;
+#[cfg(test)]
 mod path_tests;
 #[cfg(test)]
 mod policy_tests;
@@ -62,7 +64,7 @@ use crate::{
         replies::reset_flow,
     },
     settings::Settings,
-    status::{FlowStatus, InboundFlows, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
+    status::{Behaviour, FlowStatus, InboundFlows, LocalExplanation, PeerStatus, PlaneEvent, WhoIs},
     wireguard::{OpenerOf, Tunnels, WireGuard, links::Links},
 };
 
@@ -161,6 +163,11 @@ impl<W: Tunnels> DataPlane<W> {
         &self.enforcer.counters
     }
 
+    /// Says how much of what is limited was used lately, and who scans. What was told is not told again until it is another.
+    pub fn take_behaviour(&mut self, now: Now) -> Behaviour {
+        self.enforcer.take_behaviour(now)
+    }
+
     /// Lists the live flows.
     pub fn flows(&self) -> Vec<FlowStatus> {
         self.enforcer.flows()
@@ -230,6 +237,10 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// Hands out what the others left behind: cuts, lapsed peers, events, counters.
     fn finish(&mut self, now: Now, out: &mut Out<'_>) {
+        if self.enforcer.has_to_shut() {
+            self.enforcer.shut(now);
+            self.tell(PlaneEvent::Shut);
+        }
         while let Some(slot) = self.enforcer.pop_lapsed() {
             if self.enforcer.peer_if_any(slot).is_some_and(|peer| !peer.is_entitled(now)) {
                 self.links.set_entitled(slot, false);
@@ -259,13 +270,17 @@ impl<W: Tunnels> DataPlane<W> {
             {
                 self.enforcer.peer_mut(slot).outer = Some(endpoint);
             }
-            if self.events.len() >= self.settings.event_capacity {
-                self.events.pop_front();
-                self.enforcer.counters.events_dropped += 1;
-            }
-            self.events.push_back(event);
+            self.tell(event);
         }
         self.enforcer.sum_counters();
         self.links.drain_counters(&mut self.enforcer.counters);
+    }
+
+    fn tell(&mut self, event: PlaneEvent) {
+        if self.events.len() >= self.settings.event_capacity {
+            self.events.pop_front();
+            self.enforcer.counters.events_dropped += 1;
+        }
+        self.events.push_back(event);
     }
 }

@@ -7,7 +7,7 @@ use postern_common::{reason::DenyReason, time::Now};
 use super::{DataPlane, Out, Released};
 use crate::{
     counters::{Direction, DropReason},
-    enforce::{Facts, PeerSlot, Permit, Reminder, Verdict},
+    enforce::{Attempt, Facts, PeerSlot, Permit, Reminder, Verdict},
     packet::{
         batch::{Lane, UdpBatch},
         fragments::DatagramKey,
@@ -96,7 +96,8 @@ impl<W: Tunnels> DataPlane<W> {
             Ok(view) => view,
             Err(error) => {
                 self.enforcer.counters.parse_error(error);
-                self.enforcer.refuse(Direction::Outbound, None, None, error.deny_reason(), now);
+                let reason = error.deny_reason();
+                self.enforcer.refuse(Direction::Outbound, None, None, reason, Attempt::Other, now);
                 return None;
             }
         };
@@ -114,7 +115,8 @@ impl<W: Tunnels> DataPlane<W> {
             }
             Verdict::Deny(reason) => {
                 let reason = self.enforcer.reason_for_local(&view, reason);
-                self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, now);
+                let attempt = Attempt::of(&view);
+                self.enforcer.refuse(Direction::Outbound, slot, view.five_tuple(), reason, attempt, now);
                 self.answer_local(&view, reason, out);
                 None
             }
@@ -207,6 +209,7 @@ impl<W: Tunnels> DataPlane<W> {
                 LocalRefusal::Reject,
                 DenyReason::UnknownPeer
                 | DenyReason::NoRule
+                | DenyReason::Limit
                 | DenyReason::Expired
                 | DenyReason::Revoked
                 | DenyReason::Ceiling

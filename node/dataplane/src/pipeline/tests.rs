@@ -521,7 +521,7 @@ fn rotation_of_a_key_moves_to_the_new_pair_and_drops_no_packet() {
     let confirmed: Vec<_> = std::iter::from_fn(|| b.plane.poll_event())
         .filter_map(|event| match event {
             PlaneEvent::PairConfirmed { remote, .. } => Some(remote),
-            PlaneEvent::EndpointMoved { .. } | PlaneEvent::PeerUnreachable { .. } => None,
+            PlaneEvent::EndpointMoved { .. } | PlaneEvent::PeerUnreachable { .. } | PlaneEvent::Shut => None,
         })
         .collect();
     assert_eq!(confirmed, [public(1), public(11)]);

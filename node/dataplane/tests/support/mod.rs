@@ -52,6 +52,7 @@ fn permissions(count: usize) -> Vec<Permission<Lifetime>> {
         until: Lifetime { remaining_ms: 3_600_000, not_after: WallTime::NEVER },
         on_deny: OnDeny::Drop,
         mode: Mode::Enforce,
+        limits: Default::default(),
     };
     let others = (1..count).map(|i| permission(format!("rule {i}"), &[format!("tcp/{}", 1_024 + i % 60_000)]));
     others.chain([permission("rule".into(), &["tcp/443".into(), "udp/1024-65535".into()])]).collect()
@@ -82,6 +83,7 @@ pub fn grants(number: u8, other: u8, rules: usize) -> VerifiedGrants {
                 session_until: None,
                 quarantine: None,
                 step_up: vec![],
+                scan: None,
             },
             peers: vec![PeerGrant {
                 device: device(other),
@@ -98,6 +100,7 @@ pub fn grants(number: u8, other: u8, rules: usize) -> VerifiedGrants {
                 endpoints: vec![outer(other)],
                 inbound,
                 outbound,
+                scan: None,
             }],
         },
     };

@@ -58,7 +58,8 @@ use postern_common::{
     grant::{GrantVerifier, Position, SavedGrants},
     id::{BootId, Nonce},
     key::WireGuardPrivateKey,
-    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS},
+    limit::{Scan, Usage},
+    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS, MAX_SCANS, MAX_USAGES},
     time::{Monotonic, Now, WallTime},
 };
 use zeroize::Zeroizing;
@@ -140,6 +141,8 @@ pub struct Core {
     requests: Vec<AccessRequest>,
     /// When the controller was last told of a burst of refusals.
     refusals_told: Option<Monotonic>,
+    /// Scans that were noticed without a stream; at most [`MAX_SCANS`].
+    scans_untold: Vec<Scan>,
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
     posture: Posture,
@@ -210,6 +213,7 @@ impl Core {
             step_ups: step_up::StepUps::default(),
             requests: Vec::new(),
             refusals_told: None,
+            scans_untold: vec![],
             observed: None,
             posture: Posture::default(),
         }
@@ -333,6 +337,20 @@ impl Core {
         if let Stream::Live(_) = self.stream {
             self.refusals_told = Some(now.monotonic);
             self.effects.push_back(Effect::Send(FromNode::Refusals { refused }));
+        }
+    }
+
+    /// Tells the controller how much of what is limited was used here, and who scans. Usage that nobody hears is said again with the
+    /// next; a scan waits for the next stream.
+    pub fn handle_behaviour(&mut self, usages: Vec<Usage>, scans: Vec<Scan>) {
+        let room = MAX_SCANS.saturating_sub(self.scans_untold.len());
+        self.scans_untold.extend(scans.into_iter().take(room));
+        let Stream::Live(_) = self.stream else { return };
+        let mut scans = std::mem::take(&mut self.scans_untold);
+        let mut usages = usages.into_iter().peekable();
+        while usages.peek().is_some() || !scans.is_empty() {
+            let usages = usages.by_ref().take(MAX_USAGES).collect();
+            self.effects.push_back(Effect::Send(FromNode::Behaviour { usages, scans: std::mem::take(&mut scans) }));
         }
     }
 

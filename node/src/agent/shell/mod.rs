@@ -389,7 +389,17 @@ impl Agent {
         }
     }
 
+    /// Tells the controller how much of what is limited was used here, and who scans.
+    async fn tell_behaviour(&mut self) {
+        if let Some(plane) = &self.plane
+            && let Ok(behaviour) = plane.worker.take_behaviour().await
+        {
+            self.core.handle_behaviour(behaviour.usages, behaviour.scans);
+        }
+    }
+
     async fn tick(&mut self) {
+        self.tell_behaviour().await;
         if let Some(plane) = &self.plane
             && let Ok(status) = plane.worker.status().await
         {
@@ -491,6 +501,7 @@ impl Agent {
     async fn worker_said(&mut self, event: Option<WorkerEvent>) {
         match event {
             Some(WorkerEvent::Record(record)) => self.record(record),
+            Some(WorkerEvent::Plane(postern_dataplane::PlaneEvent::Shut)) => self.tell_behaviour().await,
             Some(WorkerEvent::Plane(event)) => tracing::debug!(?event, "data plane"),
             Some(WorkerEvent::TunLost { reason }) => {
                 error!(reason, "the tunnel's interface was lost; it is made again");

@@ -71,6 +71,7 @@ fn saved(generation: u64) -> SavedGrants {
             session_until: None,
             quarantine: None,
             step_up: vec![],
+            scan: None,
         },
         peers: vec![],
     }

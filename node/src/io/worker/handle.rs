@@ -11,7 +11,7 @@ use postern_common::{
     grant::VerifiedGrants, id::DeviceId, key::WireGuardPrivateKey, net::FiveTuple, protocol::MAX_FLOW_GROUPS, time::Now,
 };
 use postern_dataplane::{
-    Applied, Ceiling, Counters, DataPlane, FlowStatus, InboundFlows, LocalExplanation, PeerStatus, WhoIs,
+    Applied, Behaviour, Ceiling, Counters, DataPlane, FlowStatus, InboundFlows, LocalExplanation, PeerStatus, WhoIs,
     packet::{batch::Full, join::Joining},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -128,6 +128,14 @@ impl WorkerHandle {
     /// [`WorkerGone`].
     pub async fn inbound_flows(&self, peers: Vec<DeviceId>) -> Result<InboundFlows, WorkerGone> {
         self.ask(move |plane, _batches, _shared, now| plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now)).await
+    }
+
+    /// Says how much of what is limited was used lately, and who scans.
+    ///
+    /// # Errors
+    /// [`WorkerGone`].
+    pub async fn take_behaviour(&self) -> Result<Behaviour, WorkerGone> {
+        self.ask(|plane, _batches, _shared, now| plane.take_behaviour(now)).await
     }
 
     /// Returns every counter.

@@ -367,7 +367,7 @@ impl Hands {
                         shared.learn_source(*endpoint, local);
                     }
                 }
-                PlaneEvent::PairConfirmed { .. } | PlaneEvent::PeerUnreachable { .. } => {}
+                PlaneEvent::PairConfirmed { .. } | PlaneEvent::PeerUnreachable { .. } | PlaneEvent::Shut => {}
             }
             if self.outbox.try_send(WorkerEvent::Plane(event)).is_err() {
                 self.io.events_dropped += 1;

@@ -302,6 +302,7 @@ impl Controller {
             session_until: None,
             quarantine: None,
             step_up: self.step_up.clone(),
+            scan: None,
         };
         let peer = PeerGrant {
             device: DeviceId::from_bytes([3; 16]),
@@ -321,7 +322,9 @@ impl Controller {
                 until,
                 on_deny: OnDeny::Drop,
                 mode: Mode::Enforce,
+                limits: Default::default(),
             }],
+            scan: None,
         };
         let change = match previous {
             None => Change::Snapshot { own, peers: vec![peer] },

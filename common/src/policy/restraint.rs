@@ -1,0 +1,122 @@
+//! Restraints: what is taken from a subject for a time because of how it behaves, or of what its identity provider says.
+//!
+//! ```text
+//! a limit was passed, the place changed, credentials changed --> Restraint in the context of the decision
+//!   Challenge: proof of sign-in from before it does not count    --step_ups--> offered to the person as any other step-up
+//!   Only:      nothing but the named resources
+//! ```
+//!
+//! Invariants: a restraint gives nothing, it only takes away; it holds whatever the mode of a rule is (a watched rule lends no way
+//! round it); a service has no sign-in, so a challenge of a service stays until an administrator releases it. A sign-in without a
+//! time, or with one that lies in the future, is no answer to a challenge.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    condition::{Lens, Unmet},
+    model::{Access, Model},
+    proof::{Anew, Demand},
+    subject::{RequestContext, Subject, Truth},
+};
+use crate::{
+    id::{ResourceName, RuleName},
+    time::WallTime,
+};
+
+/// What of a subject's access a challenge concerns.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum Reach {
+    /// Everything.
+    Everything,
+    /// What one rule gives of one resource.
+    Access {
+        /// The rule.
+        rule: RuleName,
+        /// The resource.
+        resource: ResourceName,
+    },
+}
+
+impl Reach {
+    fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Access { rule: of, resource: to } => of == rule && to == resource,
+        }
+    }
+}
+
+/// What is taken from a subject, as a decision sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restraint {
+    /// A sign-in that was proven before `since`, or then, does not count.
+    Challenge {
+        /// For what.
+        reach: Reach,
+        /// Since when.
+        since: WallTime,
+        /// Why, for people: `payroll-app: more than 2 GiB within 1 h`.
+        reason: String,
+    },
+    /// Nothing but these resources.
+    Only {
+        /// What stays; empty for nothing at all.
+        resources: BTreeSet<ResourceName>,
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl Access {
+    /// Joins what challenges ask of the proof of sign-in before this rule gives a resource; nothing if none does.
+    pub(super) fn challenged(&self, resource: &ResourceName, context: &RequestContext) -> Demand {
+        let anew = context.restraints.iter().filter_map(|restraint| match restraint {
+            Restraint::Challenge { reach, since, reason } if reach.covers(&self.name, resource) => {
+                Some(Anew { after: *since, reason: reason.clone() })
+            }
+            Restraint::Challenge { .. } | Restraint::Only { .. } => None,
+        });
+        Demand { anew: anew.max(), ..Demand::default() }
+    }
+
+    /// Tells why a restraint keeps this rule from giving a resource; nothing if none does. Time passing frees nobody.
+    pub(super) fn restrained(
+        &self,
+        model: &Model,
+        resource: &ResourceName,
+        context: &RequestContext,
+        lens: Lens,
+    ) -> Option<Unmet> {
+        if context.restraints.is_empty() || lens == Lens::Anyhow {
+            return None;
+        }
+        let only = context.restraints.iter().find_map(|restraint| match restraint {
+            Restraint::Only { resources, reason } if !resources.contains(resource) => Some(reason),
+            Restraint::Only { .. } | Restraint::Challenge { .. } => None,
+        });
+        if let Some(reason) = only {
+            let demand = "gives nothing until an administrator releases it".into();
+            return Some(Unmet { fact: reason.clone(), demand, fix: None, mended_by_step_up: false });
+        }
+        let demand = self.challenged(resource, context);
+        let anew = demand.anew.as_ref()?;
+        match context.subject {
+            Subject::User { .. } if lens.grants_proof() || demand.state(model, context).truth == Truth::True => None,
+            Subject::User { .. } => Some(Unmet {
+                fact: anew.reason.clone(),
+                demand: "asks for a fresh sign-in".into(),
+                fix: None,
+                mended_by_step_up: true,
+            }),
+            Subject::Service { .. } => Some(Unmet {
+                fact: anew.reason.clone(),
+                demand: "gives nothing to a service until an administrator releases it".into(),
+                fix: None,
+                mended_by_step_up: false,
+            }),
+        }
+    }
+}

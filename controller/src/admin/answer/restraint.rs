@@ -1,0 +1,61 @@
+//! What requests about restraints do.
+
+use std::collections::BTreeSet;
+
+use postern_common::{id::ResourceName, policy::Reach};
+use serde_json::Value;
+
+use super::{Refusal, ask, value};
+use crate::{
+    admin::{
+        request::{Request, Restrainable},
+        server::Office,
+    },
+    records::Restrained,
+    stream::{Core, CoreError, SignalResponse},
+};
+
+/// Does what an administrator asks about restraints; what is about something else is refused.
+pub(super) async fn answer(office: &Office, by: String, request: Request) -> Result<Value, Refusal> {
+    match request {
+        Request::Restrain { what, name, to, terminate, reason } => {
+            let done = office.handle.call(move |turn, now| {
+                let whom = restrainable(turn.core, what, &name)?;
+                let response = match (to, terminate) {
+                    (Some(to), _) => SignalResponse::Restrict(known_resources(turn.core, &to)?),
+                    (None, true) => SignalResponse::Terminate,
+                    (None, false) => SignalResponse::Challenge(Reach::Everything),
+                };
+                turn.core.respond(whom, response, &reason, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        Request::RestraintRelease { what, name } => {
+            let done = office.handle.call(move |turn, now| {
+                let whom = restrainable(turn.core, what, &name)?;
+                turn.core.release_restraints(whom, &by, now)
+            });
+            done.await??;
+            Ok(Value::Null)
+        }
+        _ => ask(office, |core| value(&core.list_restraints())).await,
+    }
+}
+
+fn restrainable(core: &Core, what: Restrainable, name: &str) -> Result<Restrained, CoreError> {
+    match what {
+        Restrainable::Subject => core.find_subject(name).map(Restrained::Subject),
+        Restrainable::Device => core.find_device(name).map(Restrained::Device),
+    }
+}
+
+/// Reads names of resources that the policy in force knows: a name with a typing error would leave nothing.
+fn known_resources(core: &Core, names: &[String]) -> Result<BTreeSet<ResourceName>, CoreError> {
+    let known = core.resource_names();
+    let read = |name: &String| {
+        let parsed = name.parse().ok().filter(|name| known.contains(name));
+        parsed.ok_or_else(|| CoreError::NotFound { what: "resource", name: name.chars().take(80).collect() })
+    };
+    names.iter().map(read).collect()
+}

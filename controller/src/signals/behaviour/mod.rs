@@ -1,0 +1,189 @@
+//! Behaviour: what nodes say of how much subjects use, summed over nodes and devices; and who says of whom that it scans.
+//!
+//! ```text
+//! FromNode::Behaviour { usages } --hear--> for each limit of a subject: what every node has in its window, and when it said so
+//!                                           '--> the sum, which the core compares with the limit
+//! ```
+//!
+//! A node says what is in its own window, not what is new: so a report that is lost, comes twice or comes after a restart of the
+//! controller changes nothing, and nothing has to be durable here. What a node said counts until its window has passed since, whether
+//! or not the node is still there.
+//!
+//! Bounds: an entry for each limit of a subject, made only for what a node may report (the core asks its leases), and one value in it
+//! for each node; what is old goes with [`Book::sweep`]. [`Accusers`] remembers [`MAX_ACCUSED`] machines of a node.
+//!
+//! Threat: a server that was taken over accuses laptops, or says that somebody used much. It can speak of those alone who may open
+//! something on it, and have no more than [`MAX_ACCUSED`] taken for scanners within [`ACCUSED_WITHIN`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use postern_common::{
+    id::{DeviceId, ResourceName, RuleName, SubjectId},
+    limit::{Measure, Usage},
+    time::Monotonic,
+};
+
+/// The most machines that one node may accuse within [`ACCUSED_WITHIN`].
+pub const MAX_ACCUSED: usize = 16;
+/// See [`MAX_ACCUSED`].
+pub const ACCUSED_WITHIN: Duration = Duration::from_secs(3_600);
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    subject: SubjectId,
+    rule: RuleName,
+    resource: ResourceName,
+    measure: Measure,
+    within_ms: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    at_nodes: BTreeMap<DeviceId, (u64, Monotonic)>,
+    alerted: Option<Monotonic>,
+}
+
+/// What every node has in its windows.
+#[derive(Debug, Default)]
+pub struct Book {
+    entries: BTreeMap<Key, Entry>,
+}
+
+fn key(usage: &Usage) -> Key {
+    let Usage { subject, rule, resource, budget: _, measure, within_ms, used: _ } = usage.clone();
+    Key { subject, rule, resource, measure, within_ms }
+}
+
+impl Book {
+    /// Takes what a node has in a window, and returns what all have together.
+    pub fn hear(&mut self, node: DeviceId, usage: &Usage, now: Monotonic) -> u64 {
+        let within = Duration::from_millis(usage.within_ms);
+        let entry = self.entries.entry(key(usage)).or_default();
+        entry.at_nodes.insert(node, (usage.used, now));
+        entry.at_nodes.retain(|_, (used, at)| *used > 0 && now.since(*at) < within);
+        let sum = entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used));
+        if sum == 0 {
+            self.entries.remove(&key(usage));
+        }
+        sum
+    }
+
+    /// Tells whether an alert about a limit is due that is only watched: once in its window.
+    pub fn may_alert(&mut self, usage: &Usage, now: Monotonic) -> bool {
+        let within = Duration::from_millis(usage.within_ms);
+        let Some(entry) = self.entries.get_mut(&key(usage)) else { return false };
+        let due = entry.alerted.is_none_or(|at| now.since(at) >= within);
+        if due {
+            entry.alerted = Some(now);
+        }
+        due
+    }
+
+    /// Forgets what a subject used: its budgets begin anew.
+    pub fn begin_anew(&mut self, subject: SubjectId) {
+        self.entries.retain(|key, _| key.subject != subject);
+    }
+
+    /// Forgets what is out of every window.
+    pub fn sweep(&mut self, now: Monotonic) {
+        self.entries.retain(|key, entry| {
+            let within = Duration::from_millis(key.within_ms);
+            entry.at_nodes.retain(|_, (_, at)| now.since(*at) < within);
+            !entry.at_nodes.is_empty()
+        });
+    }
+}
+
+/// Who said of whom that it scans, lately.
+#[derive(Debug, Default)]
+pub struct Accusers {
+    of_node: BTreeMap<DeviceId, VecDeque<(Monotonic, DeviceId)>>,
+}
+
+impl Accusers {
+    /// Tells whether a node may accuse a machine now, and notes that it does.
+    pub fn accuse(&mut self, node: DeviceId, accused: DeviceId, now: Monotonic) -> bool {
+        let lately = self.of_node.entry(node).or_default();
+        lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
+        let is_known = lately.iter().any(|(_, known)| *known == accused);
+        if !is_known && lately.len() >= MAX_ACCUSED {
+            return false;
+        }
+        if !is_known {
+            lately.push_back((now, accused));
+        }
+        true
+    }
+
+    /// Forgets what was long ago.
+    pub fn sweep(&mut self, now: Monotonic) {
+        self.of_node.retain(|_, lately| {
+            lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
+            !lately.is_empty()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic::from_millis(seconds * 1_000)
+    }
+
+    fn device(number: u8) -> DeviceId {
+        DeviceId::from_bytes([number; 16])
+    }
+
+    fn usage(used: u64) -> Usage {
+        Usage {
+            subject: SubjectId::from_bytes([1; 16]),
+            rule: "rule".parse().expect("a name"),
+            resource: "r".parse().expect("a name"),
+            budget: 0,
+            measure: Measure::Download,
+            within_ms: 60_000,
+            used,
+        }
+    }
+
+    #[test]
+    fn the_sum_is_over_nodes_and_a_report_that_comes_twice_changes_nothing() {
+        let mut book = Book::default();
+        assert_eq!(book.hear(device(1), &usage(100), at(0)), 100);
+        assert_eq!(book.hear(device(2), &usage(50), at(1)), 150);
+        assert_eq!(book.hear(device(2), &usage(50), at(2)), 150);
+        assert_eq!(book.hear(device(1), &usage(30), at(3)), 80, "a node's window has moved on");
+        assert_eq!(book.hear(device(2), &usage(50), at(70)), 50, "the other node said nothing for a window");
+        assert_eq!(book.hear(device(3), &usage(u64::MAX), at(71)), u64::MAX, "it saturates");
+        book.begin_anew(usage(0).subject);
+        assert_eq!(book.hear(device(1), &usage(0), at(72)), 0);
+        assert!(book.entries.is_empty());
+    }
+
+    #[test]
+    fn what_is_old_goes() {
+        let mut book = Book::default();
+        book.hear(device(1), &usage(100), at(0));
+        book.sweep(at(59));
+        assert_eq!(book.entries.len(), 1);
+        book.sweep(at(60));
+        assert!(book.entries.is_empty());
+    }
+
+    #[test]
+    fn a_node_accuses_a_few_machines_in_an_hour_and_no_more() {
+        let mut accusers = Accusers::default();
+        let accused = |accusers: &mut Accusers, from: u8, to: u8, seconds| {
+            (from..to).filter(|number| accusers.accuse(device(200), device(*number), at(seconds))).count()
+        };
+        assert_eq!(accused(&mut accusers, 0, 100, 0), MAX_ACCUSED);
+        assert_eq!(accused(&mut accusers, 0, 1, 1), 1, "the same machine again");
+        assert!(accusers.accuse(device(201), device(99), at(1)), "another node");
+        assert_eq!(accused(&mut accusers, 50, 52, 3_601), 2, "an hour later");
+    }
+}

@@ -1,0 +1,179 @@
+//! Limits on behaviour: what nodes tell of it, and what follows.
+//!
+//! ```text
+//! FromNode::Behaviour --usages--> Book: the sum over nodes and devices --more than the limit--> alert, respond (restraint)
+//!                     '-scans---> alert, respond or quarantine
+//! another country or autonomous system within one login session --stay_limit--> respond
+//! respond --> another budget in the subject's permissions: nodes count anew
+//! ```
+//!
+//! Invariants:
+//! - A node is believed about those alone who may open something on it, under the limit that its document carries: another rule,
+//!   measure, window or budget is dropped and counted. What it says of itself, it may.
+//! - A limit is passed once for a budget: the response begins another one.
+//! - Where a rule is only watched, an alert is all that follows.
+
+use std::time::Duration;
+
+use postern_common::{
+    id::{DeviceId, SubjectId},
+    limit::{Limit, Measure, Scan, ScanLimit, Usage},
+    policy::{LimitResponse, Place, Reach},
+    protocol::{MAX_SCANS, MAX_USAGES},
+    time::Now,
+};
+
+use super::{core::Core, restraint::SignalResponse};
+use crate::{
+    records::{DeviceRecord, Quarantined, Restrained},
+    signals::alerts::{About, AlertKind},
+};
+
+impl Core {
+    /// Returns the number of a subject's present budgets: it changes with every response and release, and outlives restarts.
+    pub(super) fn budget_of(&self, subject: SubjectId) -> u64 {
+        self.budget(&[Restrained::Subject(subject)])
+    }
+
+    fn budget(&self, of: &[Restrained]) -> u64 {
+        let held = of.iter().flat_map(|whom| self.registry.restraints_of(*whom));
+        held.map(|record| u64::try_from(record.since.as_millis()).unwrap_or(0)).max().unwrap_or(0)
+    }
+
+    /// Returns from how many refused destinations on a device counts as one that scans.
+    pub(super) fn scan_limit_of(&self, device: &DeviceRecord, now: Now) -> Option<ScanLimit> {
+        if !self.policy.limits_behaviour() {
+            return None;
+        }
+        let limit = self.policy.scan_limit(&self.context_of(device, now)?)?;
+        let budget = self.budget(&[Restrained::Subject(device.owner), Restrained::Device(device.id)]);
+        Some(ScanLimit { budget, ..limit })
+    }
+
+    /// Takes in what a node tells of behaviour.
+    pub(super) fn behaviour_told(&mut self, node: DeviceId, usages: Vec<Usage>, scans: Vec<Scan>, now: Now) {
+        if usages.len() > MAX_USAGES || scans.len() > MAX_SCANS {
+            self.counters.messages_refused += 1;
+            return;
+        }
+        for usage in usages {
+            self.usage_told(node, &usage, now);
+        }
+        for scan in scans {
+            self.scan_told(node, &scan, now);
+        }
+    }
+
+    /// Finds the limit of which a node speaks, if it may: somebody's machine has it there now.
+    fn limit_at(&self, node: DeviceId, usage: &Usage) -> Option<Limit> {
+        let mut meets = self.peers_of.get(&node)?.iter();
+        meets.find_map(|peer| {
+            let lease = self.leases.get(peer).filter(|lease| lease.record.subject == usage.subject)?;
+            let mut given = lease.granted.iter().map(|granted| &granted.entitlement);
+            let given = given.find(|given| {
+                given.rule == usage.rule && given.resource == usage.resource && given.nodes.contains(&node)
+            })?;
+            let fits = |limit: &&Limit| (limit.measure, limit.within_ms) == (usage.measure, usage.within_ms);
+            given.limits.iter().find(fits).copied()
+        })
+    }
+
+    fn usage_told(&mut self, node: DeviceId, usage: &Usage, now: Now) {
+        let limit = self.limit_at(node, usage).filter(|_| usage.budget == self.budget_of(usage.subject));
+        let Some(limit) = limit else {
+            self.counters.behaviour_refused += 1;
+            return;
+        };
+        if self.usages.hear(node, usage, now.monotonic) > limit.most {
+            self.limit_passed(usage, now);
+        }
+    }
+
+    fn limit_passed(&mut self, usage: &Usage, now: Now) {
+        let known = self.policy.limit(&usage.rule, usage.measure, usage.within_ms, now.wall);
+        let Some((limit, response)) = known else { return };
+        if response == LimitResponse::Alert && !self.usages.may_alert(usage, now.monotonic) {
+            return;
+        }
+        let reason = format!("{}: more than {limit}", usage.resource);
+        let name = self.registry.subject_name(usage.subject);
+        let about = About { subject: Some(usage.subject), device: None, resource: Some(usage.resource.clone()) };
+        let kind = match usage.measure {
+            Measure::Download | Measure::Upload => AlertKind::Volume,
+            Measure::Connections => AlertKind::Rate,
+        };
+        let text = format!("{name}: more than {limit} of {} (rule \"{}\"): {}", usage.resource, usage.rule, limit.then);
+        self.alert(kind, text, about, now);
+        let response = match response {
+            LimitResponse::Challenge => {
+                let (rule, resource) = (usage.rule.clone(), usage.resource.clone());
+                SignalResponse::Challenge(Reach::Access { rule, resource })
+            }
+            LimitResponse::Restrict(resources) => SignalResponse::Restrict(resources),
+            LimitResponse::Terminate | LimitResponse::Quarantine => SignalResponse::Terminate,
+            LimitResponse::Alert => return,
+        };
+        self.usages.begin_anew(usage.subject);
+        let by = format!("limit of rule \"{}\"", usage.rule);
+        self.respond_without_telling(Restrained::Subject(usage.subject), response, &reason, &by, now);
+    }
+
+    fn scan_told(&mut self, node: DeviceId, scan: &Scan, now: Now) {
+        let device = scan.device.unwrap_or(node);
+        let meets = device == node || self.peers_of.get(&node).is_some_and(|peers| peers.contains(&device));
+        let limit = self.leases.get(&device).and_then(|lease| lease.scan.clone());
+        let limit = limit.filter(|limit| meets && limit.rule == scan.rule && limit.budget == scan.budget);
+        let response = limit.as_ref().and_then(|limit| self.policy.scan_response(&limit.rule));
+        let (Some(limit), Some(response)) = (limit, response) else {
+            self.counters.behaviour_refused += 1;
+            return;
+        };
+        if device != node && !self.accusers.accuse(node, device, now.monotonic) {
+            self.counters.behaviour_refused += 1;
+            return;
+        }
+        let (machine, seen_by) = (self.registry.machine_name(device), self.registry.machine_name(node));
+        let within = postern_common::diagnostics::HumanDuration::new(Duration::from_millis(limit.within_ms));
+        let last = &scan.last;
+        let last = format!("{} {}/{}", last.destination, last.protocol, last.destination_port);
+        let reason =
+            format!("more than {} refused destinations within {within}, the last {last}, at {seen_by}", limit.most);
+        let subject = self.registry.device(device).map(|device| device.owner);
+        let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
+        let text = format!("{machine} of {name} scans: {reason} (rule \"{}\"): {}", limit.rule, limit.then);
+        self.alert(AlertKind::Scan, text, About { subject, device: Some(device), resource: None }, now);
+        let by = format!("limit \"{}\"", limit.rule);
+        if response == LimitResponse::Quarantine {
+            // It fails only if there are very many already; whoever is in quarantine has no lease, and does not come here.
+            if let Err(error) = self.quarantine(Quarantined::Device(device), &reason, &by, now) {
+                tracing::error!(%error, device = %device, "a machine that scans is not in quarantine");
+                self.respond_without_telling(Restrained::Device(device), SignalResponse::Terminate, &reason, &by, now);
+            }
+        } else if let Some(response) = SignalResponse::of(response) {
+            self.respond_without_telling(Restrained::Device(device), response, &reason, &by, now);
+        }
+    }
+
+    /// Does what follows when a machine speaks from another place than before, within one login session.
+    pub(super) fn place_left(&mut self, id: DeviceId, was: &Place, is: &Place, now: Now) {
+        let Some(device) = self.registry.device(id).cloned() else { return };
+        let Some(context) = self.context_of(&device, now) else { return };
+        let Some(limit) = self.policy.stay_limit(&context, was, is) else { return };
+        let Some(response) = SignalResponse::of(limit.then) else { return };
+        let reason = format!("{} speaks from {is}, and spoke from {was} before", device.name);
+        let by = format!("limit \"{}\"", limit.rule);
+        self.respond_without_telling(Restrained::Device(id), response, &reason, &by, now);
+    }
+}
+
+impl SignalResponse {
+    /// Turns what a limit on a machine's behaviour says into what is done; nothing for quarantine, which is more, and for an alert.
+    fn of(response: LimitResponse) -> Option<Self> {
+        match response {
+            LimitResponse::Challenge => Some(Self::Challenge(Reach::Everything)),
+            LimitResponse::Restrict(resources) => Some(Self::Restrict(resources)),
+            LimitResponse::Terminate => Some(Self::Terminate),
+            LimitResponse::Quarantine | LimitResponse::Alert => None,
+        }
+    }
+}

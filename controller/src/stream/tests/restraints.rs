@@ -1,0 +1,260 @@
+//! Claims about restraints: what a challenge asks, what restricts, what ends, and what each of them outlives.
+
+use std::{net::IpAddr, time::Duration};
+
+use postern_common::{
+    policy::Reach,
+    protocol::{FromNode, ToNode},
+};
+
+use super::world::{World, person};
+use crate::{
+    identity::random::Token,
+    records::{AuditEvent, Person, Restrained},
+    stream::{CoreError, SignalResponse},
+};
+
+const POLICY: &str = r#"
+[resource.git]
+node = "git"
+ports = ["tcp/22"]
+
+[resource.wiki]
+node = "git"
+ports = ["tcp/80"]
+
+[[access]]
+name = "engineers use git"
+from = ["group:engineers", "service:build"]
+to = ["git"]
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*", "service:build"]
+to = ["wiki"]
+"#;
+
+const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+struct Town {
+    world: World,
+    git: usize,
+    laptop: usize,
+    phone: usize,
+    bobs: usize,
+}
+
+fn town(seed: u64) -> Town {
+    let mut world = World::new(seed, POLICY);
+    let git = world.server("git", Some("git"), &[]);
+    let laptop = world.laptop("alice-laptop", &person("alice", &["engineers"]));
+    let phone = world.laptop("alice-phone", &person("alice", &["engineers"]));
+    let bobs = world.laptop("bob-laptop", &person("bob", &["engineers"]));
+    world.run(seconds(1));
+    Town { world, git, laptop, phone, bobs }
+}
+
+fn engineers_access() -> Reach {
+    Reach::Access { rule: "engineers use git".parse().expect("a name"), resource: "git".parse().expect("a name") }
+}
+
+impl Town {
+    fn alice(&self) -> Restrained {
+        Restrained::Subject(self.world.core.find_subject("alice@corp.example").expect("alice"))
+    }
+
+    fn respond(&mut self, whom: Restrained, response: SignalResponse) {
+        self.world.core.respond(whom, response, "it behaves oddly", "a test", self.world.now).expect("known");
+        self.world.pump();
+        self.world.run(seconds(1));
+    }
+
+    fn release(&mut self, whom: Restrained) -> Result<(), CoreError> {
+        let done = self.world.core.release_restraints(whom, "root", self.world.now);
+        self.world.pump();
+        self.world.run(seconds(1));
+        done
+    }
+
+    fn passes(&self, node: usize, service: &str) -> bool {
+        let (passes, lets_in) =
+            (self.world.passes(node, self.git, service), self.world.lets_in(node, self.git, service));
+        assert_eq!(passes, lets_in, "both ends agree");
+        passes
+    }
+
+    /// Alice, who has just proven who she is.
+    fn proven(&self) -> Person {
+        Person { auth_time: Some(self.world.now.wall), ..person("alice", &["engineers"]) }
+    }
+
+    fn step_up(&mut self, node: usize, resource: &str, who: &Person) -> Result<(), CoreError> {
+        self.world.send(node, FromNode::StepUp { resource: resource.parse().expect("a name") });
+        self.world.run(seconds(1));
+        let token = match self.world.nodes[node].step_ups.pop() {
+            Some(ToNode::StepUpPending { url, .. }) => {
+                Token::presented(url.rsplit('/').next().expect("a path")).expect("a secret")
+            }
+            other => panic!("no page: {other:?}"),
+        };
+        let done = self.world.core.confirm_step_up(&token, who, FROM, self.world.now).map(drop);
+        self.world.pump();
+        self.world.run(seconds(1));
+        done
+    }
+
+    fn explain(&mut self, who: &str, to: &str) -> (bool, String, Option<String>) {
+        let told = self.world.core.explain(who, to, None, self.world.now).expect("known");
+        (told.allowed, told.reason, told.fix)
+    }
+}
+
+#[test]
+fn a_challenge_closes_what_it_reaches_until_a_later_sign_in_on_each_machine() {
+    let mut town = town(80);
+    let (laptop, phone, bobs) = (town.laptop, town.phone, town.bobs);
+    assert!(town.passes(laptop, "tcp/22"));
+    let alice = town.alice();
+    let decisions = town.world.core.status().counters.decisions;
+    town.world
+        .core
+        .respond(alice, SignalResponse::Challenge(engineers_access()), "it behaves oddly", "a test", town.world.now)
+        .expect("known");
+    assert_eq!(
+        town.world.core.status().counters.decisions,
+        decisions + 2,
+        "her two machines are decided, and no other"
+    );
+    town.world.pump();
+    town.world.run(seconds(1));
+    assert!(!town.passes(laptop, "tcp/22") && !town.passes(phone, "tcp/22"));
+    assert!(town.passes(laptop, "tcp/80") && town.passes(bobs, "tcp/22"), "nothing else, and nobody else");
+    let own = town.world.nodes[laptop].own.as_ref().expect("told of itself");
+    let offers: Vec<String> = own.step_up.iter().map(|offer| format!("{}: {}", offer.resource, offer.demand)).collect();
+    assert_eq!(offers, ["git: a fresh sign-in (it behaves oddly)"]);
+    let (allowed, reason, fix) = town.explain("alice@corp.example/alice-laptop", "git");
+    assert!(!allowed);
+    assert_eq!(reason, "it behaves oddly; rule \"engineers use git\" asks for a fresh sign-in");
+    assert_eq!(fix.as_deref(), Some("postern step-up git"));
+
+    let stale = person("alice", &["engineers"]);
+    assert!(town.step_up(laptop, "git", &stale).is_err(), "a sign-in from before the challenge is no answer");
+    assert!(!town.passes(laptop, "tcp/22"));
+    let proven = town.proven();
+    town.step_up(laptop, "git", &proven).expect("proven anew");
+    assert!(town.passes(laptop, "tcp/22"));
+    assert!(!town.passes(phone, "tcp/22"), "the phone's session was proven before");
+    let shown = town.world.core.list_restraints();
+    let names: Vec<&str> = shown[0].machines.iter().map(|name| name.as_str()).collect();
+    assert_eq!(names, ["alice-phone"]);
+}
+
+#[test]
+fn signing_out_and_in_by_an_old_sign_in_is_no_answer_to_a_challenge() {
+    let mut town = town(81);
+    let (laptop, alice) = (town.laptop, town.alice());
+    town.respond(alice, SignalResponse::Challenge(Reach::Everything));
+    assert!(!town.passes(laptop, "tcp/22") && !town.passes(laptop, "tcp/80"));
+    town.world.join(laptop, &person("alice", &["engineers"]));
+    town.world.run(seconds(1));
+    assert!(!town.passes(laptop, "tcp/22"), "the browser's sign-in is the one from before");
+    let silent = Person { auth_time: None, ..person("alice", &["engineers"]) };
+    town.world.join(laptop, &silent);
+    town.world.run(seconds(1));
+    assert!(!town.passes(laptop, "tcp/22"), "nor is one of which nobody says when it was");
+    let proven = town.proven();
+    town.world.join(laptop, &proven);
+    town.world.run(seconds(1));
+    assert!(town.passes(laptop, "tcp/22") && town.passes(laptop, "tcp/80"));
+}
+
+#[test]
+fn a_restraint_outlives_restarts_renewals_and_policies_until_it_is_released() {
+    let mut town = town(82);
+    let (laptop, bobs, alice) = (town.laptop, town.bobs, town.alice());
+    let wiki = || ["wiki".parse().expect("a name")].into();
+    town.respond(alice, SignalResponse::Restrict(wiki()));
+    let restricted = |town: &Town, when: &str| {
+        assert!(!town.passes(town.laptop, "tcp/22") && town.passes(town.laptop, "tcp/80"), "{when}");
+        assert!(town.passes(town.bobs, "tcp/22"), "{when}");
+    };
+    restricted(&town, "at once");
+    let (allowed, reason, fix) = town.explain("alice@corp.example/alice-laptop", "git");
+    assert!(!allowed && fix.is_none(), "{reason}: {fix:?}");
+    assert!(
+        reason.starts_with("it behaves oddly") && reason.contains("until an administrator releases it"),
+        "{reason}"
+    );
+    town.world.run(seconds(700));
+    restricted(&town, "after renewals");
+    town.world.apply_policy(POLICY);
+    town.world.run(seconds(1));
+    restricted(&town, "after another policy");
+    town.world.restart();
+    for node in 0..town.world.nodes.len() {
+        town.world.connect(node);
+    }
+    town.world.run(seconds(2));
+    restricted(&town, "after a restart");
+    let proven = town.proven();
+    town.world.join(laptop, &proven);
+    town.world.run(seconds(1));
+    restricted(&town, "after a fresh sign-in: who signs in proves who they are, and that is not the question");
+    town.release(alice).expect("released");
+    assert!(town.passes(laptop, "tcp/22") && town.passes(bobs, "tcp/22"));
+    assert!(matches!(town.release(alice), Err(CoreError::NotFound { .. })));
+    let audited = |wanted: fn(&AuditEvent) -> bool| town.world.audit.iter().filter(|event| wanted(event)).count();
+    assert_eq!(audited(|event| matches!(event, AuditEvent::Restrained { .. })), 1);
+    assert_eq!(audited(|event| matches!(event, AuditEvent::RestraintsReleased { .. })), 1);
+}
+
+#[test]
+fn a_termination_ends_the_sessions_and_takes_no_sign_in_from_before() {
+    let mut town = town(83);
+    let (laptop, bobs, alice) = (town.laptop, town.bobs, town.alice());
+    town.respond(alice, SignalResponse::Terminate);
+    assert!(town.world.core.find_session("alice@corp.example/alice-laptop").is_err());
+    assert!(!town.passes(laptop, "tcp/80") && town.passes(bobs, "tcp/80"));
+    town.world.join(laptop, &person("alice", &["engineers"]));
+    town.world.run(seconds(1));
+    assert!(!town.passes(laptop, "tcp/80"), "an old sign-in opens nothing");
+    let proven = town.proven();
+    town.world.join(laptop, &proven);
+    town.world.run(seconds(1));
+    assert!(town.passes(laptop, "tcp/80"));
+}
+
+#[test]
+fn a_service_that_is_challenged_is_closed_until_it_is_released() {
+    let mut town = town(84);
+    let build = town.world.server("build-1", Some("build"), &[]);
+    town.world.run(seconds(1));
+    assert!(town.passes(build, "tcp/22"));
+    let service = Restrained::Subject(town.world.core.find_subject("service:build").expect("the service"));
+    town.respond(service, SignalResponse::Terminate);
+    assert!(!town.passes(build, "tcp/22") && !town.passes(build, "tcp/80"));
+    assert!(town.world.nodes[build].own.as_ref().expect("told of itself").step_up.is_empty(), "nobody could step up");
+    let (_, reason, fix) = town.explain("service:build", "git");
+    assert!(reason.contains("until an administrator releases it") && fix.is_none(), "{reason}");
+    town.world.run(seconds(700));
+    assert!(!town.passes(build, "tcp/22"));
+    town.release(service).expect("released");
+    assert!(town.passes(build, "tcp/22"));
+}
+
+#[test]
+fn too_many_restraints_of_one_subject_become_one_of_everything() {
+    let mut town = town(85);
+    let alice = town.alice();
+    for number in 0..70 {
+        let rule = format!("rule {number}").parse().expect("a name");
+        let reach = Reach::Access { rule, resource: "git".parse().expect("a name") };
+        town.respond(alice, SignalResponse::Challenge(reach));
+    }
+    assert!(!town.passes(town.laptop, "tcp/80"), "what does not fit is not lost");
+    assert!(town.world.store.loaded.restraints.len() <= 65);
+}

@@ -1,0 +1,355 @@
+//! How much of a limited permission each subject has used at this node.
+//!
+//! ```text
+//! document: Permission { limits } --hold--> Meter of (subject, rule, resource)      shared by the subject's devices
+//! packet of a metered flow --count--> Window of each limit --more than it lets--> passed
+//! end of the burst: every peer with that meter: permission shut, flows cut          no round trip, no controller
+//! every few seconds: Usage for the controller, which sums over nodes
+//! ```
+//!
+//! Invariants:
+//! - What is passed stays shut at this node until the document brings another budget: neither a renewal, nor a new session, nor
+//!   the end of the window opens it. Whether it may go on is the controller's word.
+//! - A meter outlives the permission for a while: whoever signs out and in again goes on where they were.
+//! - Counting looks nothing up and allocates nothing; a flow without a meter costs one comparison.
+//!
+//! Bounds: a meter for each limited permission of the document, and [`MAX_LEFT`] whose permission has gone; of these the one that
+//! was left first is forgotten first. A subject cannot make meters: the controller does.
+//!
+//! Threat: a subject that spreads what it moves over many flows or devices. All of them count into one meter.
+
+use std::collections::HashMap;
+
+use postern_common::{
+    grant::Permission,
+    id::{ResourceName, RuleName, SubjectId},
+    limit::{Limit, Limits, Measure, Usage, Window},
+    time::{Deadline, Monotonic},
+};
+
+/// The most meters that are kept without a permission.
+const MAX_LEFT: usize = 4_096;
+
+/// The place of a meter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MeterIndex(u32);
+
+impl MeterIndex {
+    /// The place of none: nothing is counted.
+    pub(crate) const NONE: Self = Self(u32::MAX);
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    subject: SubjectId,
+    rule: RuleName,
+    resource: ResourceName,
+}
+
+#[derive(Debug)]
+struct Meter {
+    key: Key,
+    budget: u64,
+    counts: Vec<(Limit, Window)>,
+    passed: Option<Limit>,
+    /// How many permissions it is held by.
+    holders: u32,
+    /// When the last of them went.
+    left: Monotonic,
+    /// Whether it was counted, or begun anew, since it was last told of.
+    is_news: bool,
+}
+
+/// All meters.
+#[derive(Debug, Default)]
+pub(crate) struct Meters {
+    places: Vec<Option<Meter>>,
+    free: Vec<u32>,
+    by_key: HashMap<Key, u32>,
+    /// Meters that passed a limit and whose permissions are still to be shut.
+    passed: Vec<MeterIndex>,
+    left: usize,
+}
+
+impl Meters {
+    /// Returns the meter of a permission of a subject; [`MeterIndex::NONE`] if it has no limits. [`Meters::let_go`] follows.
+    pub(crate) fn hold(&mut self, subject: SubjectId, permission: &Permission<Deadline>, now: Monotonic) -> MeterIndex {
+        if permission.limits.is_empty() {
+            return MeterIndex::NONE;
+        }
+        let key = Key { subject, rule: permission.rule.clone(), resource: permission.resource.clone() };
+        let place = match self.by_key.get(&key) {
+            Some(place) => *place,
+            None => self.make(key, now),
+        };
+        let Some(meter) = self.places[place as usize].as_mut() else { return MeterIndex::NONE };
+        if meter.holders == 0 {
+            self.left -= 1;
+        }
+        meter.holders += 1;
+        meter.set(&permission.limits);
+        MeterIndex(place)
+    }
+
+    fn make(&mut self, key: Key, now: Monotonic) -> u32 {
+        let meter =
+            Meter { key: key.clone(), budget: 0, counts: vec![], passed: None, holders: 0, left: now, is_news: false };
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.places[place as usize] = Some(meter);
+                place
+            }
+            None => {
+                self.places.push(Some(meter));
+                (self.places.len() - 1) as u32
+            }
+        };
+        self.by_key.insert(key, place);
+        self.left += 1;
+        place
+    }
+
+    /// Takes back what [`Meters::hold`] gave.
+    pub(crate) fn let_go(&mut self, index: MeterIndex, now: Monotonic) {
+        let Some(meter) = self.meter_mut(index) else { return };
+        meter.holders -= 1;
+        if meter.holders > 0 {
+            return;
+        }
+        meter.left = now;
+        self.left += 1;
+        if self.left > MAX_LEFT {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let left = self.places.iter().enumerate().filter_map(|(place, meter)| {
+            let meter = meter.as_ref().filter(|meter| meter.holders == 0)?;
+            Some((meter.left, place))
+        });
+        if let Some((_, place)) = left.min()
+            && let Some(meter) = self.places[place].take()
+        {
+            self.by_key.remove(&meter.key);
+            self.free.push(place as u32);
+            self.left -= 1;
+        }
+    }
+
+    fn meter_mut(&mut self, index: MeterIndex) -> Option<&mut Meter> {
+        self.places.get_mut(index.0 as usize)?.as_mut()
+    }
+
+    /// Counts what passed.
+    pub(crate) fn count(&mut self, index: MeterIndex, measure: Measure, amount: u64, now: Monotonic) {
+        let Some(meter) = self.meter_mut(index) else { return };
+        meter.is_news = true;
+        let mut passed = None;
+        for (limit, window) in meter.counts.iter_mut().filter(|(limit, _)| limit.measure == measure) {
+            if window.add(amount, now) > limit.most {
+                passed = passed.or(Some(*limit));
+            }
+        }
+        if let Some(limit) = passed
+            && meter.passed.is_none_or(|before| !before.then.shuts() && limit.then.shuts())
+        {
+            meter.passed = Some(limit);
+            if limit.then.shuts() {
+                self.passed.push(index);
+            }
+        }
+    }
+
+    /// Returns the limit that shuts the permission of a meter, if one was passed.
+    pub(crate) fn shut_by(&self, index: MeterIndex) -> Option<Limit> {
+        let meter = self.places.get(index.0 as usize)?.as_ref()?;
+        meter.passed.filter(|limit| limit.then.shuts())
+    }
+
+    /// Tells whether permissions have to be shut.
+    pub(crate) fn has_passed(&self) -> bool {
+        !self.passed.is_empty()
+    }
+
+    /// Hands over the meters whose permissions have to be shut.
+    pub(crate) fn take_passed(&mut self) -> Vec<MeterIndex> {
+        std::mem::take(&mut self.passed)
+    }
+
+    /// Says how much of every limit was used, of the meters that have something new to say.
+    pub(crate) fn usages(&mut self, now: Monotonic) -> Vec<Usage> {
+        let mut usages = Vec::new();
+        for meter in self.places.iter_mut().flatten() {
+            let is_news = std::mem::take(&mut meter.is_news);
+            for (limit, window) in &mut meter.counts {
+                let mut used = window.used(now);
+                // What is shut stays so after the window: the controller has to hear of it, whenever it can.
+                if meter.passed.is_some_and(|passed| passed == *limit && passed.then.shuts()) {
+                    used = used.max(limit.most.saturating_add(1));
+                }
+                if !is_news && used == 0 {
+                    continue;
+                }
+                // What is in the window has to be told again as it gets less.
+                meter.is_news |= used > 0;
+                usages.push(Usage {
+                    subject: meter.key.subject,
+                    rule: meter.key.rule.clone(),
+                    resource: meter.key.resource.clone(),
+                    budget: meter.budget,
+                    measure: limit.measure,
+                    within_ms: limit.within_ms,
+                    used,
+                });
+            }
+        }
+        usages
+    }
+}
+
+impl Meter {
+    /// Takes limits as the document says them now. What was counted for a limit that stays goes on; another budget begins anew.
+    fn set(&mut self, limits: &Limits) {
+        // Budgets grow. The documents for two devices of a subject come one after the other, and the older must not bring back what
+        // the newer has ended; a controller that was restored from a backup begins with devices that nobody holds.
+        if limits.budget > self.budget || (limits.budget != self.budget && self.holders <= 1) {
+            self.budget = limits.budget;
+            self.counts.clear();
+            self.passed = None;
+            self.is_news = true;
+        }
+        if self.counts.iter().map(|(limit, _)| limit).eq(&limits.each) {
+            return;
+        }
+        let before = std::mem::take(&mut self.counts);
+        self.counts = limits
+            .each
+            .iter()
+            .map(|limit| {
+                let same =
+                    |known: &&(Limit, Window)| known.0.measure == limit.measure && known.0.within_ms == limit.within_ms;
+                let window = before.iter().find(same).map(|(_, window)| window.clone());
+                (*limit, window.unwrap_or_else(|| Window::new(limit.within())))
+            })
+            .collect();
+        // What was passed and is not limited any more, or only watched by now, shuts nothing; a greater amount does not open it again.
+        let still = |passed: &Limit| {
+            self.counts.iter().any(|(limit, _)| {
+                (limit.measure, limit.within_ms) == (passed.measure, passed.within_ms) && limit.then.shuts()
+            })
+        };
+        self.passed = self.passed.filter(still);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_common::{
+        grant::{Mode, OnDeny},
+        id::LeaseId,
+        limit::Consequence,
+        time::WallTime,
+    };
+
+    use super::*;
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic::from_millis(seconds * 1_000)
+    }
+
+    fn limit(measure: Measure, most: u64, seconds: u64, then: Consequence) -> Limit {
+        Limit { measure, most, within_ms: seconds * 1_000, then }
+    }
+
+    fn permission(resource: &str, budget: u64, each: &[Limit]) -> Permission<Deadline> {
+        Permission {
+            rule: "rule".parse().unwrap(),
+            resource: resource.parse().unwrap(),
+            lease: LeaseId::from_bytes([1; 16]),
+            services: vec!["tcp/443".parse().unwrap()],
+            until: Deadline { monotonic: Monotonic::NEVER, wall: WallTime::NEVER },
+            on_deny: OnDeny::Drop,
+            mode: Mode::Enforce,
+            limits: Limits { budget, each: each.to_vec() },
+        }
+    }
+
+    fn subject(number: u16) -> SubjectId {
+        let mut bytes = [0; 16];
+        bytes[..2].copy_from_slice(&number.to_be_bytes());
+        SubjectId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn a_passed_limit_stays_passed_until_the_budget_is_another() {
+        let mut meters = Meters::default();
+        let down = limit(Measure::Download, 1_000, 60, Consequence::Challenge);
+        let meter = meters.hold(subject(1), &permission("r", 7, &[down]), at(0));
+        meters.count(meter, Measure::Upload, 5_000, at(1));
+        meters.count(meter, Measure::Download, 1_000, at(1));
+        assert!(!meters.has_passed(), "no more than the limit, and uploads do not count");
+        meters.count(meter, Measure::Download, 1, at(2));
+        assert_eq!(meters.take_passed(), [meter]);
+        meters.count(meter, Measure::Download, 1, at(3));
+        assert!(!meters.has_passed(), "it is shut once");
+        assert_eq!(meters.usages(at(400))[0].used, 1_001, "and told of until the controller has spoken");
+        meters.let_go(meter, at(4));
+        let again = meters.hold(subject(1), &permission("r", 7, &[down]), at(500));
+        assert_eq!(meters.shut_by(again), Some(down), "a new session, long after the window");
+        let raised = limit(Measure::Download, 9_000, 60, Consequence::Challenge);
+        let raised = meters.hold(subject(1), &permission("r", 7, &[raised]), at(501));
+        assert!(meters.shut_by(raised).is_some(), "nor does another amount");
+        let fresh = meters.hold(subject(1), &permission("r", 8, &[down]), at(502));
+        assert_eq!((fresh, meters.shut_by(fresh)), (meter, None));
+        assert_eq!(meters.usages(at(502)).iter().map(|usage| usage.used).sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn devices_of_a_subject_share_a_meter_and_others_do_not() {
+        let mut meters = Meters::default();
+        let flows = limit(Measure::Connections, 3, 10, Consequence::Terminate);
+        let permission = permission("r", 0, &[flows]);
+        let (laptop, phone, other) = (
+            meters.hold(subject(1), &permission, at(0)),
+            meters.hold(subject(1), &permission, at(0)),
+            meters.hold(subject(2), &permission, at(0)),
+        );
+        assert_eq!(laptop, phone);
+        for meter in [laptop, phone, laptop, other, phone] {
+            meters.count(meter, Measure::Connections, 1, at(1));
+        }
+        assert_eq!(meters.take_passed(), [laptop]);
+        assert!(meters.shut_by(other).is_none());
+        assert!(meters.hold(subject(1), &self::permission("r", 0, &[]), at(0)) == MeterIndex::NONE);
+    }
+
+    #[test]
+    fn a_watched_limit_shuts_nothing_and_is_told_of() {
+        let mut meters = Meters::default();
+        let watched = limit(Measure::Download, 10, 10, Consequence::Alert);
+        let meter = meters.hold(subject(1), &permission("r", 0, &[watched]), at(0));
+        meters.count(meter, Measure::Download, 11, at(1));
+        assert!(!meters.has_passed() && meters.shut_by(meter).is_none());
+        let usages = meters.usages(at(1));
+        assert_eq!((usages[0].used, usages[0].within_ms), (11, 10_000));
+        assert_eq!(meters.usages(at(2))[0].used, 11, "what is in the window is told again");
+        assert_eq!(meters.usages(at(30))[0].used, 0, "and once more when it is gone");
+        assert!(meters.usages(at(31)).is_empty());
+    }
+
+    #[test]
+    fn meters_without_a_permission_are_bounded_and_those_with_one_stay() {
+        let mut meters = Meters::default();
+        let limit = limit(Measure::Download, 10, 10, Consequence::Challenge);
+        let kept = meters.hold(subject(60_000), &permission("r", 0, &[limit]), at(0));
+        meters.count(kept, Measure::Download, 11, at(0));
+        for number in 0..MAX_LEFT as u16 + 100 {
+            let meter = meters.hold(subject(number), &permission("r", 0, &[limit]), at(number.into()));
+            meters.let_go(meter, at(number.into()));
+        }
+        assert_eq!(meters.by_key.len(), MAX_LEFT + 1);
+        assert!(meters.places.len() <= MAX_LEFT + 2 && meters.left == MAX_LEFT);
+        assert!(meters.shut_by(kept).is_some());
+    }
+}
