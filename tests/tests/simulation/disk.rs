@@ -79,6 +79,9 @@ impl Disk {
             | StoreChange::DeleteBreakGlass(_)
             | StoreChange::PutAlert(_)
             | StoreChange::PutRestraint(_)
+            | StoreChange::PutEventStream(_)
+            | StoreChange::PutSeenEvent(_)
+            | StoreChange::DeleteSeenEvent(_)
             | StoreChange::DeleteRestraint(_)
             | StoreChange::PutRequest(_)
             | StoreChange::DeleteRequest(_) => {
@@ -113,6 +116,8 @@ impl Disk {
             requests: vec![],
             break_glass: vec![],
             restraints: vec![],
+            event_streams: vec![],
+            seen_events: vec![],
         }
     }
 }
