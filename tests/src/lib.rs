@@ -12,6 +12,7 @@
 //! | --- | --- |
 //! | [`lab`] | machines, networks, programs, captures, links that delay and lose |
 //! | [`browser`] | a person's browser: links, cookies, forms |
+//! | [`corp`] | a controller with an OpenID provider |
 //! | [`deployment`] | a controller, servers, laptops, by the real programs |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
 //!
@@ -26,6 +27,7 @@
 //! Needs root, for the namespaces.
 
 pub mod browser;
+pub mod corp;
 pub mod deployment;
 pub mod lab;
 pub mod programs;

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Host,
+    Background,
     browser::{Browser, Page},
-    deployment::{Deployment, Family, Node, PATIENCE},
+    corp::Corp,
+    deployment::{Family, Node, PATIENCE},
     eventually,
     programs::{CONTROLLER_AUTHORITY, can_connect, http_get, http_server, openid_provider},
 };
@@ -36,96 +37,9 @@ from = ["group:contractors"]
 to = ["wiki"]
 "#;
 
-/// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
-const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
-  -subj '/CN=Corp CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idp.key -out idp.csr -subj /CN=idp 2>>openssl.log
-echo subjectAltName=DNS:idp > names
-openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out idp.pem 2>>openssl.log";
-
-const CA: &str = "/run/pki/ca.pem";
-
-/// A controller that signs people in at `https://idp:9443`, and that provider.
-struct Corp {
-    world: Deployment,
-    idp: Host,
-    _provider: Background,
-}
-
-impl Corp {
-    fn start(name: &str) -> Result<Self> {
-        Self::start_with(name, POLICY, "", &[])
-    }
-
-    /// As [`Corp::start`], with a policy, further keys of `[oidc]` and further arguments of the provider.
-    fn start_with(name: &str, policy: &str, further: &str, of_provider: &[&str]) -> Result<Self> {
-        let world = Deployment::start_with(name, |controller, config| {
-            controller.sh(CERTIFICATES)?;
-            controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
-            controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret")?;
-            Ok(config
-                + &format!(
-                    "\n[oidc]\nissuer = \"https://idp:9443\"\nname = \"Corp SSO\"\nclient_id = \"postern\"\n\
-                     client_secret_file = \"keys/oidc.secret\"\nca_file = \"{CA}\"\n{further}"
-                ))
-        })?;
-        let idp = world.lab.host("idp")?;
-        for file in ["idp.pem", "idp.key"] {
-            idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
-        }
-        idp.write(CONTROLLER_AUTHORITY, world.controller.read("/etc/postern-controller/keys/ca.crt")?)?;
-        let provider = openid_provider(
-            &idp,
-            9443,
-            ("/run/pki/idp.pem", "/run/pki/idp.key"),
-            "https://ctl/oidc/callback",
-            of_provider,
-        )?;
-        world.apply_policy(policy)?;
-        Ok(Self { world, idp, _provider: provider })
-    }
-
-    /// A browser that trusts the controller and the corporation.
-    fn browser(&self, host: &Host) -> Result<Browser> {
-        self.world.browser(host)?;
-        let both = host.read("/run/postern-ca.pem")? + &self.world.controller.read(CA)?;
-        host.write("/run/browser-ca.pem", both)?;
-        Browser::open(host, "/run/browser-ca.pem")
-    }
-
-    /// Goes from a page of the controller's to the provider's login form.
-    fn to_provider(&self, browser: &Browser, url: &str) -> Result<Page> {
-        let page = browser.get(url)?;
-        let page = browser.get(&page.link("/oidc/start")?)?;
-        ensure!(page.url.starts_with("https://idp:9443/interaction/"), "{} {}", page.url, page.text());
-        Ok(page)
-    }
-
-    /// Signs a person in on a machine through the provider.
-    fn sign_in(&self, node: &Node, login: &str) -> Result<String> {
-        self.sign_in_with(&self.browser(&node.host)?, node, login)
-    }
-
-    fn sign_in_with(&self, browser: &Browser, node: &Node, login: &str) -> Result<String> {
-        let (mut up, code) = self.world.begin_sign_in(node)?;
-        let page = self.to_provider(browser, &format!("https://ctl/join?code={code}"))?;
-        let page =
-            browser.submit(&page.form("password")?, &[("login", login), ("password", &format!("{login}-password"))])?;
-        let text = page.text();
-        ensure!(page.url.starts_with("https://ctl/join"), "{} ({}): {text}", page.url, page.status);
-        ensure!(text.contains(&format!("{login}@corp.example")), "{text}");
-        let page = browser.submit(&page.form("/join/confirm")?, &[])?;
-        ensure!(page.status == 200, "{} {}", page.status, page.text());
-        let status = up.wait(PATIENCE)?;
-        ensure!(status.success(), "`postern up` ended with {status}\n{}", up.output());
-        Ok(up.output())
-    }
-}
-
 #[test]
 fn groups_that_the_provider_vouches_for_decide_who_reaches_what() -> Result<()> {
-    let corp = Corp::start("oidc")?;
+    let corp = Corp::start("oidc", POLICY)?;
     let payroll = corp.world.server("payroll", &["payroll"], None)?;
     let _pages = [http_server(&payroll.host, 8080, "salaries")?, http_server(&payroll.host, 80, "how we do it")?];
     let at = payroll.overlay(Family::V6)?;
@@ -165,7 +79,7 @@ fn groups_that_the_provider_vouches_for_decide_who_reaches_what() -> Result<()> 
 
 #[test]
 fn a_forged_state_a_used_answer_and_a_cancelled_login_get_nobody_in() -> Result<()> {
-    let corp = Corp::start("oidc-refused")?;
+    let corp = Corp::start("oidc-refused", POLICY)?;
     let person = corp.world.lab.host("person")?;
     let refused = |page: &Page, words: &[&str]| -> Result<()> {
         let text = page.text();
@@ -240,9 +154,9 @@ fn a_forged_state_a_used_answer_and_a_cancelled_login_get_nobody_in() -> Result<
 
 #[test]
 fn a_provider_that_is_away_is_said_and_nothing_else_stops() -> Result<()> {
-    let mut corp = Corp::start("oidc-away")?;
-    corp._provider.signal(postern_tests::Signal::Kill)?;
-    corp._provider.wait(PATIENCE)?;
+    let mut corp = Corp::start("oidc-away", POLICY)?;
+    corp.provider.signal(postern_tests::Signal::Kill)?;
+    corp.provider.wait(PATIENCE)?;
     let person = corp.world.lab.host("person")?;
     let browser = corp.browser(&person)?;
     let page = browser.get("https://ctl/oidc/start")?;
@@ -286,15 +200,15 @@ fn who_is_disabled_at_the_provider_is_out_within_the_interval_and_a_provider_tha
     ensure!(signed_out(&alice).is_none() && signed_out(&bob).is_none());
 
     corp.idp.sh("curl -sk https://localhost:9443/test/disable -d alice")?;
-    let said = || format!("{}\n{}", corp._provider.output(), corp.world.controller_log());
+    let said = || format!("{}\n{}", corp.provider.output(), corp.world.controller_log());
     let reason = eventually(Duration::from_secs(20), "alice is still in", || signed_out(&alice)).with_context(said)?;
     ensure!(reason.contains("identity provider has ended this sign-in"), "{reason}");
     ensure!(!can_connect(&alice.host, at, 80) && can_connect(&bob.host, at, 80));
     let page = browser.get("https://ctl/")?;
     ensure!(page.url.contains("/sign-in"), "her browser is still signed in: {}", page.url);
 
-    corp._provider.signal(postern_tests::Signal::Kill)?;
-    corp._provider.wait(PATIENCE)?;
+    corp.provider.signal(postern_tests::Signal::Kill)?;
+    corp.provider.wait(PATIENCE)?;
     std::thread::sleep(Duration::from_secs(12));
     ensure!(signed_out(&bob).is_none() && can_connect(&bob.host, at, 80), "bob fell with the provider");
     let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
@@ -344,7 +258,7 @@ fn back_channel_logout_ends_what_it_names_and_what_does_not_hold_changes_nothing
     form.fields.insert("logout".into(), "yes".into());
     let page = browser.submit(&form, &[])?;
     let said =
-        || format!("({}) {}\n{}\n{}", page.status, page.text(), corp._provider.output(), corp.world.controller_log());
+        || format!("({}) {}\n{}\n{}", page.status, page.text(), corp.provider.output(), corp.world.controller_log());
     let reason = eventually(Duration::from_secs(10), "alice is still in", || signed_out(&alice)).with_context(said)?;
     ensure!(reason.contains("signed out at the identity provider"), "{reason}");
     ensure!(!can_connect(&alice.host, at, 80) && signed_out(&bob).is_none());

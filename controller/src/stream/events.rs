@@ -291,13 +291,8 @@ impl Core {
     }
 
     fn credentials_changed(&mut self, concerned: Vec<SessionRecord>, now: Now) {
-        for mut session in concerned {
-            session.assurance =
-                Assurance { acr: None, amr: vec![], auth_time: None, groups: session.assurance.groups.clone() };
-            let device = session.device;
-            self.registry.put_session(session, &mut self.out);
-            self.decide(device, Extend::No, now);
-        }
+        let ids = concerned.into_iter().map(|session| session.id).collect();
+        self.end_sessions(ids, "credentials were changed: sign in again", now);
     }
 
     /// Makes a session's proof count for a level; tells whether that changed anything.

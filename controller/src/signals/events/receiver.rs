@@ -295,22 +295,27 @@ pub(crate) async fn verify_now_and_then(receiver: Arc<Receiver>, mut stop: watch
     let (Some(stream_id), Some(bearer)) = (receiver.settings.stream_id.clone(), receiver.bearer.clone()) else {
         return;
     };
-    let mut round = tokio::time::interval((receiver.settings.silent_after.get() / ASKED_WITHIN).max(ASK_LEAST));
-    round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let round = (receiver.settings.silent_after.get() / ASKED_WITHIN).max(ASK_LEAST);
+    let (mut wait, mut after_failure) = (Duration::ZERO, ASK_LEAST);
     loop {
         tokio::select! {
-            _ = round.tick() => {}
+            () = tokio::time::sleep(wait) => {}
             () = listener::told(&mut stop) => return,
         }
+        wait = round;
         let name = receiver.binding.name.clone();
         let Ok(state) = receiver.around.handle.call(move |turn, _| turn.core.expect_verification(&name)).await else {
             return;
         };
         let now: WallTime = clock::now().wall;
         match receiver.transmitter.ask_for_verification(&stream_id, &state, &bearer, now).await {
-            Ok(true) => {}
+            Ok(true) => after_failure = ASK_LEAST,
             Ok(false) => tracing::debug!(stream = receiver.binding.name, "the transmitter offers no verification"),
-            Err(why) => tracing::warn!(stream = receiver.binding.name, why, "a verification cannot be asked for"),
+            Err(why) => {
+                tracing::warn!(stream = receiver.binding.name, why, "a verification cannot be asked for");
+                wait = after_failure.min(round);
+                after_failure = (after_failure * 2).min(round);
+            }
         }
     }
 }

@@ -1,0 +1,322 @@
+//! Security events from a real transmitter, by push and by poll: each flips its verdict and cuts what is open, and what does not hold
+//! changes nothing.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use postern_tests::{
+    Background, Signal,
+    corp::{CA, Corp, PUSH_TOKEN, TRANSMITTER},
+    deployment::{Family, Node, PATIENCE},
+    eventually,
+    programs::{CONTROLLER_AUTHORITY, can_connect},
+};
+use serde_json::{Value, json};
+
+const POLICY: &str = r#"
+[posture.content]
+compliant = true
+
+[resource.wiki]
+nodes = ["tag:payroll"]
+ports = ["tcp/7000"]
+
+[resource.hr]
+nodes = ["tag:payroll"]
+ports = ["tcp/7001"]
+
+[resource.vault]
+nodes = ["tag:payroll"]
+ports = ["tcp/7002"]
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*"]
+to = ["wiki"]
+
+[[access]]
+name = "machines in order see hr"
+from = ["user:*"]
+to = ["hr"]
+when = { posture = "content" }
+
+[[access]]
+name = "two factors open the vault"
+from = ["user:*"]
+to = ["vault"]
+when = { mfa_within = "12h" }
+
+[[deny]]
+name = "contractors never read the wiki"
+from = ["group:contractors"]
+to = ["wiki"]
+"#;
+const WIKI: u16 = 7000;
+const HR: u16 = 7001;
+const VAULT: u16 = 7002;
+const PROVIDER: &str = "https://idp:9443";
+const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type/";
+const AUDIT: &str = "cat /etc/postern-controller/state/audit/*";
+
+fn streams(silent_after: &str) -> String {
+    let stream = |name: &str, further: &str| {
+        format!(
+            "\n[[events]]\nname = \"{name}\"\nissuer = \"{TRANSMITTER}\"\npeople_of = \"{PROVIDER}\"\nca_file = \"{CA}\"\n\
+             api_token_file = \"keys/events-api.token\"\n{further}"
+        )
+    };
+    let push = format!(
+        "delivery = \"push\"\ndevices = true\npush_token_file = \"keys/events.token\"\nstream_id = \"s-1\"\n\
+         silent_after = \"{silent_after}\"\n"
+    );
+    let poll =
+        "delivery = \"poll\"\npoll_url = \"https://idp:9444/poll\"\npoll_interval = \"1s\"\nsilent_after = \"24h\"\n";
+    stream("corp", &push) + &stream("fetched", poll) + "\n[alerts]\nlog = \"alerts.jsonl\"\n"
+}
+
+/// What the transmitter is asked for, with a body.
+fn ask(corp: &Corp, path: &str, body: &str) -> Result<String> {
+    corp.idp.write("/run/asked", body)?;
+    let said =
+        corp.idp.sh(&format!("curl -sk --max-time 30 https://localhost:9444{path} --data-binary @/run/asked"))?;
+    Ok(said)
+}
+
+fn user(login: &str) -> Value {
+    json!({"format": "iss_sub", "iss": PROVIDER, "sub": login})
+}
+
+/// A token that tells of an event; `claims` are put over those of a good one.
+fn token(corp: &Corp, kind: &str, payload: Value, subject: Value, claims: Value) -> Result<String> {
+    let mut all = json!({"sub_id": subject, "events": {kind: payload}});
+    let header = claims.get("header").cloned().unwrap_or(json!({}));
+    for (name, value) in claims.as_object().into_iter().flatten().filter(|(name, _)| *name != "header") {
+        all[name] = value.clone();
+    }
+    ask(corp, "/test/token", &json!({"header": header, "claims": all}).to_string())
+}
+
+/// Pushes a token; the status and the code of the refusal.
+fn push(corp: &Corp, token: &str) -> Result<(u64, String)> {
+    let said: Value = serde_json::from_str(&ask(corp, "/test/push", token)?)?;
+    let body: Value = serde_json::from_str(said["body"].as_str().unwrap_or_default()).unwrap_or_default();
+    Ok((said["status"].as_u64().context("no status")?, body["err"].as_str().unwrap_or_default().to_owned()))
+}
+
+fn tell(corp: &Corp, kind: &str, payload: Value, subject: Value) -> Result<()> {
+    let text = token(corp, &format!("{CAEP}{kind}"), payload, subject, json!({}))?;
+    let said = push(corp, &text)?;
+    ensure!(said.0 == 202, "{kind}: {said:?}\n{}", corp.world.controller_log());
+    Ok(())
+}
+
+/// A server with an echo on each port.
+fn server(corp: &Corp) -> Result<(Node, Vec<Background>, IpAddr)> {
+    let server = corp.world.server("payroll", &["payroll"], None)?;
+    let echo = |port: u16| {
+        let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
+        server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
+    };
+    let echoes = [WIKI, HR, VAULT].map(echo).into_iter().collect::<Result<_>>()?;
+    let at = server.overlay(Family::V6)?;
+    Ok((server, echoes, at))
+}
+
+/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
+fn chatter(from: &Node, at: IpAddr, port: u16) -> Result<Background> {
+    eventually(PATIENCE, &format!("port {port} does not open"), || can_connect(&from.host, at, port).then_some(()))?;
+    let script =
+        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:{port}");
+    let mut client = from.host.command("sh").args(["-c", &script]).spawn()?;
+    client.wait_for_output("line 5", PATIENCE)?;
+    Ok(client)
+}
+
+fn is_cut(client: &mut Background, what: &str) -> Result<()> {
+    eventually(Duration::from_secs(5), &format!("{what}: the connection lives on"), || {
+        (!client.is_running()).then_some(())
+    })
+}
+
+fn signed_out(node: &Node) -> Option<String> {
+    let status = node.json(&["status"]).ok()?;
+    status["phase"]["reason"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
+    let corp = Corp::start_with("events", POLICY, &streams("10m"), &[])?;
+    let _transmitter = corp.transmitter()?;
+    let (_server, _echoes, at) = server(&corp)?;
+    let (alice, bob) = (corp.world.laptop("alice-laptop")?, corp.world.laptop("bob-laptop")?);
+    corp.sign_in(&alice, "alice")?;
+    corp.sign_in(&bob, "bob")?;
+    let closed = |node: &Node, port: u16| !can_connect(&node.host, at, port);
+
+    // the transmitter was asked for a verification, and it came
+    eventually(PATIENCE, "no verification came", || {
+        let status = corp.world.ctl_json(&["status"]).ok()?;
+        let streams = status["events"].as_array()?.clone();
+        let corp = streams.into_iter().find(|stream| stream["name"] == "corp")?;
+        (!corp["last_heard"].is_null()).then_some(())
+    })
+    .with_context(|| corp.world.controller_log())?;
+
+    // a device
+    corp.world.ctl(&["posture", "bind", "alice-laptop", "--serial", "SN1"])?;
+    let device = json!({"format": "complex", "device": {"format": "opaque", "id": "SN1"}, "tenant": {"format": "opaque", "id": "t"}});
+    let status = |status: &str| json!({"previous_status": "compliant", "current_status": status});
+    ensure!(closed(&alice, HR));
+    tell(&corp, "device-compliance-change", status("compliant"), device.clone())?;
+    let mut open = chatter(&alice, at, HR)?;
+    tell(&corp, "device-compliance-change", status("not-compliant"), device)?;
+    is_cut(&mut open, "a device that is not compliant")?;
+    let why = alice.command().args(["explain", "hr:7001"]).run()?.stdout;
+    ensure!(why.contains("not compliant"), "{why}");
+    ensure!(closed(&alice, HR) && !closed(&alice, WIKI));
+
+    // how strongly it was proven
+    let level = |level: &str, direction: &str| json!({"namespace": "NIST-AAL", "current_level": level, "change_direction": direction});
+    let (mut vault, mut wiki) = (chatter(&alice, at, VAULT)?, chatter(&alice, at, WIKI)?);
+    tell(&corp, "assurance-level-change", level("nist-aal1", "decrease"), user("alice"))?;
+    is_cut(&mut vault, "a proof that counts for less")?;
+    ensure!(closed(&alice, VAULT) && wiki.is_running());
+    tell(&corp, "assurance-level-change", level("nist-aal2", "increase"), user("alice"))?;
+    eventually(PATIENCE, "the vault stays closed", || (!closed(&alice, VAULT)).then_some(()))?;
+    tell(&corp, "assurance-level-change", level("nist-aal3", "increase"), user("bob"))?;
+    ensure!(closed(&bob, VAULT), "an event proved what bob did not");
+
+    // groups
+    let mut open = chatter(&bob, at, WIKI)?;
+    tell(&corp, "token-claims-change", json!({"claims": {"groups": ["contractors"]}}), user("bob"))?;
+    is_cut(&mut open, "a new group")?;
+    let why =
+        corp.world.controller_command()?.args(["explain", "--as", "bob@corp.example", "--to", "wiki"]).run()?.text();
+    ensure!(why.contains("contractors never read the wiki"), "{why}");
+    tell(&corp, "token-claims-change", json!({"claims": {"groups": []}}), user("bob"))?;
+    let mut open = chatter(&bob, at, WIKI)?;
+
+    // credentials: a fresh sign-in is asked for
+    tell(&corp, "credential-change", json!({"credential_type": "password", "change_type": "update"}), user("bob"))?;
+    is_cut(&mut open, "changed credentials")?;
+    ensure!(wiki.is_running(), "alice was not meant");
+
+    // sessions, by push and by poll
+    tell(&corp, "session-revoked", json!({"reason_admin": {"en": "lost laptop"}}), user("alice"))?;
+    is_cut(&mut wiki, "a revoked session")?;
+    let reason = eventually(PATIENCE, "alice is still in", || signed_out(&alice))?;
+    ensure!(reason.contains("ended by the identity provider") && reason.contains("lost laptop"), "{reason}");
+    let fetched = json!({"aud": "https://ctl/events/fetched", "jti": "poll-1"});
+    let text = token(&corp, &format!("{CAEP}session-revoked"), json!({}), user("bob"), fetched)?;
+    let said = ask(&corp, "/test/offer", &json!({"jti": "poll-1", "token": text}).to_string())?;
+    ensure!(said.contains("\"ack\":true"), "{said}");
+    eventually(PATIENCE, "bob is still in", || signed_out(&bob))?;
+    // what does not hold is told with the next question
+    let wrong = json!({"aud": "https://ctl/events/corp", "jti": "poll-2"});
+    let text = token(&corp, &format!("{CAEP}session-revoked"), json!({}), user("bob"), wrong)?;
+    let said = ask(&corp, "/test/offer", &json!({"jti": "poll-2", "token": text}).to_string())?;
+    ensure!(said.contains("invalid_audience"), "{said}");
+
+    let audit = corp.world.controller.sh(AUDIT)?;
+    for word in ["signal_taken", "device-compliance-change", "lost laptop", "for another audience"] {
+        ensure!(audit.contains(word), "the audit log says nothing of {word}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_restart() -> Result<()> {
+    let corp = Corp::start_with("events-refused", POLICY, &streams("20s"), &[])?;
+    let mut transmitter = corp.transmitter()?;
+    let (_server, _echoes, at) = server(&corp)?;
+    let bob = corp.world.laptop("bob-laptop")?;
+    corp.sign_in(&bob, "bob")?;
+    let mut open = chatter(&bob, at, WIKI)?;
+
+    let revoked = format!("{CAEP}session-revoked");
+    let now = corp.idp.sh("date +%s")?.trim().parse::<i64>()?;
+    let with = |claims: Value| token(&corp, &revoked, json!({}), user("bob"), claims);
+    for (claims, code) in [
+        (json!({"aud": "https://ctl/events/fetched"}), "invalid_audience"),
+        (json!({"aud": null}), "invalid_audience"),
+        (json!({"iss": PROVIDER}), "invalid_issuer"),
+        (json!({"iat": now - 8 * 86_400}), "invalid_request"),
+        (json!({"iat": now + 600}), "invalid_request"),
+        (json!({"jti": null}), "invalid_request"),
+        (json!({"sub": "bob"}), "invalid_request"),
+        (json!({"exp": now + 600}), "invalid_request"),
+        (json!({"sub_id": null}), "invalid_request"),
+        (json!({"events": {}}), "invalid_request"),
+        (json!({"padding": "x".repeat(40_000)}), "invalid_request"),
+        (json!({"header": {"typ": "JWT"}}), "invalid_request"),
+        (json!({"header": {"typ": "logout+jwt"}}), "invalid_request"),
+        (json!({"header": {"crit": ["x"]}}), "invalid_request"),
+        (json!({"header": {"alg": "none"}}), "invalid_key"),
+        (json!({"header": {"alg": "HS256"}}), "invalid_key"),
+        (json!({"header": {"kid": "nobody"}}), "invalid_key"),
+    ] {
+        let said = push(&corp, &with(claims.clone())?)?;
+        let shown: String = claims.to_string().chars().take(80).collect();
+        ensure!(said == (400, code.to_owned()), "{shown}: {said:?}");
+    }
+    // the signature of one token under the claims of another, many times
+    let (one, other) = (with(json!({}))?, with(json!({"sub_id": user("nobody")}))?);
+    let forged =
+        format!("{}.{}", one.rsplit_once('.').context("a token")?.0, other.rsplit_once('.').context("a token")?.1);
+    for _ in 0..30 {
+        ensure!(push(&corp, &forged)? == (400, "invalid_key".into()));
+    }
+    // without the transmitter's token, with another media type
+    corp.idp.write("/run/token", &one)?;
+    let post = |headers: &str| {
+        corp.idp.sh(&format!(
+            "curl -s --cacert {CONTROLLER_AUTHORITY} -o /dev/null -w '%{{http_code}}' https://ctl/events/corp {headers} --data-binary @/run/token"
+        ))
+    };
+    let kind = "-H 'content-type: application/secevent+jwt'";
+    ensure!(post(kind)? == "401" && post(&format!("{kind} -H 'authorization: Bearer a-wrong-token-for-it'"))? == "401");
+    ensure!(post(&format!("-H 'authorization: Bearer {PUSH_TOKEN}'"))? == "400");
+    // what is not for us to judge is acknowledged, and changes nothing
+    for subject in [
+        json!({"format": "iss_sub", "iss": "https://evil.example", "sub": "bob"}),
+        json!({"format": "phone_number", "phone_number": "+12065550100"}),
+        json!({"format": "complex", "user": user("bob"), "org_unit": {"format": "opaque", "id": "critical"}}),
+    ] {
+        tell(&corp, "session-revoked", json!({}), subject)?;
+    }
+    ensure!(push(&corp, &token(&corp, "https://example.com/own", json!({}), user("bob"), json!({}))?)?.0 == 202);
+    ensure!(open.is_running() && signed_out(&bob).is_none(), "something that does not hold ended bob's session");
+    let forgeries = corp.world.controller.sh(&format!("{AUDIT} | grep -c 'not signed by the transmitter'"))?;
+    ensure!(forgeries.trim().parse::<u32>()? <= 4, "{forgeries} lines for 31 forgeries");
+
+    // the transmitter has new keys; the event is taken once
+    ask(&corp, "/test/rotate", "")?;
+    let good = with(json!({}))?;
+    ensure!(push(&corp, &good)?.0 == 202);
+    is_cut(&mut open, "a revoked session")?;
+    corp.world.stop_controller(Signal::Kill)?;
+    corp.world.start_controller()?;
+    corp.sign_in(&bob, "bob")?;
+    let mut open = chatter(&bob, at, WIKI)?;
+    ensure!(push(&corp, &good)?.0 == 202, "it is acknowledged again");
+    std::thread::sleep(Duration::from_secs(1));
+    ensure!(open.is_running() && signed_out(&bob).is_none(), "a replayed event ended the next session");
+    let audit = corp.world.controller.sh(AUDIT)?;
+    for word in ["replayed", "the transmitter's token is not shown", "a critical part of its subject is not understood"]
+    {
+        ensure!(audit.contains(word), "the audit log says nothing of {word}");
+    }
+
+    // silence is told once, and that it is over
+    transmitter.signal(Signal::Kill)?;
+    transmitter.wait(PATIENCE)?;
+    let alerts =
+        || corp.world.controller.sh("grep stream_silent /etc/postern-controller/alerts.jsonl").unwrap_or_default();
+    eventually(PATIENCE, "nobody says that the stream is silent", || alerts().contains("silent for").then_some(()))?;
+    let status = corp.world.ctl(&["status"])?;
+    ensure!(status.contains("! events corp (push): silent since"), "{status}");
+    let _transmitter = corp.transmitter()?;
+    eventually(PATIENCE, "nobody says that it speaks again", || alerts().contains("speaks again").then_some(()))?;
+    ensure!(alerts().lines().count() == 2, "{}", alerts());
+    Ok(())
+}
