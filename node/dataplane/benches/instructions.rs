@@ -19,8 +19,17 @@ use postern_dataplane::packet::{
 use roomy::{roomy, send, set_ports};
 use support::{carry, datagram, now, superpacket};
 
-const STEPS: [&str; 7] =
-    ["parse", "cut", "join", "known-flow", "new-flow-10-rules", "new-flow-100000-rules", "inbound"];
+const STEPS: [&str; 9] = [
+    "parse",
+    "cut",
+    "join",
+    "known-flow",
+    "known-flow-of-100",
+    "known-flow-of-200000",
+    "new-flow-10-rules",
+    "new-flow-100000-rules",
+    "inbound",
+];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().filter(|argument| argument != "--bench").collect();
@@ -62,6 +71,9 @@ fn run(step: &str, count: u32) {
             }
         }
         "known-flow" => outbound(10, count, |_| 7),
+        // In random order, after all have begun: the difference of two counts is that of known flows alone.
+        "known-flow-of-100" => among(100, count),
+        "known-flow-of-200000" => among(200_000, count),
         "new-flow-10-rules" => outbound(10, count, |number| number),
         "new-flow-100000-rules" => outbound(100_000, count, |number| number),
         "inbound" => {
@@ -77,8 +89,17 @@ fn run(step: &str, count: u32) {
     }
 }
 
+/// Begins `flows` flows and sends `count` packets of any of them.
+fn among(flows: u32, count: u32) {
+    let mut random = 1_u32;
+    outbound(10, flows + count, |number| {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if number < flows { number } else { ((u64::from(random) * u64::from(flows)) >> 32) as u32 }
+    });
+}
+
 /// Sends `count` packets, of the flow that `flow` tells for each.
-fn outbound(rules: usize, count: u32, flow: impl Fn(u32) -> u32) {
+fn outbound(rules: usize, count: u32, mut flow: impl FnMut(u32) -> u32) {
     let [mut node, _] = roomy(rules);
     let (header, mut packet) = datagram((1, 1), (2, 2_000), 32);
     for number in 0..count {

@@ -1,6 +1,9 @@
 //! What the enforcement needs to know about a packet, as this node sees it: local end, remote end, and what it does.
 
-use std::net::IpAddr;
+use std::{
+    hash::{Hash, Hasher},
+    net::IpAddr,
+};
 
 use postern_common::{
     flow_record::Originator,
@@ -22,7 +25,7 @@ pub(crate) struct PeerSlot(pub(crate) u32);
 ///
 /// An ICMP echo identifier is chosen by whoever asks, so both ends may choose the same one: there, the key says who
 /// asks. For TCP and UDP `asker` is always [`Originator::Local`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FlowKey {
     pub(crate) peer: PeerSlot,
     pub(crate) protocol: Protocol,
@@ -31,6 +34,30 @@ pub(crate) struct FlowKey {
     pub(crate) remote: IpAddr,
     pub(crate) local_port: u16,
     pub(crate) remote_port: u16,
+}
+
+/// In one piece: field by field the hasher takes three times as many instructions.
+impl Hash for FlowKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let mut bytes = [0; 44];
+        bytes[..4].copy_from_slice(&self.peer.0.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&self.local_port.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&self.remote_port.to_ne_bytes());
+        for (place, address) in [(8, self.local), (24, self.remote)] {
+            match address {
+                IpAddr::V4(address) => bytes[place..place + 4].copy_from_slice(&address.octets()),
+                IpAddr::V6(address) => bytes[place..place + 16].copy_from_slice(&address.octets()),
+            }
+        }
+        bytes[40] = match self.protocol {
+            Protocol::Tcp => 0,
+            Protocol::Udp => 1,
+            Protocol::Icmp => 2,
+        };
+        bytes[41] = u8::from(self.asker == Originator::Local);
+        bytes[42] = u8::from(self.local.is_ipv4());
+        state.write(&bytes);
+    }
 }
 
 impl FlowKey {
