@@ -290,6 +290,10 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
+    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<String>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move {
             println!("{}", serde_json::to_string(&event).unwrap());

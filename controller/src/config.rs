@@ -302,31 +302,14 @@ impl Config {
                     .help("write listen = [\"[::]:443\"]"),
             );
         }
-        if let Some(oidc) = &written.oidc
-            && !oidc.get_ref().issuer.starts_with("https://")
-            && !oidc.get_ref().issuer.starts_with("http://127.0.0.1")
-        {
-            wrong.push(Diagnostic::at(oidc.span(), "the issuer must begin with https://"));
+        if let Some(oidc) = &written.oidc {
+            oidc::check(oidc, written.url.get_ref(), &mut wrong);
         }
         if let Some(mistake) = written.alerts.mistakes() {
             wrong.push(Diagnostic::whole(mistake));
         }
         let oidc_issuer = written.oidc.as_ref().map(|oidc| oidc.get_ref().issuer.clone());
         check_all(&written.events, written.url.get_ref(), oidc_issuer.as_deref(), &mut wrong);
-        if let Some(oidc) = &written.oidc
-            && oidc.get_ref().check_interval.get() < Duration::from_secs(5)
-        {
-            wrong.push(Diagnostic::at(oidc.span(), "`check_interval` is at least \"5s\""));
-        }
-        if let Some(oidc) = &written.oidc
-            && same_issuer(&oidc.get_ref().issuer, written.url.get_ref())
-        {
-            wrong.push(
-                Diagnostic::at(oidc.span(), "the issuer is the controller's own URL, which names local accounts").help(
-                    "`user:NAME` in the policy would mean the provider's people too: write the provider's issuer",
-                ),
-            );
-        }
         if !written.accounts.local && written.oidc.is_none() {
             wrong.push(
                 Diagnostic::whole("nobody can sign in: local accounts are off and there is no [oidc]")
@@ -355,6 +338,7 @@ impl Config {
             join_code_life: written.sessions.join_code.into_inner().get(),
             probe_port: Some(probe_listen.port()),
             dormant_after: written.alerts.dormant_after.get(),
+            scim: written.oidc.as_ref().and_then(|oidc| oidc.get_ref().scim_settings()),
             ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
         };
         let events = written.events.into_iter().map(Spanned::into_inner);
@@ -486,12 +470,6 @@ fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> String {
             String::new()
         }
     }
-}
-
-/// Tells whether two URLs name one issuer, however they are written.
-fn same_issuer(one: &str, other: &str) -> bool {
-    let plain = |text: &str| url::Url::parse(text).map(|url| url.as_str().trim_end_matches('/').to_owned());
-    matches!((plain(one), plain(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn check_overlay(overlay: &Overlay, wrong: &mut Diagnostics) {

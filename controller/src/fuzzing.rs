@@ -6,6 +6,7 @@ pub use crate::{
     signals::events::fuzz_security_event,
     signals::posture::fuzz_import,
     signals::provider::logout::fuzz_logout_token,
+    signals::scim::fuzzing::fuzz_scim,
     web::fuzzing::{fuzz_cookie, fuzz_form},
 };
 
@@ -27,6 +28,7 @@ mod tests {
         replay("proxy_header", super::fuzz_proxy_header);
         replay("security_event", super::fuzz_security_event);
         replay("logout_token", super::fuzz_logout_token);
+        replay("scim", super::fuzz_scim);
         replay("cookie", super::fuzz_cookie);
         replay("form", super::fuzz_form);
         replay("import", super::fuzz_import);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     request::{Holdable, Request, Response, Revocable},
+    scim,
     server::{Administrator, Office},
 };
 use crate::{
@@ -135,6 +136,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             });
             Ok(json!({ "token": done.await?? }))
         }
+        Request::Scim { request } => Ok(scim::respond(office, by, request).await??),
         Request::DeviceList => ask(office, |core| value(&core.list_devices())).await,
         Request::DeviceShow { device } => {
             let found = office.handle.call(move |turn, now| {

@@ -22,6 +22,7 @@ mod quarantine;
 mod requests;
 mod restraint;
 mod revoke;
+mod scim;
 mod serve;
 
 /// Postern's controller: signs people and services in, decides who may reach what, and tells the nodes.
@@ -73,6 +74,9 @@ enum Command {
     /// Enrolment tokens, with which servers join.
     #[command(subcommand)]
     Token(machines::Token),
+    /// People and groups that the identity provider provisions.
+    #[command(subcommand)]
+    Scim(scim::Scim),
     /// Machines.
     #[command(subcommand)]
     Device(machines::Device),
@@ -204,6 +208,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::User(command) => command.run(desk),
         Command::Group(command) => command.run(desk),
         Command::Token(command) => command.run(desk),
+        Command::Scim(command) => command.run(desk),
         Command::Device(command) => command.run(desk),
         Command::Posture(command) => command.run(desk),
         Command::Session(command) => command.run(desk),

@@ -17,6 +17,7 @@
 //! | [`answer`] | what each request does |
 //! | [`client`] | the command's end of the socket |
 //! | [`cli`] | the commands |
+//! | [`scim`] | what is asked about provisioning |
 //! | [`print`] | terminals and machines |
 
 pub mod answer;
@@ -24,4 +25,5 @@ pub mod cli;
 pub mod client;
 pub mod print;
 pub mod request;
+pub mod scim;
 pub mod server;

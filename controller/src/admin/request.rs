@@ -9,6 +9,7 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::scim::ScimRequest;
 use crate::stream::Decision;
 
 /// The longest request or answer, in bytes: a policy document of the largest size, as a JSON text, fits.
@@ -93,6 +94,11 @@ pub enum Request {
     TokenRevoke {
         /// Its short name or hash.
         token: String,
+    },
+    /// About provisioning (SCIM).
+    Scim {
+        /// What.
+        request: ScimRequest,
     },
     /// Lists devices.
     DeviceList,

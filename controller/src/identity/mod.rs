@@ -66,6 +66,9 @@ pub(crate) struct Proof {
     pub(crate) acr: Option<String>,
     pub(crate) amr: Vec<String>,
     pub(crate) auth_time: Option<WallTime>,
+    /// By which name the provider provisions the person.
+    #[serde(default)]
+    pub(crate) provisioned_as: Option<String>,
 }
 
 /// A person who has signed in, with a login session that was live when this value was made.
@@ -114,6 +117,11 @@ impl SignedIn {
         self.proof.auth_time
     }
 
+    /// Returns by which name the provider provisions the person (SCIM), if the sign-in told.
+    pub fn provisioned_as(&self) -> Option<&str> {
+        self.proof.provisioned_as.as_deref()
+    }
+
     /// Returns the identifier of the browser's login session (not its cookie).
     pub const fn session(&self) -> SessionId {
         self.session
@@ -136,6 +144,7 @@ impl SignedIn {
                 acr: None,
                 amr: vec!["pwd".into(), "otp".into()],
                 auth_time: None,
+                provisioned_as: None,
             },
             session: SessionId::from_bytes([1; 16]),
             session_until: WallTime::NEVER,

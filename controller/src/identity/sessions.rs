@@ -8,6 +8,8 @@ use std::{collections::BTreeSet, time::Duration};
 use postern_common::{id::SessionId, time::WallTime};
 use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
 
+use crate::records::ScimKey;
+
 use super::{
     Proof, SignedIn, StoreFailed,
     random::{self, Token},
@@ -229,6 +231,45 @@ impl WebSessions {
         let named = "SELECT DISTINCT subject FROM web_sessions
                      WHERE issuer = ?1 AND lower(json_extract(proof, '$.name')) = lower(?2) LIMIT 64";
         Ok(sqlx::query_scalar(named).bind(issuer).bind(name).fetch_all(&self.pool).await?.into_iter().collect())
+    }
+
+    /// Ends every session of a person whom a provider keeps out: by the name under which they are provisioned, and by those under
+    /// which they are known to have signed in.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn end_provisioned(
+        &self,
+        issuer: &str,
+        key: ScimKey,
+        name: &str,
+        subjects: &[String],
+    ) -> Result<u64, StoreFailed> {
+        let subjects = serde_json::to_string(subjects).expect("a list of texts");
+        let done = sqlx::query(
+            "DELETE FROM web_sessions WHERE issuer = ?1 AND (subject IN (SELECT value FROM json_each(?3))
+             OR json_extract(proof, '$.provisioned_as') = ?2
+             OR (?4 AND lower(json_extract(proof, '$.provisioned_as')) = lower(?2)))",
+        )
+        .bind(issuer)
+        .bind(name)
+        .bind(subjects)
+        .bind(key == ScimKey::UserName)
+        .execute(&self.pool)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// Lists one live session of each person of a provider, at most 10,000.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn people_of(&self, issuer: &str) -> Result<Vec<SignedIn>, StoreFailed> {
+        let rows = sqlx::query("SELECT * FROM web_sessions WHERE issuer = ?1 GROUP BY subject LIMIT 10000")
+            .bind(issuer)
+            .fetch_all(&self.pool)
+            .await?;
+        Ok(rows.iter().map(|row| read(row).map(|session| session.who)).collect::<Result<_, _>>()?)
     }
 
     /// Lists the sessions that are live, newest first; at most 1,000.

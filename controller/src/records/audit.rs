@@ -577,6 +577,17 @@ pub enum AuditEvent {
         /// What happened.
         what: String,
     },
+    /// A provider has provisioned something: people or groups are others than before.
+    Provisioned {
+        /// The provider's issuer.
+        issuer: String,
+        /// The short name of the client's token.
+        token: String,
+        /// From which address.
+        from: IpAddr,
+        /// What changed, for people.
+        what: String,
+    },
     /// A configuration for a stock WireGuard client was exported.
     StockExported {
         /// For whom.

@@ -28,6 +28,8 @@ pub struct Person {
     pub amr: Vec<String>,
     /// When the person last proved who they are, if the issuer said.
     pub auth_time: Option<WallTime>,
+    /// By which name the provider provisions them, if the sign-in told: the value of the configured claim.
+    pub provisioned_as: Option<String>,
     /// The browser's login session in which this was done.
     pub web_session: SessionId,
     /// When that ends at the latest.
@@ -44,6 +46,7 @@ impl From<&SignedIn> for Person {
             acr: proven.acr().map(str::to_owned),
             amr: proven.amr().to_vec(),
             auth_time: proven.auth_time(),
+            provisioned_as: proven.provisioned_as().map(str::to_owned),
             web_session: proven.session(),
             web_session_until: proven.session_until(),
         }
@@ -124,4 +127,7 @@ pub struct SubjectRecord {
     pub created: WallTime,
     /// When a person last signed in, or a machine of the service was last enrolled.
     pub last_sign_in: WallTime,
+    /// By which name the provider provisions a person, as their last sign-in told.
+    #[serde(default)]
+    pub provisioned_as: Option<String>,
 }

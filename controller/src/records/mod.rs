@@ -17,6 +17,7 @@ mod identity;
 mod quarantine;
 mod request;
 mod restraint;
+mod scim;
 
 use std::{
     collections::BTreeSet,
@@ -42,6 +43,7 @@ use postern_common::{
 pub use quarantine::{Covered, QuarantineRecord, Quarantined};
 pub use request::RequestRecord;
 pub use restraint::{Restrained, RestraintRecord, Takes};
+pub use scim::{NotAnId, ScimGone, ScimGroup, ScimId, ScimKey, ScimMembership, ScimToken, ScimUser};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
@@ -227,6 +229,11 @@ impl TokenHash {
     /// Hashes a token as it was given out. Tokens carry 160 random bits, so a plain hash resists guessing.
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// Tells in constant time whether two hashes are the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        subtle::ConstantTimeEq::ct_eq(&self.0[..], &other.0[..]).into()
     }
 
     /// Returns the 12 hexadecimal digits by which people name the token.
@@ -450,6 +457,16 @@ pub struct Loaded {
     pub seen_events: Vec<SeenRecord>,
     /// What is taken from subjects and devices for a time.
     pub restraints: Vec<RestraintRecord>,
+    /// Bearer tokens of SCIM clients.
+    pub scim_tokens: Vec<ScimToken>,
+    /// People whom providers have provisioned.
+    pub scim_users: Vec<ScimUser>,
+    /// Groups that providers have provisioned.
+    pub scim_groups: Vec<ScimGroup>,
+    /// Who is in which of them.
+    pub scim_members: Vec<ScimMembership>,
+    /// Names of people whom providers took away.
+    pub scim_gone: Vec<ScimGone>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -515,4 +532,29 @@ pub enum StoreChange {
     PutSeenEvent(SeenRecord),
     /// Forgets a token that is too old to be taken.
     DeleteSeenEvent(String),
+    /// Writes a SCIM client's token, named by its hash.
+    PutScimToken(ScimToken),
+    /// Forgets a SCIM client's token.
+    DeleteScimToken(TokenHash),
+    /// Writes a person of SCIM's, named by its id.
+    PutScimUser(ScimUser),
+    /// Forgets a person of SCIM's; it was taken out of its groups before.
+    DeleteScimUser(ScimId),
+    /// Writes a group of SCIM's, named by its id.
+    PutScimGroup(ScimGroup),
+    /// Forgets a group of SCIM's and who was in it.
+    DeleteScimGroup(ScimId),
+    /// Changes who is in a group of SCIM's.
+    ScimMembers {
+        /// The group.
+        group: ScimId,
+        /// Who comes.
+        added: Vec<ScimId>,
+        /// Who goes.
+        removed: Vec<ScimId>,
+    },
+    /// Writes the name of somebody who was taken away, named by its id.
+    PutScimGone(ScimGone),
+    /// Forgets that somebody of that name was taken away.
+    DeleteScimGone(ScimGone),
 }

@@ -148,6 +148,11 @@ impl Doors for Handle {
         Box::pin(async move { Ok(refuse.await?) })
     }
 
+    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<String>> {
+        let who = Person::from(who);
+        Box::pin(async move { Ok(self.call(move |turn, _| turn.core.turned_away(&who)).await?) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         Box::pin(async move { Ok(self.call(move |turn, _| turn.record(&event)).await?) })
     }

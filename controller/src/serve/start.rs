@@ -49,6 +49,7 @@ use crate::{
         events::{self, CannotReceive, Receivers},
         place::{self, MapError, Maps},
         provider::{self, Vouchers},
+        scim,
     },
     store::{SqliteStore, Store, StoreError},
     stream::{Core, PersonNow},
@@ -331,7 +332,13 @@ async fn serve_all(
                 .on_upgrade(move |socket| node_stream::serve(socket, remote, handle, permit))
         },
     );
-    let router: Router = web::router(pages).route(STREAM_PATH, stream);
+    let mut router: Router = web::router(pages).route(STREAM_PATH, stream);
+    let provider_of_people = config.core.scim.as_ref().map(|scim| scim.issuer.clone());
+    if provider_of_people.is_some() {
+        let clock = Arc::new(|| clock::now().wall);
+        let service = scim::http::Service::new(running.handle.clone(), sessions.clone(), clock, &config.url);
+        router = router.merge(scim::http::router(service));
+    }
     let acceptor = TlsAcceptor::from(certificates.server_config()?);
     let limits = Limits::new(config.connections, config.connections_per_address);
     let proxies = Arc::new(config.trusted_proxies.clone());
@@ -346,6 +353,7 @@ async fn serve_all(
         certificates.clone(),
         sessions.clone(),
         running.handle.clone(),
+        provider_of_people,
         running.stop.subscribe(),
     ));
     let spool = SqliteStore::pool(database).await?;
@@ -462,6 +470,7 @@ async fn keep_up(
     certificates: Arc<tls::Certificates>,
     sessions: WebSessions,
     handle: Handle,
+    provider_of_people: Option<String>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut certificate = tokio::time::interval(CERTIFICATE_CHECK);
@@ -477,6 +486,9 @@ async fn keep_up(
                     tracing::warn!(%error, "old sign-ins cannot be swept away");
                 }
                 end_with_browsers(&sessions, &handle, now).await;
+                if let Some(issuer) = &provider_of_people {
+                    scim::http::end_turned_away(&sessions, &handle, issuer).await;
+                }
             }
             () = listener::told(&mut stop) => return,
         }
@@ -536,6 +548,7 @@ fn open_provider(config: &Config, public_url: &url::Url) -> Result<Option<Arc<Pr
     settings.groups_claim = oidc.groups_claim.clone();
     settings.scopes = oidc.scopes.clone();
     settings.acr_values = oidc.acr_values.clone();
+    settings.provisioned_claim = oidc.scim.as_ref().map(|scim| scim.claim.clone());
     settings.ca_file = oidc.ca_file.clone();
     if let Some(path) = &oidc.client_secret_file {
         settings.client_secret = Some(Zeroizing::new(files::read_secret(path)?.trim().to_owned()));

@@ -10,6 +10,7 @@
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
 //! | [`provider`] | what the identity provider says of people after they signed in |
 //! | `refusals` | refused signals, counted, so that a flood of them does not fill the audit log |
+//! | [`scim`] | people and groups that the identity provider provisions |
 
 pub mod alerts;
 pub mod behaviour;
@@ -19,3 +20,4 @@ pub mod place;
 pub mod posture;
 pub mod provider;
 pub(crate) mod refusals;
+pub mod scim;

@@ -146,6 +146,11 @@ impl SqliteStore {
             "event_streams" => "SELECT record FROM event_streams ORDER BY id",
             "seen_events" => "SELECT record FROM seen_events ORDER BY id",
             "restraints" => "SELECT record FROM restraints ORDER BY id",
+            "scim_tokens" => "SELECT record FROM scim_tokens ORDER BY id",
+            "scim_users" => "SELECT record FROM scim_users ORDER BY id",
+            "scim_groups" => "SELECT record FROM scim_groups ORDER BY id",
+            "scim_gone" => "SELECT record FROM scim_gone ORDER BY id",
+            "scim_members" => "SELECT json_array(group_id, user_id) FROM scim_members ORDER BY group_id, user_id",
             _ => "SELECT record FROM meta",
         };
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
@@ -216,6 +221,11 @@ impl Store for SqliteStore {
             event_streams: self.all("event_streams").await?,
             seen_events: self.all("seen_events").await?,
             restraints: self.all("restraints").await?,
+            scim_tokens: self.all("scim_tokens").await?,
+            scim_users: self.all("scim_users").await?,
+            scim_groups: self.all("scim_groups").await?,
+            scim_members: self.all("scim_members").await?,
+            scim_gone: self.all("scim_gone").await?,
         })
     }
 
@@ -348,6 +358,29 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::DeleteSeenEvent(token) => delete!("seen_events", token),
         StoreChange::PutRestraint(record) => put!("restraints", record.name(), record),
         StoreChange::DeleteRestraint(record) => delete!("restraints", record.name()),
+        StoreChange::PutScimToken(token) => put!("scim_tokens", token.hash, token),
+        StoreChange::DeleteScimToken(hash) => delete!("scim_tokens", hash),
+        StoreChange::PutScimUser(user) => put!("scim_users", user.id, user),
+        StoreChange::DeleteScimUser(id) => delete!("scim_users", id),
+        StoreChange::PutScimGroup(group) => put!("scim_groups", group.id, group),
+        StoreChange::DeleteScimGroup(id) => delete!("scim_groups", id), // and its members, by the foreign key
+        StoreChange::ScimMembers { group, added, removed } => {
+            sqlx::query(
+                "DELETE FROM scim_members WHERE group_id = ?1 AND user_id IN (SELECT value FROM json_each(?2))",
+            )
+            .bind(group.to_string())
+            .bind(json(removed))
+            .execute(&mut *to)
+            .await?;
+            // One statement for any number: ten thousand of them would keep everybody waiting.
+            sqlx::query(
+                "INSERT OR IGNORE INTO scim_members (group_id, user_id) SELECT ?1, value FROM json_each(?2) WHERE true",
+            )
+            .bind(group.to_string())
+            .bind(json(added))
+        }
+        StoreChange::PutScimGone(gone) => put!("scim_gone", gone.id(), gone),
+        StoreChange::DeleteScimGone(gone) => delete!("scim_gone", gone.id()),
         StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)

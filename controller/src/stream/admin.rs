@@ -61,10 +61,11 @@ impl Core {
     pub(super) fn context_of(&self, device: &DeviceRecord, now: Now) -> Option<RequestContext> {
         let owner = self.registry.subject(device.owner)?;
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
+        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let posture = self.evidence_of(device.id, now);
         let from = self.whence(address);
-        let context = context(&self.config.url, device, owner, assurance, posture, from, now.wall);
+        let context = context(&self.config.url, device, owner, assurance.as_ref(), posture, from, now.wall);
         let (approved, restraints) = (self.registry.approvals(device), self.restraints_on(device));
         Some(RequestContext { approved, restraints, ..context })
     }
@@ -97,9 +98,7 @@ impl Core {
         if new.machine.is_some() && new.uses > 1 {
             return Err(CoreError::NotPermitted("a token for one machine name has one use".into()));
         }
-        let random: [u8; 32] = self.draw();
-        let body: String = random.iter().map(|byte| char::from(TOKEN_ALPHABET[usize::from(byte % 32)])).collect();
-        let token = format!("{TOKEN_PREFIX}{body}");
+        let token = self.draw_token(TOKEN_PREFIX);
         let record = TokenRecord {
             hash: TokenHash::of(&token),
             service: new.service,
@@ -124,6 +123,13 @@ impl Core {
             by: by.to_owned(),
         });
         Ok((token, TokenView { record, short }))
+    }
+
+    /// Draws a token of 160 random bits.
+    pub(super) fn draw_token(&mut self, prefix: &str) -> String {
+        let random: [u8; 32] = self.draw();
+        let body: String = random.iter().map(|byte| char::from(TOKEN_ALPHABET[usize::from(byte % 32)])).collect();
+        format!("{prefix}{body}")
     }
 
     /// Takes a token back.
@@ -326,7 +332,8 @@ impl Core {
         let SubjectKind::Person { sub, .. } = &kind else { return None };
         let name = sub.clone();
         let (id, created, last_sign_in) = (SubjectId::from_bytes(self.draw()), now.wall, now.wall);
-        let subject = SubjectRecord { id, kind, name, disabled: None, created, last_sign_in };
+        let provisioned_as = None;
+        let subject = SubjectRecord { id, kind, name, disabled: None, created, last_sign_in, provisioned_as };
         self.registry.put_subject(subject.clone(), &mut self.out);
         Some(subject)
     }

@@ -18,6 +18,7 @@ use crate::records::{
     AuditEvent, BreakGlassRecord, DeviceRecord, LeaseRecord, QuarantineRecord, RequestRecord, RestraintRecord,
     RevokeTarget, SessionRecord, StoreChange, SubjectRecord, TokenRecord,
 };
+use crate::signals::scim::settings::ScimSettings;
 
 /// Names one stream of a node; never used twice in one life of the core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -86,6 +87,8 @@ pub struct CoreConfig {
     pub key_overlap: Duration,
     /// After how long without use a device that comes back raises an alert.
     pub dormant_after: Duration,
+    /// How people whom the provider provisions meet those who sign in, if it does.
+    pub scim: Option<ScimSettings>,
 }
 
 impl CoreConfig {
@@ -108,6 +111,7 @@ impl CoreConfig {
             acknowledge_within: Duration::from_secs(30),
             key_overlap: Duration::from_secs(5),
             dormant_after: Duration::from_secs(30 * 86_400),
+            scim: None,
         }
     }
 
@@ -283,6 +287,8 @@ pub struct SubjectView {
     pub devices: usize,
     /// How many login sessions are open.
     pub sessions: usize,
+    /// How it stands with provisioning (SCIM), for people; absent if that is not about it.
+    pub provisioned: Option<String>,
 }
 
 /// A token, as it can be listed: without its secret.

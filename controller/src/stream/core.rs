@@ -24,6 +24,7 @@ use super::{
     outbox::Outbox,
     peering::{Peering, PeeringName},
     plan::Plans,
+    provisioning::Provisioning,
     registry::Registry,
     revocation::Revocations,
     speed::Speed,
@@ -100,6 +101,7 @@ pub struct Core {
     /// How much of limits every node says was used.
     pub(super) usages: behaviour::Book,
     pub(super) accusers: behaviour::Accusers,
+    pub(super) provisioning: Provisioning,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
@@ -127,6 +129,7 @@ impl Core {
         random: Random,
         now: Now,
     ) -> Self {
+        let provisioning = Provisioning::load(&mut loaded);
         let registry = Registry::load(&mut loaded);
         let born = WallTime::from_millis(i64::try_from(loaded.meta.epoch).unwrap_or(i64::MAX));
         let event_streams = Streams::load(loaded.event_streams, loaded.seen_events, born, now);
@@ -149,6 +152,7 @@ impl Core {
             streams: HashMap::new(),
             next_stream: 0,
             strangers: VecDeque::new(),
+            provisioning,
             atlas: Arc::new(NoMaps),
             event_streams,
             refusals: Refusals::default(),
@@ -174,12 +178,14 @@ impl Core {
         };
         let started = AuditEvent::Started { epoch: core.meta.epoch, policy_revision: core.meta.policy_revision };
         core.out.audit(started);
+        core.index_all_provisioned();
         core.sweep(now);
         for session in core.registry.sessions().map(|s| (s.id, s.expires)).collect::<Vec<_>>() {
             core.schedule_session(session.0, session.1, now);
         }
         core.rebuild_targets();
         core.resume(loaded.leases, loaded.pairs, now);
+        core.close_withdrawn(now);
         core.flush(now);
         core
     }
@@ -214,6 +220,7 @@ impl Core {
                 Due::Retire(one, other) => self.retire_pairs(one, other, now),
                 Due::Revocation(id) => self.revocation_due(id, now),
                 Due::Silence => self.silence_due(now),
+                Due::Provisioning => looks += self.decide_waiting(now).max(1),
                 Due::Sweep => self.sweep(now),
             }
         }
@@ -253,6 +260,7 @@ impl Core {
         self.sweep_events(now);
         self.usages.sweep(now.monotonic);
         self.accusers.sweep(now.monotonic);
+        self.sweep_provisioning(now);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
             self.leases.values().filter(|l| l.deadline.has_passed(now)).map(|l| l.record.device).collect();
@@ -493,6 +501,10 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     // A token that was used up after the backup was made must not work again.
     for token in loaded.tokens.drain(..) {
         effects.push(Effect::Store(StoreChange::DeleteToken(token.hash)));
+    }
+    // Nor may a client whose token was taken back.
+    for token in loaded.scim_tokens.drain(..) {
+        effects.push(Effect::Store(StoreChange::DeleteScimToken(token.hash)));
     }
     let people: BTreeMap<_, _> = loaded.subjects.iter().map(|subject| (subject.id, &subject.kind)).collect();
     for device in &mut loaded.devices {

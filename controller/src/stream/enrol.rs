@@ -201,6 +201,7 @@ impl Core {
             disabled: None,
             created: now.wall,
             last_sign_in: now.wall,
+            provisioned_as: None,
         };
         self.registry.put_subject(subject.clone(), &mut self.out);
         subject

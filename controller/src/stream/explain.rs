@@ -121,7 +121,8 @@ impl Core {
         let owner = self.registry.subject(subject).cloned();
         let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
         let restraints = self.restraints_of_subject(owner.id);
-        let context = hypothetical(&self.config.url, &owner, None, None, Whence::default(), now.wall);
+        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), None);
+        let context = hypothetical(&self.config.url, &owner, assurance.as_ref(), None, Whence::default(), now.wall);
         Ok((RequestContext { restraints, ..context }, None))
     }
 
@@ -225,8 +226,8 @@ impl Core {
                 self.registry.quarantine_on(device).map(|held| (self.quarantine_reason(held), None))
             }
             (Standing::Revoked { reason, .. }, _) => Some((format!("{} is revoked: {reason}", device.name), None)),
-            (Standing::Good, Some(owner)) if owner.disabled.is_some() => {
-                let reason = owner.disabled.clone().unwrap_or_default();
+            (Standing::Good, Some(owner)) if self.registry.barred(owner).is_some() => {
+                let reason = self.registry.barred(owner).unwrap_or_default();
                 Some((format!("{} may not take part: {reason}", owner.name), None))
             }
             (Standing::Good, Some(owner)) => match owner.kind {

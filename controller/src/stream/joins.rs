@@ -320,11 +320,18 @@ impl Core {
             return Err(CoreError::NotPermitted(message.into()));
         }
         let known = self.registry.subject_of(&who.kind()).cloned();
-        if let Some(reason) = known.as_ref().and_then(|subject| subject.disabled.clone()) {
+        let disabled = known.as_ref().and_then(|subject| subject.disabled.clone());
+        if let Some(reason) = disabled.or_else(|| self.turned_away(who)) {
             return Err(CoreError::NotPermitted(format!("{} may not take part: {reason}", who.name)));
         }
         let subject = match known {
-            Some(subject) => SubjectRecord { name: who.name.clone(), last_sign_in: now.wall, ..subject },
+            Some(subject) => SubjectRecord {
+                name: who.name.clone(),
+                last_sign_in: now.wall,
+                // Without provisioning nothing is told, and what was known stays.
+                provisioned_as: who.provisioned_as.clone().or_else(|| subject.provisioned_as.clone()),
+                ..subject
+            },
             None => SubjectRecord {
                 id: SubjectId::from_bytes(self.draw()),
                 kind: who.kind(),
@@ -332,9 +339,11 @@ impl Core {
                 disabled: None,
                 created: now.wall,
                 last_sign_in: now.wall,
+                provisioned_as: who.provisioned_as.clone(),
             },
         };
         self.registry.put_subject(subject.clone(), &mut self.out);
+        self.index_provisioned(&subject);
         Ok(subject)
     }
 
@@ -345,6 +354,13 @@ impl Core {
             assurance.groups = Some(groups.clone());
         }
         assurance
+    }
+
+    /// Returns what counts of a sign-in at this moment: as [`Core::assurance`], with the groups that are provisioned.
+    pub(super) fn present_assurance(&self, who: &Person) -> Assurance {
+        let signed_in = self.assurance(who);
+        let present = self.provisioned_assurance(&who.kind(), who.provisioned_as.as_deref(), Some(&signed_in));
+        present.unwrap_or(signed_in)
     }
 
     /// Finds the device of a waiting machine, or makes one for this person.

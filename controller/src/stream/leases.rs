@@ -79,7 +79,8 @@ impl Core {
     pub(super) fn decide(&mut self, id: DeviceId, extend: Extend, now: Now) {
         let Some(device) = self.registry.device(id).cloned() else { return };
         if !self.registry.may_take_part(&device) {
-            let disabled = self.registry.subject(device.owner).and_then(|owner| owner.disabled.clone());
+            let disabled =
+                self.registry.subject(device.owner).and_then(|owner| self.registry.barred(owner)).map(str::to_owned);
             let reason = match (disabled, self.registry.quarantine_on(&device)) {
                 (Some(reason), _) => LeaseEnd::Disabled { reason },
                 (None, Some(held)) => LeaseEnd::Quarantined { reason: held.reason.clone() },

@@ -126,6 +126,7 @@ impl Core {
             *sessions.entry(session.subject).or_default() += 1;
         }
         let view = |subject: &SubjectRecord| SubjectView {
+            provisioned: self.scim_note(subject),
             record: subject.clone(),
             devices: devices.get(&subject.id).copied().unwrap_or(0),
             sessions: sessions.get(&subject.id).copied().unwrap_or(0),

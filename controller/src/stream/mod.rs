@@ -52,6 +52,7 @@
 //! | `posture` | reports of posture: heard, asked for, imported; who is decided anew for them |
 //! | `plan` | what another policy would change, and which live flows it would cut |
 //! | `admin`, `list`, `explain`, `portal`, `stock` | what people ask |
+//! | `provisioning` | what SCIM does to people |
 //! | `limits`, `timers`, `outbox` | small parts |
 
 mod admin;
@@ -76,6 +77,7 @@ mod peering;
 mod plan;
 mod portal;
 mod posture;
+mod provisioning;
 mod quarantine;
 mod registry;
 mod requests;
@@ -92,6 +94,7 @@ pub use api::*;
 pub use self::{
     core::{Core, restored},
     events::TakenEvent,
+    provisioning::{ScimClient, ScimClosed, ScimClosedPerson, ScimGroupView, ScimPersonView, ScimView},
     requests::{Decider, Decision},
     restraint::SignalResponse,
     speed::{BUCKETS_MS, SpeedView},

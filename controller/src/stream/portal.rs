@@ -37,6 +37,7 @@ impl Core {
             disabled: None,
             created: now.wall,
             last_sign_in: now.wall,
+            provisioned_as: who.provisioned_as.clone(),
         })
     }
 
@@ -69,7 +70,7 @@ impl Core {
         }
         // What a rule names for this person, but is not open on any machine: with the reason.
         let owner = self.record_of(who, now);
-        let assurance = self.assurance(who);
+        let assurance = self.present_assurance(who);
         let context = match devices.iter().find(|device| self.leases.contains_key(&device.id)) {
             Some(device) => self.context_of(device, now),
             None => Some(hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)),

@@ -53,6 +53,8 @@ pub(crate) struct Registry {
     requests: BTreeMap<RequestId, RequestRecord>,
     break_glass: BTreeMap<RequestId, BreakGlassRecord>,
     restraints: BTreeMap<Restrained, Vec<RestraintRecord>>,
+    /// Whom their provider keeps out, and why: worked out from what is provisioned, so kept nowhere.
+    withdrawn: HashMap<SubjectId, String>,
 }
 
 impl Registry {
@@ -116,6 +118,29 @@ impl Registry {
         self.by_kind.insert(subject.kind.clone(), subject.id);
         out.store(StoreChange::PutSubject(subject.clone()));
         self.subjects.insert(subject.id, subject);
+    }
+
+    /// Says why a subject may not take part, if it may not: an administrator disabled it, or its provider keeps it out.
+    pub(crate) fn barred<'a>(&'a self, subject: &'a SubjectRecord) -> Option<&'a str> {
+        subject.disabled.as_deref().or_else(|| self.withdrawn.get(&subject.id).map(String::as_str))
+    }
+
+    /// Notes that a provider keeps a subject out, or does not any more.
+    pub(crate) fn set_withdrawn(&mut self, id: SubjectId, reason: Option<String>) {
+        match reason {
+            Some(reason) => drop(self.withdrawn.insert(id, reason)),
+            None => drop(self.withdrawn.remove(&id)),
+        }
+    }
+
+    /// Lists whom their provider keeps out, and why.
+    pub(crate) fn withdrawn_people(&self) -> Vec<(SubjectId, String)> {
+        self.withdrawn
+            .iter()
+            .map(|(id, reason)| (*id, reason.clone()))
+            .collect::<BTreeMap<_, _>>()
+            .into_iter()
+            .collect()
     }
 
     /// Returns a subject's name for people.
@@ -240,7 +265,7 @@ impl Registry {
             Standing::Good => true,
             Standing::Revoked { .. } => false,
         };
-        let owner = self.subjects.get(&device.owner).filter(|owner| owner.disabled.is_none());
+        let owner = self.subjects.get(&device.owner).filter(|owner| self.barred(owner).is_none());
         good && match owner.map(|owner| &owner.kind) {
             None => false,
             Some(SubjectKind::Service { .. }) => device.kind == DeviceKind::Agent,

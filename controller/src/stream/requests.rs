@@ -225,14 +225,18 @@ impl Core {
     fn is_approver(&self, who: &Person, request: &RequestRecord, now: Now) -> bool {
         let owner = self.record_of(who, now);
         let held = self.registry.quarantine(&Quarantined::Subject(owner.id)).is_some();
-        if owner.id == request.subject || owner.disabled.is_some() || held {
+        if owner.id == request.subject
+            || self.registry.barred(&owner).is_some()
+            || held
+            || self.turned_away(who).is_some()
+        {
             return false;
         }
         self.policy.may_approve(&request.rule, &self.approver(who, now))
     }
 
     fn approver(&self, who: &Person, now: Now) -> RequestContext {
-        let (owner, assurance) = (self.record_of(who, now), self.assurance(who));
+        let (owner, assurance) = (self.record_of(who, now), self.present_assurance(who));
         hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)
     }
 

@@ -221,6 +221,11 @@ impl Core {
         let Some(mut subject) = self.registry.subject(id).cloned() else { return };
         subject.disabled = Some(reason.to_owned());
         self.registry.put_subject(subject, &mut self.out);
+        self.shut(id, reason, now);
+    }
+
+    /// Ends what is open to a subject who may not take part: login sessions and leases, and its machines are no destination.
+    pub(super) fn shut(&mut self, id: postern_common::id::SubjectId, reason: &str, now: Now) {
         let sessions: Vec<_> = self.registry.sessions().filter(|s| s.subject == id).map(|s| s.id).collect();
         self.end_sessions(sessions, reason, now);
         let devices: Vec<DeviceId> = self.registry.devices().filter(|d| d.owner == id).map(|d| d.id).collect();

@@ -15,7 +15,7 @@ impl Core {
     /// if it was made before and still works.
     pub fn list_stale(&self, since: WallTime, now: Now) -> Vec<StaleView> {
         let mut stale = Vec::new();
-        for subject in self.registry.subjects().filter(|subject| subject.disabled.is_none()) {
+        for subject in self.registry.subjects().filter(|subject| self.registry.barred(subject).is_none()) {
             let own = self.registry.devices().filter(|device| device.owner == subject.id);
             let last = own.map(|device| self.last_used(device, now)).max();
             let (kind, last) = match &subject.kind {

@@ -160,7 +160,9 @@ impl Core {
         let mut context = self.context_of(device, now)?;
         if let Subject::User { assurance: proof, groups, .. } = &mut context.subject {
             *proof = policy_assurance(Some(assurance));
-            groups.clone_from(&assurance.groups);
+            let owner = self.registry.subject(device.owner)?;
+            let present = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), Some(assurance));
+            *groups = present.and_then(|present| present.groups);
         }
         let mut step_ups = self.policy.step_ups(&context, &self.targets).into_iter();
         step_ups.find(|step_up| step_up.resource == page.resource)

@@ -23,10 +23,10 @@ impl Core {
     /// Returns what a stock client of this person could reach now.
     pub(super) fn stock_entitlements(&mut self, who: &Person, now: Now) -> Vec<Entitlement> {
         let owner = self.record_of(who, now);
-        if owner.disabled.is_some() {
+        if self.registry.barred(&owner).is_some() || self.turned_away(who).is_some() {
             return vec![];
         }
-        let assurance = self.assurance(who);
+        let assurance = self.present_assurance(who);
         let context = hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall);
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);

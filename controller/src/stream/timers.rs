@@ -28,6 +28,8 @@ pub(crate) enum Due {
     Revocation(RevocationId),
     /// A stream of security events falls silent.
     Silence,
+    /// People whom provisioning concerns are decided anew.
+    Provisioning,
     /// What hangs on the wall clock is looked through, in case that clock was set.
     Sweep,
 }

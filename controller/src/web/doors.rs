@@ -112,6 +112,8 @@ pub trait Doors: Send + Sync + 'static {
 
     /// Counts a signal of another system that was refused; the audit log gets the first of a kind, and how many more there were.
     fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()>;
+    /// Says why a person who signed in is turned away: their provider keeps them out. `None` if it does not.
+    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<String>>;
 
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;

@@ -165,12 +165,26 @@ pub(super) async fn finish(visit: &Visit, proof: Proof, vouched: Vouched<'_>, ne
         visit.audit(Some(Who::of(&who)), IdentityAction::SignInRefused { reason: "changed" }).await?;
         return Err(Fault::NotPermitted("Your account was changed while you signed in. Sign in again.".into()));
     }
+    admitted(visit, &token, &who).await?;
     let event = IdentityAction::SignedIn { session: who.session(), amr: who.amr().to_vec() };
     if let Err(fault) = visit.audit(Some(Who::of(&who)), event).await {
         sessions.close(&token).await?;
         return Err(fault);
     }
     Ok(next.redirect().with_session(&token, &who, visit.now))
+}
+
+/// Turns away whom the provider keeps out. It is asked after the session is in the store: somebody who is put out meanwhile either
+/// shows here, or their session is found and ended.
+pub(super) async fn admitted(visit: &Visit, cookie: &Token, who: &SignedIn) -> Result<(), Fault> {
+    let asked = visit.pages.web.doors.turned_away(who).await;
+    let Ok(None) = asked else {
+        visit.pages.web.sessions.close(cookie).await?;
+        let why = asked?.unwrap_or_default();
+        visit.audit(Some(Who::of(who)), IdentityAction::SignInRefused { reason: "not_provisioned" }).await?;
+        return Err(Fault::NotPermitted(format!("You may not sign in here: {why}. Ask your administrator.")));
+    };
+    Ok(())
 }
 
 /// Tells whether a local account is still what was proven, after its session is in the store: an administrator's change

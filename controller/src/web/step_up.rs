@@ -182,6 +182,7 @@ pub(super) async fn renew(
         sessions.close(&token).await?;
         return Err(Fault::NotPermitted("Your account was changed meanwhile. Sign in again.".into()));
     }
+    sign_in::admitted(visit, &token, &who).await?;
     let event = IdentityAction::ProvenAnew { session: who.session(), amr: who.amr().to_vec() };
     if let Err(fault) = visit.audit(Some(Who::of(&who)), event).await {
         sessions.close(&token).await?;

@@ -116,6 +116,10 @@ impl Doors for Nothing {
         Box::pin(async { Ok(()) })
     }
 
+    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<String>> {
+        Box::pin(async { Ok(None) })
+    }
+
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
         if self.audit_fails.load(std::sync::atomic::Ordering::SeqCst) {
             return Box::pin(async { Err(DoorsError::Unavailable("the disk is full".into())) });

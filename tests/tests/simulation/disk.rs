@@ -83,6 +83,15 @@ impl Disk {
             | StoreChange::PutSeenEvent(_)
             | StoreChange::DeleteSeenEvent(_)
             | StoreChange::DeleteRestraint(_)
+            | StoreChange::PutScimToken(_)
+            | StoreChange::DeleteScimToken(_)
+            | StoreChange::PutScimUser(_)
+            | StoreChange::DeleteScimUser(_)
+            | StoreChange::PutScimGroup(_)
+            | StoreChange::DeleteScimGroup(_)
+            | StoreChange::ScimMembers { .. }
+            | StoreChange::PutScimGone(_)
+            | StoreChange::DeleteScimGone(_)
             | StoreChange::PutRequest(_)
             | StoreChange::DeleteRequest(_) => {
                 return Matters::No;
@@ -118,6 +127,12 @@ impl Disk {
             restraints: vec![],
             event_streams: vec![],
             seen_events: vec![],
+            // nobody provisions in here
+            scim_tokens: vec![],
+            scim_users: vec![],
+            scim_groups: vec![],
+            scim_members: vec![],
+            scim_gone: vec![],
         }
     }
 }

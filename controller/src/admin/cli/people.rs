@@ -166,7 +166,9 @@ fn list(value: &Value) {
     }
     for view in value["of_provider"].as_array().unwrap_or(&empty) {
         let record = &view["record"];
-        let note = record["disabled"].as_str().map(|why| format!("disabled: {why}")).unwrap_or_default();
+        let disabled = record["disabled"].as_str().map(|why| format!("disabled: {why}"));
+        let provisioned = view["provisioned"].as_str().map(str::to_owned);
+        let note = disabled.into_iter().chain(provisioned).collect::<Vec<_>>().join("; ");
         rows.push(vec![text(&record["name"]), text(&record["kind"]["issuer"]), "by the provider".into(), note]);
     }
     print::table(

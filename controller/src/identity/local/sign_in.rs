@@ -266,6 +266,7 @@ impl Accounts {
             acr: class.map(str::to_owned),
             amr: methods.iter().map(|method| (*method).to_owned()).collect(),
             auth_time: Some(now),
+            provisioned_as: None,
         })
     }
 

@@ -79,7 +79,12 @@ pub(super) type TokenErrorAnswer = StandardErrorResponse<CoreErrorResponseType>;
 
 /// Reads what a verified token proves; `None` if its subject is empty.
 /// A sign-in after `latest` has not been yet: its time is unknown.
-pub(super) fn proof(claims: &Claims, groups_claim: &str, latest: WallTime) -> Option<Proof> {
+pub(super) fn proof(
+    claims: &Claims,
+    groups_claim: &str,
+    provisioned_claim: Option<&str>,
+    latest: WallTime,
+) -> Option<Proof> {
     let subject = claims.subject().as_str();
     if subject.is_empty() || subject.len() > 255 {
         return None; // OIDC Core §2: at most 255 ASCII characters
@@ -107,7 +112,17 @@ pub(super) fn proof(claims: &Claims, groups_claim: &str, latest: WallTime) -> Op
             .auth_time()
             .map(|time| WallTime::from_millis(time.timestamp_millis()))
             .filter(|at| *at <= latest),
+        provisioned_as: provisioned_claim.and_then(|claim| name_at(claims, claim)),
     })
+}
+
+/// Reads a claim that names the person; nothing that is not one text.
+fn name_at(claims: &Claims, claim: &str) -> Option<String> {
+    let name = match claim {
+        "sub" => claims.subject().as_str(),
+        claim => claims.additional_claims().claims.get(claim)?.as_str()?,
+    };
+    (!name.is_empty() && name.len() <= MAX_WORD_BYTES).then(|| name.to_owned())
 }
 
 /// Reads the session at the provider.

@@ -6,7 +6,7 @@ use super::claims::{Claims, TokenAnswer, presentable, proof};
 pub fn fuzz_claims(bytes: &[u8]) {
     let _ = serde_json::from_slice::<TokenAnswer>(bytes);
     if let Ok(claims) = serde_json::from_slice::<Claims>(bytes)
-        && let Some(proof) = proof(&claims, "groups", postern_common::time::WallTime::NEVER)
+        && let Some(proof) = proof(&claims, "groups", Some("oid"), postern_common::time::WallTime::NEVER)
     {
         assert!((1..=255).contains(&proof.subject.len()));
         check_name(&proof.name);

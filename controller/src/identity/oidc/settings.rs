@@ -20,6 +20,8 @@ pub struct ProviderSettings {
     pub scopes: Vec<String>,
     /// The claim that holds the person's groups.
     pub groups_claim: String,
+    /// The claim by which provisioning knows people; `sub` needs none.
+    pub provisioned_claim: Option<String>,
     /// Authentication context classes to ask for (`acr_values`), best first.
     pub acr_values: Vec<String>,
     /// A PEM file of further certificate authorities for the provider's own TLS.
@@ -36,6 +38,7 @@ impl ProviderSettings {
             client_secret: None,
             scopes: ["profile", "email"].map(str::to_owned).into(),
             groups_claim: "groups".into(),
+            provisioned_claim: None,
             acr_values: Vec::new(),
             ca_file: None,
         }

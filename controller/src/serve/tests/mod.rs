@@ -4,6 +4,7 @@ mod administration;
 mod durability;
 mod front;
 mod nodes;
+mod provisioning;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

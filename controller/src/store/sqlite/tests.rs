@@ -23,6 +23,7 @@ fn subject(number: u64) -> SubjectRecord {
         disabled: None,
         created: WallTime::from_millis(1),
         last_sign_in: WallTime::from_millis(1),
+        provisioned_as: None,
     }
 }
 

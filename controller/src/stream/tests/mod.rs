@@ -17,6 +17,7 @@ mod places;
 mod plans;
 mod postures;
 mod property;
+mod provisioning;
 mod quarantine;
 mod requests;
 mod restart;

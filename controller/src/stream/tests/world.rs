@@ -101,6 +101,24 @@ impl Store {
             StoreChange::DeleteQuarantine(target) => all.quarantines.retain(|old| old.target != target),
             StoreChange::PutPosture(new) => put(&mut all.postures, |old| old.device == new.device, new.clone()),
             StoreChange::DeletePosture(device) => all.postures.retain(|old| old.device != device),
+            StoreChange::PutScimToken(new) => put(&mut all.scim_tokens, |old| old.hash == new.hash, new.clone()),
+            StoreChange::DeleteScimToken(hash) => all.scim_tokens.retain(|old| old.hash != hash),
+            StoreChange::PutScimUser(new) => put(&mut all.scim_users, |old| old.id == new.id, new.clone()),
+            StoreChange::DeleteScimUser(id) => {
+                all.scim_users.retain(|old| old.id != id);
+                all.scim_members.retain(|(_, user)| *user != id);
+            }
+            StoreChange::PutScimGroup(new) => put(&mut all.scim_groups, |old| old.id == new.id, new.clone()),
+            StoreChange::DeleteScimGroup(id) => {
+                all.scim_groups.retain(|old| old.id != id);
+                all.scim_members.retain(|(group, _)| *group != id);
+            }
+            StoreChange::ScimMembers { group, added, removed } => {
+                all.scim_members.retain(|(of, user)| *of != group || !removed.contains(user));
+                all.scim_members.extend(added.into_iter().map(|user| (group, user)));
+            }
+            StoreChange::PutScimGone(new) => put(&mut all.scim_gone, |old| *old == new, new.clone()),
+            StoreChange::DeleteScimGone(gone) => all.scim_gone.retain(|old| *old != gone),
         }
     }
 }
@@ -123,7 +141,7 @@ pub(super) struct World {
     events: BTreeMap<(Monotonic, u64), Event>,
     next_event: u64,
     last_delivery: BTreeMap<(StreamId, bool), Monotonic>,
-    config: CoreConfig,
+    pub(super) config: CoreConfig,
     policy: Arc<Policy>,
     seeds: u64,
 }
@@ -155,6 +173,7 @@ pub(super) fn person(name: &str, groups: &[&str]) -> Person {
         acr: None,
         amr: vec!["pwd".into(), "otp".into()],
         auth_time: Some(WallTime::from_millis(START_WALL)),
+        provisioned_as: None,
         web_session: SessionId::from_bytes([9; 16]),
         web_session_until: WallTime::NEVER,
     }

@@ -279,6 +279,7 @@ impl World {
             acr: None,
             amr: vec!["pwd".into()],
             auth_time: Some(wall),
+            provisioned_as: None,
             web_session: SessionId::from_bytes([u8::try_from(person).expect("dozens of people"); 16]),
             web_session_until: wall.saturating_add(Duration::from_secs(3_600)),
         };

@@ -1,0 +1,119 @@
+//! `[oidc.scim]` of `controller.toml`: how people whom a provider provisions meet people who sign in there.
+//!
+//! A person who signs in is found in the directory by one claim of their token and one attribute of SCIM's, which have to have the
+//! same value. Both have to be names that the provider gives to one person for ever: whoever gets somebody else's name gets their
+//! groups, and whoever leaves while somebody else has their name is not let go. An e-mail address is such a name nowhere; people
+//! marry, leave and come back, and mailboxes are handed on. So claims that people or help desks can change are refused.
+
+use serde::Deserialize;
+
+use crate::records::ScimKey;
+
+/// Claims that name nobody for ever (OpenID Connect Core §5.7: only `iss` and `sub` together do).
+const CHANGING: [&str; 11] = [
+    "email",
+    "preferred_username",
+    "upn",
+    "unique_name",
+    "name",
+    "nickname",
+    "given_name",
+    "family_name",
+    "phone_number",
+    "login_hint",
+    "verified_primary_email",
+];
+
+/// Whose word counts about who is in which group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupSource {
+    /// The directory alone: a change there counts at once.
+    #[default]
+    Scim,
+    /// The token of the sign-in alone.
+    Claims,
+    /// Both: whoever is in a group by either. Who is unknown to one of them is in groups that nobody knows.
+    Both,
+}
+
+/// Whether people have to be provisioned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "bool")]
+pub enum Admission {
+    /// Whoever the provider signs in may come, unless they were deactivated or taken away.
+    #[default]
+    Anybody,
+    /// Only who is provisioned and active.
+    Provisioned,
+}
+
+impl From<bool> for Admission {
+    fn from(required: bool) -> Self {
+        if required { Self::Provisioned } else { Self::Anybody }
+    }
+}
+
+/// The section, as the file says it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScimSection {
+    /// The attribute of SCIM's.
+    #[serde(default = "default_key", rename = "match")]
+    pub key: ScimKey,
+    /// The claim of the sign-in's token that has the same value.
+    #[serde(default = "default_claim")]
+    pub claim: String,
+    /// Whose word counts about groups.
+    #[serde(default)]
+    pub groups: GroupSource,
+    /// Whether only people whom SCIM knows may sign in.
+    #[serde(default, rename = "required")]
+    pub admission: Admission,
+}
+
+const fn default_key() -> ScimKey {
+    ScimKey::ExternalId
+}
+
+fn default_claim() -> String {
+    "sub".into()
+}
+
+impl ScimSection {
+    /// Says what is wrong with the section, and what to do.
+    pub fn mistake(&self) -> Option<(String, String)> {
+        let claim = self.claim.as_str();
+        if claim.is_empty() || claim.len() > 255 || claim.chars().any(char::is_control) {
+            return Some(("`claim` is the name of a claim".into(), "write claim = \"sub\"".into()));
+        }
+        CHANGING.iter().any(|changing| changing.eq_ignore_ascii_case(claim)).then(|| {
+            let what = format!("`{claim}` does not name a person for ever: somebody else can get it, and with it their groups");
+            let help = "write claim = \"sub\" (Okta) or claim = \"oid\" (Entra), and let the provider send the same value as externalId";
+            (what, help.into())
+        })
+    }
+}
+
+/// What the core goes by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScimSettings {
+    /// The issuer of the provider.
+    pub issuer: String,
+    /// The attribute of SCIM's.
+    pub key: ScimKey,
+    /// The claim with the same value.
+    pub claim: String,
+    /// Whose word counts about groups.
+    pub groups: GroupSource,
+    /// Whether people have to be provisioned.
+    pub admission: Admission,
+}
+
+impl ScimSettings {
+    /// Takes the section of the provider with this issuer.
+    pub fn new(issuer: String, section: &ScimSection) -> Self {
+        let ScimSection { key, claim, groups, admission } = section.clone();
+        Self { issuer, key, claim, groups, admission }
+    }
+}
