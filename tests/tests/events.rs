@@ -253,7 +253,7 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
         (json!({"header": {"crit": ["x"]}}), "invalid_request"),
         (json!({"header": {"alg": "none"}}), "invalid_key"),
         (json!({"header": {"alg": "HS256"}}), "invalid_key"),
-        (json!({"header": {"kid": "nobody"}}), "invalid_key"),
+        (json!({"header": {"kid": "nobody"}}), "invalid_key"), // read again, and not there
     ] {
         let said = push(&corp, &with(claims.clone())?)?;
         let shown: String = claims.to_string().chars().take(80).collect();
@@ -292,7 +292,10 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
     // the transmitter has new keys; the event is taken once
     ask(&corp, "/test/rotate", "")?;
     let good = with(json!({}))?;
-    ensure!(push(&corp, &good)?.0 == 202);
+    // it has to come again where keys were read too often just now: a forger's keys do not lose a true event
+    eventually(PATIENCE, "an event under a new key is not taken", || {
+        push(&corp, &good).ok().filter(|said| said.0 == 202).map(drop)
+    })?;
     is_cut(&mut open, "a revoked session")?;
     corp.world.stop_controller(Signal::Kill)?;
     corp.world.start_controller()?;

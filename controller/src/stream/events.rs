@@ -27,7 +27,7 @@ use postern_common::{
 use super::{core::Core, timers::Due};
 use crate::{
     decision::{Extend, policy_assurance},
-    records::{Assurance, AuditEvent, Person, Proven, SessionRecord, StoreChange, SubjectKind},
+    records::{Assurance, AuditEvent, Person, Proven, Restrained, SessionRecord, StoreChange, SubjectKind},
     signals::{
         alerts::{About, AlertKind},
         events::{
@@ -200,7 +200,10 @@ impl Core {
                 "login sessions ended".to_owned()
             }
             Told::CredentialChange { credential, .. } => {
-                self.credentials_changed(concerned, now);
+                let (reason, by) = ("their credentials were changed", format!("events {}", binding.name));
+                for person in &people {
+                    self.challenge_proofs_until(Restrained::Subject(*person), event.at, reason, &by, now);
+                }
                 format!("a fresh sign-in is asked for: {credential}")
             }
             Told::AssuranceLevelChange { level, direction } => {
@@ -288,11 +291,6 @@ impl Core {
         self.overtaken.get(&who.kind()).is_some_and(|(proven_until, since)| {
             now.monotonic.since(*since) < UNDER_WAY && who.auth_time.is_none_or(|proven| proven <= *proven_until)
         })
-    }
-
-    fn credentials_changed(&mut self, concerned: Vec<SessionRecord>, now: Now) {
-        let ids = concerned.into_iter().map(|session| session.id).collect();
-        self.end_sessions(ids, "credentials were changed: sign in again", now);
     }
 
     /// Makes a session's proof count for a level; tells whether that changed anything.

@@ -21,7 +21,7 @@ use std::collections::BTreeSet;
 use postern_common::{
     id::{DeviceId, ResourceName, SubjectId},
     policy::{Reach, Restraint},
-    time::Now,
+    time::{Now, WallTime},
 };
 
 use super::{
@@ -92,7 +92,7 @@ impl Core {
             SignalResponse::Restrict(resources) => Takes::AllBut { resources: resources.clone() },
             SignalResponse::Terminate => Takes::Proof { reach: Reach::Everything },
         };
-        self.restrain(whom, takes, reason, by, now);
+        self.restrain(whom, takes, reason, by, now.wall);
         let devices = self.devices_restrained(whom);
         match response {
             SignalResponse::Challenge(_) | SignalResponse::Restrict(_) => {}
@@ -107,12 +107,31 @@ impl Core {
         }
     }
 
-    fn restrain(&mut self, whom: Restrained, takes: Takes, reason: &str, by: &str, now: Now) {
+    /// Asks for a sign-in that was proven after `until`, within a turn that tells the nodes at its end: for a signal that tells when
+    /// something happened. Who has proven it anew since then is not asked.
+    pub(super) fn challenge_proofs_until(
+        &mut self,
+        whom: Restrained,
+        until: WallTime,
+        reason: &str,
+        by: &str,
+        now: Now,
+    ) {
+        self.restrain(whom, Takes::Proof { reach: Reach::Everything }, reason, by, until.min(now.wall));
+        for device in self.devices_restrained(whom) {
+            self.decide(device, Extend::No, now);
+        }
+    }
+
+    fn restrain(&mut self, whom: Restrained, takes: Takes, reason: &str, by: &str, since: WallTime) {
         let held = self.registry.restraints_of(whom);
         let is_known = held.iter().any(|record| record.takes == takes);
         let takes =
             if held.len() >= MAX_OF_ONE && !is_known { Takes::Proof { reach: Reach::Everything } } else { takes };
-        let record = RestraintRecord { whom, takes, reason: reason.to_owned(), by: by.to_owned(), since: now.wall };
+        // What happened earlier and is told later asks for no less than what is known already.
+        let known = self.registry.restraints_of(whom).iter().filter(|record| record.takes == takes);
+        let since = known.map(|record| record.since).max().map_or(since, |known| known.max(since));
+        let record = RestraintRecord { whom, takes, reason: reason.to_owned(), by: by.to_owned(), since };
         self.out.audit(AuditEvent::Restrained { name: self.restrained_name(whom), record: record.clone() });
         self.registry.put_restraint(record, &mut self.out);
     }
@@ -209,7 +228,7 @@ impl Core {
     }
 
     /// Tells since when a login session has to be proven anew, if it has to be.
-    pub(super) fn challenged_since(&self, device: DeviceId) -> Option<postern_common::time::WallTime> {
+    pub(super) fn challenged_since(&self, device: DeviceId) -> Option<WallTime> {
         let record = self.registry.device(device)?;
         let both = [Restrained::Subject(record.owner), Restrained::Device(device)];
         let held = both.into_iter().flat_map(|whom| self.registry.restraints_of(whom));

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use openidconnect::{AsyncHttpClient, core::CoreJsonWebKeySet};
+use openidconnect::{AsyncHttpClient, JsonWebKey, core::CoreJsonWebKeySet};
 use postern_common::time::WallTime;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
@@ -53,6 +53,15 @@ pub(super) struct Known {
     pub(super) critical: BTreeSet<String>,
 }
 
+impl Known {
+    /// Tells whether a key of that name is known; whoever names none means those that are.
+    fn lists(&self, name: Option<&str>) -> bool {
+        let is_named =
+            |name: &str| self.keys.keys().iter().any(|key| key.key_id().is_some_and(|id| id.as_str() == name));
+        name.is_none_or(is_named)
+    }
+}
+
 /// Why a token was not verified.
 #[derive(Debug)]
 pub(super) enum Unverifiable {
@@ -88,11 +97,9 @@ impl Transmitter {
         match self.again(&known, now).await {
             Ok(known) if is_signed(&known.keys, token, &algorithm) => Ok(known),
             Ok(_) => Err(refused("not signed by the transmitter")),
-            // Nobody may hold up a stream by naming keys that do not exist: what is known is what counts until it can be read again.
-            Err(why) => {
-                tracing::debug!(why, "a transmitter's keys are not read again");
-                Err(refused("not signed by the transmitter"))
-            }
+            // It names a key that may be a new one: the transmitter sends it again when keys can be read again.
+            Err(why) if !known.lists(token.key.as_deref()) => Err(Unverifiable::Unavailable(why)),
+            Err(_) => Err(refused("not signed by the transmitter")),
         }
     }
 

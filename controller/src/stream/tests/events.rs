@@ -232,6 +232,26 @@ fn a_person_is_found_by_every_name_and_a_device_narrows() {
 }
 
 #[test]
+fn changed_credentials_ask_for_a_fresh_sign_in_and_one_from_after_it_is_enough() {
+    let mut scene = scene();
+    let change = |at: i64| json!({"credential_type": "password", "change_type": "update", "event_timestamp": at});
+    let at = scene.seconds();
+    scene.tell("credential-change", change(at), bob());
+    assert!(!scene.passes(scene.bob, WIKI) && scene.passes(scene.eve, WIKI));
+    let again = Person { auth_time: Some(WallTime::from_millis((at + 5) * 1_000)), ..person("bob", &["staff"]) };
+    scene.world.run(Duration::from_secs(10));
+    scene.world.join(scene.bob, &again);
+    assert!(scene.passes(scene.bob, WIKI));
+    scene.tell("credential-change", change(at + 2), bob());
+    assert!(scene.passes(scene.bob, WIKI), "it was before the sign-in");
+    // What is told late of an earlier time asks for no less than what is known.
+    let late = scene.seconds();
+    scene.tell("credential-change", change(late), json!({"format": "email", "email": "bob@corp.example"}));
+    scene.tell("credential-change", change(at), bob());
+    assert!(!scene.passes(scene.bob, WIKI));
+}
+
+#[test]
 fn a_level_falls_and_rises_and_never_above_what_was_verified() {
     let mut scene = scene();
     let level = |level: &str, direction: &str| json!({"namespace": "NIST-AAL", "current_level": level, "change_direction": direction});
