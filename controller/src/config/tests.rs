@@ -96,3 +96,67 @@ fn trusted_proxies_are_addresses_or_prefixes_and_never_everybody() {
         assert!(shown.contains(word) && shown.contains("trusted_proxies"), "{shown}");
     }
 }
+
+/// The example with a provider and a stream of events, which `edit` may change.
+fn with_events(edit: impl Fn(String) -> String) -> Result<Config, Diagnostics> {
+    let stream = edit(
+        "[[events]]\nname = \"corp\"\nissuer = \"https://ssf.corp.example\"\npeople_of = \"https://login.corp.example\"\n\
+         delivery = \"push\"\npush_token_file = \"keys/events.token\"\n"
+            .into(),
+    );
+    let oidc = "[oidc]\nissuer = \"https://login.corp.example\"\nclient_id = \"x\"\n\n";
+    let text = format!("{}\n{oidc}{stream}", example());
+    Config::parse(Path::new("/etc/x/controller.toml"), &text)
+}
+
+#[test]
+fn a_stream_of_events_is_derived_from_what_is_written() {
+    let config = with_events(|stream| stream).map_err(|error| error.to_string()).expect("checks");
+    let stream = &config.events[0];
+    assert_eq!(stream.audience.as_deref(), Some("https://ctl.corp.example/events/corp"));
+    assert_eq!(stream.push_token_file.as_deref(), Some(Path::new("/etc/x/keys/events.token")));
+    let own =
+        with_events(|stream| stream.replace("people_of", "audience").replace("https://ssf.corp", "https://login.corp"));
+    let own = own.map_err(|error| error.to_string()).expect("checks");
+    assert_eq!(own.events[0].people_of.as_deref(), Some("https://login.corp.example"));
+    let guide = include_str!("../../../docs/signals.md");
+    let shown = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let shown: Vec<&str> = shown.filter(|block| block.starts_with("[[events]]")).collect();
+    assert_eq!(shown.len(), 2);
+    for block in shown {
+        with_events(|_| block.to_owned()).map_err(|error| error.to_string()).expect(block);
+    }
+}
+
+#[test]
+fn every_mistake_in_a_stream_of_events_says_what_to_do() {
+    let push = "delivery = \"push\"\npush_token_file = \"keys/events.token\"\n";
+    for (from, to, expected) in [
+        ("name = \"corp\"", "name = \"Corp/x\"", "small letters"),
+        ("issuer = \"https", "issuer = \"http", "must begin with https://"),
+        ("issuer", "isuer", "did you mean `issuer`"),
+        ("people_of = \"https://login.corp.example\"\n", "", "people_of = \"https://login.corp.example\""),
+        ("people_of = \"https://login", "people_of = \"https://logon", "letter for letter"),
+        ("people_of = \"https://login", "people_of = \"https://ctl", "local accounts"),
+        (push, "delivery = \"push\"\n", "needs `push_token_file`"),
+        (push, "delivery = \"poll\"\n", "needs `poll_url`"),
+        (push, "delivery = \"poll\"\npoll_url = \"http://a\"\n", "`poll_url` must begin with https://"),
+        (push, "delivery = \"carrier pigeon\"\n", "controller.toml:"),
+        ("delivery = \"push\"", "poll_url = \"https://a\"\ndelivery = \"push\"", "leave it out"),
+        ("delivery = \"push\"", "delivery = \"poll\"\npoll_url = \"https://a\"", "`api_token_file` is what"),
+        ("delivery", "stream_id = \"s\"\ndelivery", "needs `api_token_file`"),
+        ("delivery", "silent_after = \"1s\"\ndelivery", "at least \"10s\""),
+        ("delivery", "max_age = \"1y\"\ndelivery", "controller.toml:"),
+        ("delivery", "max_age = \"60d\"\ndelivery", "`max_age` is"),
+        ("delivery", "poll_interval = \"10ms\"\ndelivery", "`poll_interval` is"),
+    ] {
+        let error = with_events(|stream| {
+            assert!(stream.contains(from), "{from}");
+            stream.replacen(from, to, 1)
+        });
+        let error = error.expect_err(to).to_string();
+        assert!(error.contains(expected) && error.contains("--> /etc/x/controller.toml"), "{to}: {error}");
+    }
+    let twice = with_events(|stream| format!("{stream}\n{stream}")).expect_err("two of one name").to_string();
+    assert!(twice.contains("one name"), "{twice}");
+}

@@ -351,6 +351,28 @@ async fn whoever_holds_a_form_back_goes_on_with_no_session_that_has_ended() {
     assert!(page.status.is_client_error(), "{}", page.status);
 }
 
+/// More requests than may be at work at once, whose bodies never come, each from another network.
+#[tokio::test]
+async fn bodies_that_do_not_come_hold_no_place_among_the_requests_at_work() {
+    let site = site(LocalAccounts::SecondFactorOptional).await;
+    for path in ["/sign-in", "/oidc/backchannel-logout"] {
+        for number in 0..MAX_IN_FLIGHT + 10 {
+            let never = futures_util::stream::pending::<Result<String, std::io::Error>>();
+            let form = "application/x-www-form-urlencoded";
+            let request = Request::post(path).header(header::ORIGIN, OWN).header(header::CONTENT_TYPE, form);
+            let mut request = request.body(Body::from_stream(never)).expect("a request");
+            let from =
+                [198, 18, u8::try_from(number / 256).expect("small"), u8::try_from(number % 256).expect("small")];
+            request.extensions_mut().insert(ConnectInfo(SocketAddr::from((from, 1))));
+            tokio::spawn(site.router.clone().oneshot(request));
+        }
+    }
+    for _ in 0..2_000 {
+        tokio::task::yield_now().await; // every one of them has begun
+    }
+    assert_eq!(site.get("/sign-in", "").await.status, StatusCode::OK);
+}
+
 #[tokio::test]
 async fn a_second_factor_is_set_up_by_a_fresh_sign_in_alone() {
     let site = site(LocalAccounts::SecondFactorOptional).await;
