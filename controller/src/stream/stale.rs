@@ -24,7 +24,9 @@ impl Core {
             };
             let last_used = last.unwrap_or(subject.created);
             if last_used < since {
-                stale.push(StaleView { kind, name: subject.name.clone(), last_used, detail: subject.id.to_string() });
+                let note = self.scim_note(subject).map(|note| format!(", {note}")).unwrap_or_default();
+                let (name, detail) = (subject.name.clone(), format!("{}{note}", subject.id));
+                stale.push(StaleView { kind, name, last_used, detail });
             }
         }
         for device in self.registry.devices() {

@@ -42,6 +42,8 @@ pub const PATH: &str = "/scim/v2";
 const MAX_BODY: usize = 8 << 20;
 /// The most requests at a time; each may have a body of that length.
 const MAX_IN_FLIGHT: usize = 6;
+/// The most requests at a time whose token is being looked at.
+const MAX_AT_THE_DOOR: usize = 32;
 /// The longest token, bytes.
 const MAX_TOKEN: usize = 256;
 /// How long a request may take, its body's arrival included.
@@ -57,6 +59,8 @@ pub struct Service {
     strangers: Buckets<AddressPrefix>,
     clients: Buckets<TokenHash>,
     in_flight: Semaphore,
+    /// Requests whose token is being looked at: a flood of strangers fills no queue of the core's.
+    at_the_door: Semaphore,
 }
 
 impl Service {
@@ -71,6 +75,7 @@ impl Service {
             strangers: Buckets::new(every(600, 10), 4_096),
             clients: Buckets::new(every(600, 10), 64),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            at_the_door: Semaphore::new(MAX_AT_THE_DOOR),
         })
     }
 }
@@ -105,12 +110,14 @@ impl Service {
         if self.strangers.take(&AddressPrefix::from(from), now).is_err() {
             return refused(&Refusal::too_many());
         }
+        let Ok(door) = self.at_the_door.try_acquire() else { return refused(&Refusal::too_many()) };
         let presented = bearer(request.headers());
         let client = match self.handle.call(move |turn, now| turn.core.scim_client(presented, from, now)).await {
             Ok(Ok(client)) => client,
             Ok(Err(refusal)) => return refused(&refusal),
             Err(_) => return refused(&Refusal::unavailable()),
         };
+        drop(door);
         // Held until the answer is written: a body and what is made of it have the same bound.
         let room = match (self.clients.take(&client.token(), now), self.in_flight.try_acquire()) {
             (Ok(()), Ok(room)) => room,
