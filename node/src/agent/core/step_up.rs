@@ -54,6 +54,16 @@ fn note(map: &mut BTreeMap<ResourceName, Monotonic>, resource: ResourceName, now
     map.insert(resource, now);
 }
 
+impl StepUps {
+    /// Forgets the pages that the controller gave: one that has started anew since does not know them, and the next packet asks for
+    /// another.
+    pub(super) fn forget_pages(&mut self) {
+        for resource in std::mem::take(&mut self.pending).into_keys() {
+            self.asked.remove(&resource);
+        }
+    }
+}
+
 impl Core {
     /// Takes note that a packet of this machine was refused because it wants a step-up.
     pub fn handle_step_up_wanted(&mut self, destination: IpAddr, protocol: Protocol, port: u16, now: Now) {

@@ -423,6 +423,7 @@ impl Core {
                     return self.close_stream();
                 };
                 self.hello(device, challenge, now);
+                self.step_ups.forget_pages();
                 self.stream = Stream::Live(Box::new(Live {
                     since: now.monotonic,
                     freshen_at: now.monotonic.saturating_add(FRESHEN_INTERVAL),

@@ -17,6 +17,7 @@ use postern_common::{
 use super::*;
 use crate::agent::target::ControllerTarget;
 
+mod behaviour;
 mod documents;
 mod farewell;
 mod joins;

@@ -124,3 +124,16 @@ fn an_offer_beside_the_overlay_is_refused_with_its_document() {
     assert_eq!(node.core.refused_documents(), 1);
     assert_eq!(node.core.offers().count(), 0);
 }
+
+#[test]
+fn a_page_of_a_controller_that_was_away_is_asked_for_again() {
+    let (mut node, mut controller) = offered();
+    packet(&mut node, 22);
+    page(&mut node, "git");
+    node.lose_stream();
+    node.pass(Duration::from_secs(30));
+    controller.converse(&mut node, device(9));
+    assert!(node.core.pending_step_up(&git(), node.now.wall).is_none(), "it may have started anew, and know no page");
+    packet(&mut node, 22);
+    assert_eq!(node.sent(), [FromNode::StepUp { resource: git() }], "within the minute");
+}

@@ -1,0 +1,180 @@
+//! Limits on behaviour, end to end: more than a rule lets pass is cut on the node, the person signs in anew and goes on; a machine
+//! that scans is held.
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Result, ensure};
+use postern_tests::{
+    Background, Host, Signal,
+    deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
+    eventually,
+    programs::can_connect,
+};
+
+const POLICY: &str = r#"
+[resource.files]
+nodes = ["tag:files"]
+ports = ["tcp/7000"]
+
+[resource.wiki]
+nodes = ["tag:files"]
+ports = ["tcp/7001"]
+
+[[access]]
+name = "staff use files"
+from = ["group:staff"]
+to = ["files"]
+limits = { download = "1MiB/h", on_exceed = "challenge" }
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*"]
+to = ["wiki"]
+
+[[limit]]
+name = "machines that scan"
+from = ["group:guests"]
+refused = "10/m"
+on_exceed = "quarantine"
+"#;
+
+struct Scene {
+    world: Deployment,
+    server: Node,
+    laptop: Node,
+    at: IpAddr,
+    _servers: Vec<Background>,
+}
+
+fn scene(name: &str) -> Result<Scene> {
+    let world = Deployment::start(name)?;
+    world.add_user("alice", &["staff"])?;
+    world.add_user("mallory", &["guests"])?;
+    let server = world.server("files-1", &["files"], None)?;
+    world.apply_policy(POLICY)?;
+    let echo = |port: u16| {
+        let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
+        server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
+    };
+    let servers = vec![echo(7000)?, echo(7001)?];
+    let laptop = world.laptop("laptop")?;
+    let at = server.overlay(Family::V6)?;
+    Ok(Scene { world, server, laptop, at, _servers: servers })
+}
+
+/// Downloads so many KiB from the echo, and goes on with a line every 200 ms until its connection ends.
+fn download(from: &Host, at: IpAddr, kib: u32) -> Result<Background> {
+    let script = format!(
+        "(head -c {kib}K /dev/zero | tr '\\0' x; echo; echo begun; while :; do echo line; sleep 0.2; done) \
+         | socat -t5 -T30 - TCP6:[{at}]:7000 | sed -u s,x,,g"
+    );
+    from.command("sh").args(["-c", &script]).spawn()
+}
+
+fn explained(node: &Node, what: &str) -> Result<String> {
+    Ok(node.command().args(["explain", what]).run()?.text())
+}
+
+#[test]
+fn more_than_the_limit_is_cut_within_seconds_and_after_a_fresh_sign_in_it_goes_on() -> Result<()> {
+    let Scene { world, server, laptop, at, _servers } = scene("limit")?;
+    world.sign_in(&laptop, "alice")?;
+    eventually(PATIENCE, "the files are not reached", || can_connect(&laptop.host, at, 7000).then_some(()))?;
+    let mut little = download(&laptop.host, at, 300)?;
+    little.wait_for_output("line", PATIENCE)?;
+    ensure!(little.is_running(), "less than the limit is cut: {}", little.output());
+
+    let mut much = download(&laptop.host, at, 2_000)?;
+    for (client, what) in [(&mut much, "that downloads"), (&mut little, "beside it")] {
+        eventually(Duration::from_secs(15), &format!("the connection {what} lives on"), || {
+            (!client.is_running()).then_some(())
+        })?;
+    }
+    ensure!(can_connect(&laptop.host, at, 7001), "the wiki has no limit");
+    let listed = eventually(PATIENCE, "the controller lists no restraint", || {
+        world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains("alice"))
+    })?;
+    ensure!(listed.contains("files until a fresh sign-in") && listed.contains("more than 1MiB down"), "{listed}");
+    let why = explained(&laptop, "files:7000")?;
+    ensure!(
+        why.contains("files: more than 1MiB down within 1 h") && why.contains("postern step-up files"),
+        "the limit is not named: {why}"
+    );
+    let status = world.ctl(&["status"])?;
+    ensure!(status.contains("restrained: alice"), "{status}");
+    let sessions = world.ctl(&["session", "list"])?;
+    ensure!(sessions.contains("counts no more since"), "{sessions}");
+
+    // A restart of the controller forgets nothing of it.
+    world.stop_controller(Signal::Kill)?;
+    world.start_controller()?;
+    eventually(PATIENCE, "nobody came back", || {
+        world.ctl(&["status"]).ok().filter(|status| status.contains("2 of 2 machines connected"))
+    })?;
+    ensure!(!can_connect(&laptop.host, at, 7000), "it is open after a restart of the controller");
+
+    // The same connection attempt gets through after the sign-in.
+    let attempt = "echo through | socat -t10 -T90 - TCP:files.internal:7000,connect-timeout=90";
+    let mut attempt = laptop.host.command("sh").args(["-c", attempt]).spawn()?;
+    let url = eventually(PATIENCE, "status shows no page for a step-up", || {
+        let status = laptop.json(&["status"]).ok()?;
+        let wants = status["step_ups"].as_array()?.iter().find(|wants| wants["name"] == "files")?.clone();
+        wants["url"].as_str().map(str::to_owned)
+    })?;
+    let browser = world.browser(&laptop.host)?;
+    let page = browser.get(&url)?;
+    let page = browser.submit(&page.form("password")?, &[("login", "alice"), ("password", PASSWORD)])?;
+    let page = match page.form("Yes, it is me") {
+        Ok(form) => browser.submit(&form, &[])?,
+        Err(_) => browser.submit(&page.form("/prove")?, &[("password", PASSWORD)])?,
+    };
+    ensure!(page.status == 200 && page.text().contains("files is open"), "({}) {}", page.status, page.text());
+    attempt.wait_for_output("through", PATIENCE)?;
+    let audit = world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    for word in ["restrained", "stepped_up"] {
+        ensure!(audit.contains(word), "the audit log says nothing of {word}");
+    }
+
+    // With the controller away the node judges by itself.
+    world.stop_controller(Signal::Kill)?;
+    let mut alone = download(&laptop.host, at, 2_000)?;
+    eventually(Duration::from_secs(30), "without the controller it is not cut", || {
+        can_connect(&laptop.host, at, 7000);
+        let drops = server.json(&["status"]).ok()?["drops"].as_array()?.clone();
+        let by_limit = drops.iter().find(|drop| drop[0] == "limit")?[1].as_u64()?;
+        (by_limit > 0).then_some(())
+    })?;
+    ensure!(!alone.output().contains("begun"), "more than the limit came through: {}", alone.output());
+    ensure!(can_connect(&laptop.host, at, 7001), "nothing else is cut");
+    alone.signal(Signal::Kill)?;
+    Ok(())
+}
+
+#[test]
+fn a_machine_that_scans_is_held_by_itself_and_told_why() -> Result<()> {
+    let Scene { world, server, laptop, at, _servers } = scene("scan")?;
+    world.sign_in(&laptop, "mallory")?;
+    eventually(PATIENCE, "the wiki is not reached", || can_connect(&laptop.host, at, 7001).then_some(()))?;
+    for port in 8_000..8_005 {
+        can_connect(&laptop.host, at, port);
+    }
+    ensure!(can_connect(&laptop.host, at, 7001), "a few refusals are no scan");
+    let others = server.overlay(Family::V4)?;
+    for port in 8_005..8_020 {
+        laptop.host.command("socat").args(["-T1", "-", &format!("TCP:{others}:{port},connect-timeout=1")]).run()?;
+    }
+    let held = eventually(PATIENCE, "the machine is not held", || {
+        world.ctl(&["quarantine", "list"]).ok().filter(|text| text.contains("laptop"))
+    })?;
+    ensure!(held.contains("limit \"machines that scan\"") && held.contains("refused destinations"), "{held}");
+    eventually(PATIENCE, "it is still open", || (!can_connect(&laptop.host, at, 7001)).then_some(()))?;
+    let status = eventually(PATIENCE, "it is not told", || {
+        laptop.postern(&["status"]).ok().filter(|status| status.contains("IN QUARANTINE"))
+    })?;
+    ensure!(status.contains("more than 10 refused destinations within 1 min"), "{status}");
+    let why = explained(&laptop, "wiki:7001")?;
+    ensure!(why.contains("is in quarantine since"), "{why}");
+    world.ctl(&["quarantine", "release", "device", "laptop"])?;
+    eventually(PATIENCE, "released and not open", || can_connect(&laptop.host, at, 7001).then_some(()))?;
+    Ok(())
+}
