@@ -137,7 +137,7 @@ fn more_than_the_limit_is_cut_within_seconds_and_after_a_fresh_sign_in_it_goes_o
 
     // With the controller away the node judges by itself.
     world.stop_controller(Signal::Kill)?;
-    let mut alone = download(&laptop.host, at, 2_000)?;
+    let alone = download(&laptop.host, at, 2_000)?;
     eventually(Duration::from_secs(30), "without the controller it is not cut", || {
         can_connect(&laptop.host, at, 7000);
         let drops = server.json(&["status"]).ok()?["drops"].as_array()?.clone();
