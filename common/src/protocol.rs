@@ -15,6 +15,11 @@
 //!   |  LiveFlows {groups} --------------->
 //!   |  <---------- Posture {report_within} how fresh the node's posture has to be; what of it is not as rules ask
 //!   |  Posture {signed} ----------------->
+//!   |
+//!   |  Platform {join, token} ------------>             a service with a token of the platform that it runs on
+//!   |  <---------- Joined | Refused
+//!   |  PlatformToken {token} ------------->             on its live stream, before the login session ends
+//!   |  <---------- PlatformRenewed {until} | PlatformRefused
 //! ```
 //!
 //! The node's side of the stream authenticates itself by [`Hello::signature`] over the controller's challenge; the
@@ -35,6 +40,10 @@ use crate::{
     posture::SignedPosture,
     time::WallTime,
 };
+
+mod machine;
+
+pub use machine::{FirstUse, MAX_FIRST_USES, MAX_PLATFORM_TOKEN_BYTES, MachineKind, PlatformJoin, PlatformToken};
 
 /// The version of this protocol.
 pub const PROTOCOL_VERSION: u16 = 3;
@@ -65,6 +74,18 @@ pub enum FromNode {
     Join(Join),
     /// A machine joins with an enrolment token.
     Enrol(Enrol),
+    /// A machine of a service joins, or signs in again, with a token of the platform that it runs on.
+    Platform(PlatformJoin),
+    /// A fresh token of the platform, before the login session that hangs on the last one ends.
+    PlatformToken {
+        /// The token.
+        token: PlatformToken,
+    },
+    /// Services that peers used here for the first time since this node began, as far as it remembers.
+    FirstUses {
+        /// At most [`MAX_FIRST_USES`].
+        uses: Vec<FirstUse>,
+    },
     /// An enrolled node begins its stream.
     Hello(Hello),
     /// Everything up to `position` is durable and enforced.
@@ -262,6 +283,21 @@ pub enum ToNode {
         /// Why, for the person.
         reason: String,
     },
+    /// The login session of this service lives longer: the token was good.
+    PlatformRenewed {
+        /// Until when.
+        until: WallTime,
+    },
+    /// The token was not taken; the login session ends when it would have ended.
+    PlatformRefused {
+        /// Why, and what to do.
+        message: String,
+    },
+    /// No WireGuard key of this node may get older than this: it rotates well before.
+    KeyDeadline {
+        /// Milliseconds from the moment at which a key was made.
+        within_ms: u64,
+    },
     /// The controller will not go on with this stream.
     Refused {
         /// What kind of refusal.
@@ -325,6 +361,9 @@ pub struct Hello {
     pub endpoints: Vec<SocketAddr>,
     /// The version of the node's software.
     pub version: String,
+    /// What kind of machine it runs on.
+    #[serde(default)]
+    pub machine: MachineKind,
 }
 
 /// Returns the bytes that [`Join::signature`] signs: the challenge and every field of the join that counts.

@@ -22,6 +22,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::{
+    identity::machine::settings::{self as machine_settings, MachineIssuer},
     serve::{
         files::{self, FileError},
         proxy_protocol::TrustedProxies,
@@ -32,7 +33,7 @@ use crate::{
         events::settings::{EventStream, check_all},
         place::{Maps, PlaceFiles},
     },
-    stream::CoreConfig,
+    stream::{CoreConfig, KeyOverdue},
 };
 
 mod oidc;
@@ -98,6 +99,23 @@ struct Written {
     alerts: AlertSettings,
     #[serde(default)]
     place: PlaceSection,
+    #[serde(default)]
+    machine_issuer: Vec<Spanned<machine_settings::Written>>,
+    #[serde(default)]
+    keys: KeySection,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct KeySection {
+    deadline: Spanned<HumanDuration>,
+    overdue: KeyOverdue,
+}
+
+impl Default for KeySection {
+    fn default() -> Self {
+        Self { deadline: unplaced(7 * 86_400), overdue: KeyOverdue::Alert }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -268,6 +286,8 @@ pub struct Config {
     pub alerts: AlertSettings,
     /// Maps of addresses.
     pub place: PlaceFiles,
+    /// Platforms whose tokens machines sign in with.
+    pub machine_issuers: Vec<MachineIssuer>,
 }
 
 impl Config {
@@ -316,10 +336,13 @@ impl Config {
                     .help("set local = true in [accounts], or add [oidc]"),
             );
         }
+        let base = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let people = written.oidc.as_ref().map(Spanned::get_ref);
+        let people = people.map(|oidc| (oidc.issuer.as_str(), oidc.client_id.as_str()));
+        let machine_issuers = machine_settings::check(&written.machine_issuer, people, base, &mut wrong);
         let wrong_or_empty = wrong.into_result(());
         wrong_or_empty?;
 
-        let base = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let key_dir = base.join(&written.key_dir);
         let tls = match &written.tls {
             Some(given) => tls::Source::Given { chain: base.join(&given.certificate), key: base.join(&given.key) },
@@ -339,6 +362,9 @@ impl Config {
             probe_port: Some(probe_listen.port()),
             dormant_after: written.alerts.dormant_after.get(),
             scim: written.oidc.as_ref().and_then(|oidc| oidc.get_ref().scim_settings()),
+            learn_for: written.alerts.learn_for.get(),
+            key_deadline: written.keys.deadline.into_inner().get(),
+            key_overdue: written.keys.overdue,
             ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
         };
         let events = written.events.into_iter().map(Spanned::into_inner);
@@ -368,6 +394,7 @@ impl Config {
             oidc,
             events,
             alerts: written.alerts.based_on(base),
+            machine_issuers,
             place: PlaceFiles {
                 country: written.place.country_file.map(|path| base.join(path)),
                 asn: written.place.asn_file.map(|path| base.join(path)),
@@ -423,7 +450,9 @@ impl Config {
             }
         }
         let authorities = self.oidc.iter().flat_map(|oidc| &oidc.ca_file);
-        for path in authorities.chain(self.events.iter().flat_map(|stream| &stream.ca_file)) {
+        let authorities = authorities.chain(self.events.iter().flat_map(|stream| &stream.ca_file));
+        let machines = self.machine_issuers.iter();
+        for path in authorities.chain(machines.flat_map(|issuer| issuer.keys_file.iter().chain(&issuer.ca_file))) {
             if let Err(error) = files::read(path) {
                 wrong.push(error.to_string());
             }
@@ -574,6 +603,7 @@ fn check_durations(written: &Written, wrong: &mut Diagnostics) {
     bounded(&written.sessions.length, 60, 30 * 86_400);
     bounded(&written.sessions.join_code, 60, 3_600);
     bounded(&written.sessions.stock_limit, 60, 24 * 3_600);
+    bounded(&written.keys.deadline, 3_600, 90 * 86_400);
     if written.leases.shortest.get_ref().get() > written.leases.longest.get_ref().get() {
         wrong.push(Diagnostic::at(written.leases.shortest.span(), "the shortest lease is longer than the longest"));
     }

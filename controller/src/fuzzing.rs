@@ -1,7 +1,7 @@
 //! The bodies of the fuzz targets: plain functions, so that the ordinary test command replays the kept corpus.
 
 pub use crate::{
-    identity::oidc::fuzz_claims,
+    identity::{machine::fuzz_platform_token, oidc::fuzz_claims},
     serve::proxy_protocol::fuzz_proxy_header,
     signals::events::fuzz_security_event,
     signals::posture::fuzz_import,
@@ -25,6 +25,7 @@ mod tests {
     #[test]
     fn the_kept_corpus_of_the_controller_passes() {
         replay("claims", super::fuzz_claims);
+        replay("platform_token", super::fuzz_platform_token);
         replay("proxy_header", super::fuzz_proxy_header);
         replay("security_event", super::fuzz_security_event);
         replay("logout_token", super::fuzz_logout_token);

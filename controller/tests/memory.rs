@@ -183,6 +183,7 @@ impl Node {
             listen_port: 51820,
             endpoints: vec![([192, 0, 2, self.number], 51820).into()],
             version: "simulated".into(),
+            machine: Default::default(),
         };
         send(&mut socket, &FromNode::Hello(hello)).await;
         while let Some(message) = next(&mut socket).await {

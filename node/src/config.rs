@@ -18,6 +18,10 @@ use postern_common::{
 };
 use serde::Deserialize;
 
+mod platform;
+
+pub use platform::PlatformConfig;
+
 use crate::{
     host::guard::{PlainAllow, PlainNetwork},
     io::worker::MAX_WORKERS,
@@ -69,6 +73,8 @@ pub struct NodeConfig {
     pub packets: PacketsConfig,
     /// What the machine says of its own state.
     pub posture: PostureConfig,
+    /// The platform whose tokens this machine signs in with.
+    pub platform: PlatformConfig,
 }
 
 impl Default for NodeConfig {
@@ -89,6 +95,7 @@ impl Default for NodeConfig {
             flow_records: FlowRecordsConfig::default(),
             packets: PacketsConfig::default(),
             posture: PostureConfig::default(),
+            platform: PlatformConfig::default(),
         }
     }
 }
@@ -404,6 +411,7 @@ impl NodeConfig {
         if self.flow_records.enabled && self.flow_records.max_size.get() < 4096 {
             return Err("flow_records.max_size is smaller than 4KiB".into());
         }
+        self.platform.check()?;
         self.posture.check()
     }
 

@@ -25,6 +25,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`oidc`] | the relying party: discovery, authorization code with PKCE, verification of ID tokens |
+//! | [`machine`] | tokens of the platforms on which services run |
 //! | [`local`] | local accounts: passwords, one-time codes, administration |
 //! | [`sessions`] | login sessions of browsers |
 //! | [`user_code`] | the short code that ties a waiting machine to a signed-in person |
@@ -38,6 +39,7 @@ use postern_common::{id::SessionId, time::WallTime};
 use serde::{Deserialize, Serialize};
 
 pub mod local;
+pub mod machine;
 pub mod oidc;
 pub mod pending;
 pub mod random;

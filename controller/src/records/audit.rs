@@ -1,6 +1,8 @@
 //! What the core audits: who did what, from where, with which device, and why it was allowed or refused. Sign-ins at
 //! the pages are audited by the pages ([`crate::web::event`]), into the same log.
 
+mod parts;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -10,53 +12,9 @@ use postern_common::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use parts::{DecidedAccess, LeaseEnd, RevokeTarget};
+
 use super::{BreakGlassRecord, Quarantined, Restrained, RestraintRecord};
-
-/// Whom or what a revocation cuts.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind", content = "name")]
-pub enum RevokeTarget {
-    /// One login session. The person can sign in again.
-    Session(SessionId),
-    /// One device: its key is refused until the revocation is lifted.
-    Device(DeviceId),
-    /// A person or service: disabled everywhere until the revocation is lifted.
-    Subject(SubjectId),
-    /// A node: it stays connected, and nothing passes to it or from it until the revocation is lifted.
-    Node(DeviceId),
-    /// A rule: it gives nothing until the revocation is lifted.
-    Rule(RuleName),
-    /// Somebody or something came into quarantine.
-    Quarantine(Quarantined),
-}
-
-/// Why a lease ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum LeaseEnd {
-    /// Its time ran out: the device did not come back, or policy gives it no more time.
-    Expired,
-    /// The login session ended, at its time or before.
-    SessionEnded {
-        /// Why, for people.
-        reason: String,
-    },
-    /// The device was removed, revoked or has another session now.
-    Device {
-        /// Why, for people.
-        reason: String,
-    },
-    /// The subject was disabled.
-    Disabled {
-        /// Why, for people.
-        reason: String,
-    },
-    /// The device or its subject came into quarantine.
-    Quarantined {
-        /// Why, for people.
-        reason: String,
-    },
-}
 
 /// One event of the audit log. `subject_name` and `machine` are as people knew them at that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +94,79 @@ pub enum AuditEvent {
         from: IpAddr,
         /// Why.
         reason: String,
+    },
+    /// A machine signed in with a token of its platform.
+    PlatformSignedIn {
+        /// The service identity.
+        subject: SubjectId,
+        /// Its name.
+        subject_name: String,
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The login session.
+        session: SessionId,
+        /// The issuer's name in `controller.toml`.
+        issuer: String,
+        /// What the platform calls the workload.
+        workload: String,
+        /// The token's short name.
+        token: String,
+        /// The tags that count.
+        tags: Vec<Tag>,
+        /// From which address.
+        from: IpAddr,
+        /// Until when, at the latest.
+        until: WallTime,
+    },
+    /// A machine showed a fresh token of its platform in time.
+    PlatformRenewed {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// The login session.
+        session: SessionId,
+        /// The token's short name.
+        token: String,
+        /// From which address.
+        from: IpAddr,
+        /// Until when, at the latest.
+        until: WallTime,
+    },
+    /// A platform's token was refused.
+    PlatformRefused {
+        /// The name that the machine has or would have liked.
+        machine: MachineName,
+        /// Its device key's fingerprint.
+        fingerprint: String,
+        /// From which address.
+        from: IpAddr,
+        /// Why.
+        reason: String,
+        /// How many others were refused and are not recorded, because too many came from one address.
+        unrecorded: u64,
+    },
+    /// A machine that signed in with tokens of its platform has been away for long and is forgotten.
+    PlatformMachineForgotten {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// When it was last there.
+        last_seen: WallTime,
+    },
+    /// A machine has not changed its WireGuard key in time.
+    KeyOverdue {
+        /// The device.
+        device: DeviceId,
+        /// Its name.
+        machine: MachineName,
+        /// Since when it has the key.
+        since: WallTime,
+        /// Whether it reaches nothing until it has changed it.
+        denied: bool,
     },
     /// A node's stream began.
     StreamOpened {
@@ -612,17 +643,4 @@ pub enum AuditEvent {
         /// Further facts.
         detail: String,
     },
-}
-
-/// One access within [`AuditEvent::Decided`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DecidedAccess {
-    /// The rule that gives it.
-    pub rule: RuleName,
-    /// The resource.
-    pub resource: ResourceName,
-    /// Until when it could hold, whatever the lease.
-    pub valid_until: Option<WallTime>,
-    /// Why it would be refused if the rule were not only watched.
-    pub would_deny: Option<String>,
 }

@@ -14,6 +14,7 @@
 mod audit;
 mod break_glass;
 mod identity;
+mod machine;
 mod quarantine;
 mod request;
 mod restraint;
@@ -29,11 +30,13 @@ use std::{
 use crate::signals::{
     alerts::Alert,
     events::memory::{SeenRecord, StreamRecord},
+    habits::HabitsRecord,
 };
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
 pub use identity::{Assurance, Person, Proven, SubjectKind, SubjectRecord};
 use ipnet::IpNet;
+pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
@@ -135,6 +138,13 @@ pub struct DeviceRecord {
     pub endpoints: Vec<SocketAddr>,
     /// The version of its software, as it told.
     pub version: String,
+    /// The platform whose tokens it signs in with: it takes part only while a login session lasts. Absent for machines that were
+    /// enrolled once and for all, and for people's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<PlatformBinding>,
+    /// When its newest WireGuard key was added; absent if that was before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_since: Option<WallTime>,
 }
 
 /// Why a login session ended before or at its time.
@@ -229,6 +239,11 @@ impl TokenHash {
     /// Hashes a token as it was given out. Tokens carry 160 random bits, so a plain hash resists guessing.
     pub fn of(token: &str) -> Self {
         Self(Sha256::digest(token.trim().as_bytes()).into())
+    }
+
+    /// Takes the hash of a token that was made elsewhere.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
     }
 
     /// Tells in constant time whether two hashes are the same.
@@ -467,6 +482,10 @@ pub struct Loaded {
     pub scim_members: Vec<ScimMembership>,
     /// Names of people whom providers took away.
     pub scim_gone: Vec<ScimGone>,
+    /// Platform tokens that machines have shown.
+    pub token_uses: Vec<TokenUseRecord>,
+    /// What services are known to do.
+    pub habits: Vec<HabitsRecord>,
 }
 
 /// One change to what is durable. `Put` replaces the record of the same name.
@@ -524,6 +543,12 @@ pub enum StoreChange {
     PutRestraint(RestraintRecord),
     /// Forgets a restraint that was released.
     DeleteRestraint(RestraintRecord),
+    /// Writes that a platform token was shown, named by its hash.
+    PutTokenUse(TokenUseRecord),
+    /// Forgets a platform token that nobody could use any more.
+    DeleteTokenUse(TokenHash),
+    /// Writes what a service is known to do, named by the service.
+    PutHabits(HabitsRecord),
     /// Spools an alert.
     PutAlert(Alert),
     /// Writes what is known of a stream of security events, named by its name.

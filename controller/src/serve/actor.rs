@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::clock;
 use crate::{
     audit::{AuditError, AuditLog, Line, chain},
+    identity::machine::{Question, TokenRefusal},
     records::{AuditEvent, Meta, StoreChange},
     store::{Store, StoreError},
     stream::{Core, Effect, StreamId},
@@ -194,14 +195,15 @@ pub struct Actor<S> {
     commands: mpsc::Receiver<Command>,
     streams: HashMap<StreamId, mpsc::Sender<ToStream>>,
     turns: watch::Sender<u64>,
+    tokens: mpsc::Sender<Question>,
 }
 
 impl<S: Store> Actor<S> {
-    /// Makes the actor and its handle.
-    pub fn new(core: Core, meta: Meta, store: S, audit: AuditLog) -> (Self, Handle) {
+    /// Makes the actor and its handle. Tokens of platforms that have to be checked go to `tokens`.
+    pub fn new(core: Core, meta: Meta, store: S, audit: AuditLog, tokens: mpsc::Sender<Question>) -> (Self, Handle) {
         let (sender, commands) = mpsc::channel(QUEUE);
         let (turns, watched) = watch::channel(0);
-        let actor = Self { core, meta, store, audit, commands, streams: HashMap::new(), turns };
+        let actor = Self { core, meta, store, audit, commands, streams: HashMap::new(), turns, tokens };
         (actor, Handle { commands: sender, turns: watched })
     }
 
@@ -288,6 +290,7 @@ impl<S: Store> Actor<S> {
         loop {
             let mut changes = Vec::new();
             let mut messages = Vec::new();
+            let mut questions = Vec::new();
             while let Some(effect) = self.core.poll_effect() {
                 match effect {
                     Effect::Store(change) => {
@@ -299,6 +302,7 @@ impl<S: Store> Actor<S> {
                     Effect::Audit(event) => {
                         events.push(serde_json::to_value(&event).expect("an audit event has a JSON form"));
                     }
+                    Effect::VerifyToken { stream, token } => questions.push(Question { stream, token }),
                     Effect::Send { stream, message } => messages.push((stream, ToStream::Message(Box::new(message)))),
                     Effect::Close { stream, refusal, message } => {
                         messages.push((stream, ToStream::Close { refusal, message }));
@@ -307,8 +311,13 @@ impl<S: Store> Actor<S> {
             }
             self.make_durable(&changes, &std::mem::take(&mut events), now).await?;
             let overflowed = self.deliver(messages);
-            if overflowed.is_empty() {
+            let unasked = self.ask(questions);
+            if overflowed.is_empty() && unasked.is_empty() {
                 return Ok(());
+            }
+            for stream in unasked {
+                let busy = TokenRefusal::Unavailable("too many tokens wait to be checked".into());
+                self.core.token_verified(stream, Err(busy), now);
             }
             for stream in overflowed {
                 self.core.disconnect(stream, now); // has effects of its own: once more
@@ -335,6 +344,12 @@ impl<S: Store> Actor<S> {
         self.store.commit(changes, &lines).await?;
         tokio::task::block_in_place(|| self.audit.write(&lines))?;
         Ok(())
+    }
+
+    /// Hands tokens to whoever checks them; returns the streams of those that there is no room for.
+    fn ask(&mut self, questions: Vec<Question>) -> Vec<StreamId> {
+        let full = |question| self.tokens.try_send(question).err();
+        questions.into_iter().filter_map(full).map(|refused| refused.into_inner().stream).collect()
     }
 
     /// Hands messages to the streams' tasks; returns streams whose queue is full.

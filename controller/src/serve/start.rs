@@ -22,7 +22,7 @@ use postern_common::{
 };
 use tokio::{
     net::{TcpListener, UdpSocket},
-    sync::watch,
+    sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
 };
 use tokio_rustls::TlsAcceptor;
@@ -41,6 +41,7 @@ use crate::{
     config::Config,
     identity::{
         local::{AccountError, AccountStatus, Accounts, SealingKey},
+        machine::{self, Issuers},
         oidc::{Provider, ProviderSettings},
         sessions::{SessionLimits, WebSessions},
     },
@@ -125,6 +126,14 @@ pub enum ServeError {
     /// The settings of the provider cannot be used.
     #[error("[oidc] in {file}: {why}")]
     Provider {
+        /// The configuration.
+        file: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The settings of an issuer of machines' tokens cannot be used.
+    #[error("[[machine_issuer]] in {file}: {why}")]
+    MachineIssuer {
         /// The configuration.
         file: PathBuf,
         /// What is wrong.
@@ -247,7 +256,8 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
     let (policy, apply) = choose_policy(&config, &meta, at_start)?;
     let random = Box::new(|bytes: &mut [u8]| getrandom::fill(bytes).expect("the kernel's random source answers"));
     let core = Core::new(core_config, signing, policy, loaded, random, now);
-    let (actor, handle) = Actor::new(core, meta, store, audit);
+    let (tokens, questions) = mpsc::channel(machine::WAITING);
+    let (actor, handle) = Actor::new(core, meta, store, audit, tokens);
     let actor = tokio::spawn(actor.run());
 
     // What the start itself has to record is durable before anything is served.
@@ -280,6 +290,11 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
     if begun.await.is_err() {
         running.failed().await?;
     }
+    let issuers = Issuers::new(&config.machine_issuers);
+    let issuers =
+        issuers.map_err(|error| ServeError::MachineIssuer { file: config.file.clone(), why: error.to_string() })?;
+    let stop = running.stop.subscribe();
+    running.tasks.spawn(machine::answer(Arc::new(issuers), questions, running.handle.clone(), stop));
     serve_all(&mut running, config, certificates, sockets, probes, &database).await?;
     Ok(running)
 }

@@ -6,6 +6,7 @@
 //! | [`events`] | security events of other systems: CAEP by Shared Signals |
 //! | [`jws`] | signed tokens, taken apart before anybody believes them |
 //! | [`behaviour`] | how much subjects use, summed over nodes; who scans |
+//! | [`habits`] | what services are known to do, and what is new |
 //! | [`place`] | where an outer address is |
 //! | [`posture`] | what devices, and the systems that manage them, say of their state |
 //! | [`provider`] | what the identity provider says of people after they signed in |
@@ -15,6 +16,7 @@
 pub mod alerts;
 pub mod behaviour;
 pub mod events;
+pub mod habits;
 pub mod jws;
 pub mod place;
 pub mod posture;

@@ -239,7 +239,7 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
         match effect {
             Effect::Store(change) => changes.push(change),
             Effect::Audit(event) => events.push(event),
-            Effect::Send { .. } | Effect::Close { .. } => {} // there is no stream
+            Effect::Send { .. } | Effect::Close { .. } | Effect::VerifyToken { .. } => {} // there is no stream
         }
     }
     for statement in [

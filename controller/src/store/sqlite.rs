@@ -142,6 +142,8 @@ impl SqliteStore {
             "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
             "quarantines" => "SELECT record FROM quarantines ORDER BY id",
             "break_glass" => "SELECT record FROM break_glass ORDER BY id",
+            "habits" => "SELECT record FROM habits ORDER BY id",
+            "token_uses" => "SELECT record FROM token_uses ORDER BY id",
             "requests" => "SELECT record FROM requests ORDER BY id",
             "event_streams" => "SELECT record FROM event_streams ORDER BY id",
             "seen_events" => "SELECT record FROM seen_events ORDER BY id",
@@ -226,6 +228,8 @@ impl Store for SqliteStore {
             scim_groups: self.all("scim_groups").await?,
             scim_members: self.all("scim_members").await?,
             scim_gone: self.all("scim_gone").await?,
+            token_uses: self.all("token_uses").await?,
+            habits: self.all("habits").await?,
         })
     }
 
@@ -381,6 +385,9 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         }
         StoreChange::PutScimGone(gone) => put!("scim_gone", gone.id(), gone),
         StoreChange::DeleteScimGone(gone) => delete!("scim_gone", gone.id()),
+        StoreChange::PutTokenUse(record) => put!("token_uses", record.token, record),
+        StoreChange::DeleteTokenUse(token) => delete!("token_uses", token),
+        StoreChange::PutHabits(record) => put!("habits", record.subject, record),
         StoreChange::PutAlert(alert) => sqlx::query("INSERT INTO alerts (record) VALUES (?)").bind(json(alert)),
     };
     query.execute(to).await.map(drop)

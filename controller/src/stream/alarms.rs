@@ -64,7 +64,11 @@ impl Core {
         let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
         let machine = self.registry.machine_name(id);
         let text = format!("{machine} of {name} speaks from {address} ({is}), and before from {before} ({was})");
-        self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
+        let of_service = subject.is_some_and(|subject| self.is_service(subject));
+        if !of_service {
+            // Of a service it is told what no machine of it ever did: `service_seen`.
+            self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
+        }
         // Who came to another country and signed in there has just proven who they are.
         if self.registry.session_on(id).is_none_or(|session| session.started < device.last_seen) {
             self.place_left(id, &was, &is, now);

@@ -8,10 +8,10 @@ use postern_common::{
     id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
     net::Service,
     posture::Report,
-    protocol::{Refusal, ToNode, UnmetPosture},
+    protocol::{PlatformToken, Refusal, ToNode, UnmetPosture},
     time::WallTime,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::speed::SpeedView;
 use crate::records::{
@@ -38,6 +38,13 @@ pub enum Effect {
         stream: StreamId,
         /// What.
         message: ToNode,
+    },
+    /// Check a token of a platform; answer with [`super::Core::token_verified`].
+    VerifyToken {
+        /// On which stream it came.
+        stream: StreamId,
+        /// The token.
+        token: PlatformToken,
     },
     /// Send [`ToNode::Refused`] and close the stream. The core has forgotten it already.
     Close {
@@ -89,6 +96,12 @@ pub struct CoreConfig {
     pub dormant_after: Duration,
     /// How people whom the provider provisions meet those who sign in, if it does.
     pub scim: Option<ScimSettings>,
+    /// How old a node's newest WireGuard key may get.
+    pub key_deadline: Duration,
+    /// What comes of a key that is older.
+    pub key_overdue: KeyOverdue,
+    /// For how long after its first use by a service everything that it uses is taken as usual.
+    pub learn_for: Duration,
 }
 
 impl CoreConfig {
@@ -112,6 +125,9 @@ impl CoreConfig {
             key_overlap: Duration::from_secs(5),
             dormant_after: Duration::from_secs(30 * 86_400),
             scim: None,
+            key_deadline: Duration::from_secs(7 * 86_400),
+            key_overdue: KeyOverdue::Alert,
+            learn_for: Duration::from_secs(86_400),
         }
     }
 
@@ -119,6 +135,16 @@ impl CoreConfig {
     pub fn overlay(&self) -> Vec<IpNet> {
         vec![self.overlay_v6.into(), self.overlay_v4.into()]
     }
+}
+
+/// What comes of a WireGuard key that a node has not changed in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyOverdue {
+    /// An alert.
+    Alert,
+    /// An alert, and the machine reaches nothing until it has changed it.
+    Deny,
 }
 
 /// Why something that a person or an administrator asked for was not done.
@@ -583,6 +609,10 @@ pub struct Counters {
     pub signals_refused: u64,
     /// Reports of behaviour about somebody who has no such limit there now, or with a budget that is over.
     pub behaviour_refused: u64,
+    /// Platform tokens that were refused.
+    pub tokens_refused: u64,
+    /// First uses that a node told of and that no lease of the peer's opens there.
+    pub uses_refused: u64,
     /// How often all machines were gone through for those that policy can name.
     pub places_listed: u64,
 }

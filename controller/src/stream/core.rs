@@ -24,6 +24,7 @@ use super::{
     outbox::Outbox,
     peering::{Peering, PeeringName},
     plan::Plans,
+    platform::{Platform, RUN_OUT},
     provisioning::Provisioning,
     registry::Registry,
     revocation::Revocations,
@@ -39,6 +40,7 @@ use crate::{
     signals::{
         behaviour,
         events::memory::Streams,
+        habits,
         place::{Atlas, NoMaps},
         posture,
         refusals::Refusals,
@@ -51,6 +53,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// The most leases that one call looks at: everybody's are looked at in the same half second of each minute, and a revocation must
 /// not wait for all of them.
 const LOOKS_AT_ONCE: usize = 32;
+/// What ends a session that its own machine ends.
+pub(super) const SIGNED_OUT: &str = "signed out on the machine";
 const TIME_OVER: &str = "its time is over: sign in again with `postern up`";
 
 /// What became of the nodes that policy can name.
@@ -93,6 +97,12 @@ pub struct Core {
     /// Streams in the order in which they came; some have said since who they are, or have ended.
     pub(super) strangers: VecDeque<StreamId>,
     pub(super) joins: Joins,
+    pub(super) platform: Platform,
+    pub(super) habits: habits::Book,
+    /// The connected machines whose old key was told of, and since when they have it.
+    pub(super) keys_told: HashMap<DeviceId, postern_common::time::WallTime>,
+    /// The clocks at the start.
+    pub(super) started: Now,
     pub(super) step_up_pages: StepUpPages,
     pub(super) revocations: Revocations,
     pub(super) speed: Speed,
@@ -158,6 +168,10 @@ impl Core {
             refusals: Refusals::default(),
             overtaken: HashMap::new(),
             joins: Joins::default(),
+            platform: Platform::load(loaded.token_uses, now),
+            habits: habits::Book::load(loaded.habits),
+            keys_told: HashMap::new(),
+            started: now,
             step_up_pages: StepUpPages::default(),
             revocations: Revocations::default(),
             speed: Speed::default(),
@@ -268,6 +282,8 @@ impl Core {
             self.look_at_lease(device, now);
         }
         self.tell_late_endpoints(now);
+        self.sweep_platform(now);
+        self.sweep_keys(now);
         self.timers.set(Due::Sweep, now.monotonic.saturating_add(SWEEP_EVERY));
     }
 
@@ -298,6 +314,7 @@ impl Core {
         }
         self.targets_changed(now);
         for device in ended {
+            let reason = self.reason_on(device, reason);
             self.forget_keys(device, now);
             if let Some(node) = self.nodes.get_mut(&device) {
                 node.own_dirty = true;
@@ -315,9 +332,19 @@ impl Core {
         }
     }
 
+    /// A session that hangs on a platform's token is over for another reason than a person's.
+    fn reason_on<'a>(&self, device: DeviceId, reason: &'a str) -> &'a str {
+        let platform = self.registry.device(device).is_some_and(|device| device.platform.is_some());
+        if platform && reason == TIME_OVER { RUN_OUT } else { reason }
+    }
+
     /// Ends the record of a login session and its lease; returns its device.
     fn close_session(&mut self, session: SessionId, reason: &str, now: Now) -> Option<DeviceId> {
         let record = self.registry.session(session)?.clone();
+        let reason = self.reason_on(record.device, reason);
+        if reason != RUN_OUT && reason != SIGNED_OUT {
+            self.spend_tokens(record.device);
+        }
         self.timers.cancel(Due::Session(session));
         self.end_lease(record.device, LeaseEnd::SessionEnded { reason: reason.to_owned() }, now);
         let end = SessionEnd { at: now.wall, reason: reason.to_owned() };

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, SubjectKind, SubjectRecord, TokenHash, TokenRecord},
+    records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, SubjectKind, SubjectRecord, TokenHash},
     signals::alerts::{About, AlertKind},
 };
 
@@ -91,7 +91,7 @@ impl Core {
         if !self.key_is_free(known.as_ref().map(|device| device.id), enrol.join.wireguard_key) {
             return Err(refused("this WireGuard key is another machine's: make a new one".into()));
         }
-        self.free_vouched_name(&token, &asked, known.as_ref())?;
+        self.free_vouched_name(token.machine.is_some(), &asked, known.as_ref())?;
         let device = match known {
             Some(device) => {
                 let owner = self.registry.subject(device.owner).map(|owner| &owner.kind);
@@ -133,6 +133,7 @@ impl Core {
         let vouched = token.machine.is_some();
         self.registry.change_device(device.id, &mut self.out, |device| {
             device.owner = subject.id;
+            device.platform = None; // enrolled once and for all
             device.tags.extend(token.tags.iter().cloned());
             device.tags_pending.retain(|tag| !token.tags.contains(tag));
             if vouched {
@@ -165,14 +166,14 @@ impl Core {
     }
 
     /// Makes room for a machine whose name the token vouches for: whoever merely claims that name gets another.
-    fn free_vouched_name(
+    pub(super) fn free_vouched_name(
         &mut self,
-        token: &TokenRecord,
+        vouched: bool,
         asked: &MachineName,
         known: Option<&DeviceRecord>,
     ) -> Result<(), (Refusal, String)> {
         let holder = self.registry.device_by_name(asked).map(|device| (device.id, device.name_claim));
-        match holder.filter(|(id, _)| token.machine.is_some() && known.is_none_or(|known| known.id != *id)) {
+        match holder.filter(|(id, _)| vouched && known.is_none_or(|known| known.id != *id)) {
             None => Ok(()),
             Some((_, NameClaim::Approved)) => {
                 let message = format!("there is a machine named {asked} already: remove that device first");
@@ -190,7 +191,7 @@ impl Core {
         }
     }
 
-    fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
+    pub(super) fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
         if let Some(known) = self.registry.service(&name) {
             return known.clone();
         }

@@ -180,12 +180,12 @@ impl Core {
         if hidden {
             // what stands in the asker's own way may be said, and says nothing of what exists elsewhere
             if let Some(device) = device {
-                self.own_block(device, &mut explanation);
+                self.own_block(device, &mut explanation, now);
             }
             return explanation;
         }
         if let Some(device) = device {
-            self.own_state(device, &mut explanation);
+            self.own_state(device, &mut explanation, now);
         }
         if let Some(rule) = explanation.rule.as_ref().and_then(|rule| rule.parse().ok())
             && let Some(revoked) = self.registry.revoked_rules().get(&rule)
@@ -209,8 +209,8 @@ impl Core {
     }
 
     /// What of the asking machine stands in the way, and whether it is heard of.
-    fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation) {
-        if self.own_block(device, explanation) || self.nodes.contains_key(&device.id) || device.key.is_none() {
+    fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation, now: Now) {
+        if self.own_block(device, explanation, now) || self.nodes.contains_key(&device.id) || device.key.is_none() {
             return;
         }
         let seen = device.last_seen;
@@ -219,7 +219,7 @@ impl Core {
     }
 
     /// Puts what closes everything to the asking machine in front of the explanation, and tells whether anything does.
-    fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation) -> bool {
+    fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation, now: Now) -> bool {
         let owner = self.registry.subject(device.owner);
         let blocked = match (&device.standing, owner) {
             (_, Some(_)) if self.registry.quarantine_on(device).is_some() => {
@@ -237,7 +237,19 @@ impl Core {
                     let reason = format!("nobody is signed in on {}{}", device.name, ended.unwrap_or_default());
                     Some((reason, Some("postern up".to_owned())))
                 }
-                SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
+                SubjectKind::Service { .. } if !self.registry.would_take_part(device) => {
+                    let ended = self.registry.ended_on(device.id);
+                    let ended = ended.map(|end| format!(": the last session ended {} ({})", end.at, end.reason));
+                    let reason =
+                        format!("{} has shown no live token of its platform{}", device.name, ended.unwrap_or_default());
+                    Some((reason, Some("postern status there says why".to_owned())))
+                }
+                SubjectKind::Person { .. } | SubjectKind::Service { .. } => {
+                    self.key_denies(device, now.wall).map(|since| {
+                        let reason = format!("{} has not changed its WireGuard key since {since}", device.name);
+                        (reason, Some("postern status there says why".to_owned()))
+                    })
+                }
             },
             (Standing::Good, None) => Some((format!("{} belongs to nobody", device.name), None)),
         };

@@ -17,14 +17,15 @@ use postern_common::{
 
 use super::{
     api::{PlanId, StreamId},
-    core::Core,
+    core::{Core, SIGNED_OUT},
     leases::{Turn, Urgency},
     node::{Connected, Pace, Probe, Questions},
+    platform::RUN_OUT,
     timers::Due,
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, DeviceRecord, Standing},
+    records::{AuditEvent, DeviceRecord, Standing, SubjectKind},
 };
 
 /// The most streams that have not said who they are or wait for a person. When one more comes, the one gives way that has
@@ -118,6 +119,9 @@ impl Core {
             (StreamState::Challenged { nonce, .. }, FromNode::Enrol(enrol)) => {
                 self.enrol(stream, remote, nonce, &enrol, now);
             }
+            (StreamState::Challenged { nonce, .. }, FromNode::Platform(asked)) => {
+                self.platform_join(stream, remote, nonce, asked, now);
+            }
             (StreamState::Node(node), message) => self.receive_from_node(stream, node, message, now),
             (StreamState::Challenged { .. } | StreamState::Joining, _) => {
                 self.refuse_stream(stream, None, Refusal::Protocol, "this message makes no sense here", now);
@@ -169,7 +173,7 @@ impl Core {
             }
             FromNode::Posture { signed } => self.hear_posture(id, &signed, now),
             FromNode::Logout => match self.registry.session_on(id).map(|session| session.id) {
-                Some(session) => self.end_session(session, "signed out on the machine", now),
+                Some(session) => self.end_session(session, SIGNED_OUT, now),
                 None => self.counters.messages_refused += 1,
             },
             FromNode::Explain { id: question, to, service } => {
@@ -200,7 +204,9 @@ impl Core {
                     self.counters.messages_refused += 1;
                 }
             }
-            FromNode::Join(_) | FromNode::Enrol(_) | FromNode::Hello(_) => {
+            FromNode::PlatformToken { token } => self.platform_token(id, stream, token, now),
+            FromNode::FirstUses { uses } => self.used_first(id, uses, now),
+            FromNode::Join(_) | FromNode::Enrol(_) | FromNode::Platform(_) | FromNode::Hello(_) => {
                 self.close_node(id, Refusal::Protocol, "this message makes no sense here", now);
             }
         }
@@ -304,6 +310,7 @@ impl Core {
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
         self.moves(&device, remote.ip(), now);
+        self.service_seen(&device, &hello.machine, remote.ip(), now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
         self.registry.change_device(id, &mut self.out, |device| {
             device.last_seen = now.wall;
@@ -311,6 +318,8 @@ impl Core {
             device.version.clone_from(&version);
         });
         self.out.audit(AuditEvent::StreamOpened { device: id, machine: device.name, from: remote.ip(), version });
+        let within_ms = u64::try_from(self.config.key_deadline.as_millis()).unwrap_or(u64::MAX);
+        self.out.send(stream, ToNode::KeyDeadline { within_ms });
         self.offer_probe(id);
         self.endpoints_changed(id, now);
         if self.registry.device(id).is_some_and(|device| self.registry.would_take_part(device)) {
@@ -325,9 +334,12 @@ impl Core {
             && self
                 .registry
                 .subject(device.owner)
-                .is_some_and(|owner| matches!(owner.kind, crate::records::SubjectKind::Person { .. }));
+                .is_some_and(|owner| device.platform.is_some() || matches!(owner.kind, SubjectKind::Person { .. }));
         if signed_out {
-            let reason = "nobody is signed in on this machine: sign in with `postern up`".to_owned();
+            let reason = match device.platform {
+                Some(_) => RUN_OUT.to_owned(),
+                None => "nobody is signed in on this machine: sign in with `postern up`".to_owned(),
+            };
             self.out.send(stream, ToNode::SessionEnded { reason });
         }
         self.tell_requests(id);
@@ -423,7 +435,10 @@ impl Core {
         self.timers.cancel(Due::Greeting(stream));
         match ended.state {
             StreamState::Challenged { .. } => {}
-            StreamState::Joining => self.joins.abandon(stream),
+            StreamState::Joining => {
+                self.joins.abandon(stream);
+                self.platform.abandon(stream);
+            }
             StreamState::Node(id) => self.node_left(id, "the stream ended", now),
         }
         self.flush(now);
@@ -431,6 +446,7 @@ impl Core {
 
     fn node_left(&mut self, id: DeviceId, reason: &str, now: Now) {
         let Some(node) = self.nodes.remove(&id) else { return };
+        self.platform.abandon(node.stream);
         if let Some(probe) = node.probe {
             self.probes.remove(&probe.id);
         }
@@ -468,6 +484,7 @@ impl Core {
         let Some(ended) = self.streams.remove(&stream) else { return };
         self.timers.cancel(Due::Greeting(stream));
         self.joins.abandon(stream);
+        self.platform.abandon(stream);
         self.counters.streams_refused += 1;
         let from = ended.remote.ip();
         // A flood of refusals must not fill the audit log: each address has its limit, and the counter counts all.

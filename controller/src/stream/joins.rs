@@ -176,6 +176,10 @@ impl Core {
     /// The time of a joining stream is over: nobody confirmed it, or it has joined and should come back with its Hello.
     pub(super) fn join_expired(&mut self, stream: StreamId, now: Now) {
         let Some(waiting) = self.joins.by_stream.get(&stream).and_then(|code| self.joins.waiting.get(code)) else {
+            if self.platform.abandon(stream) {
+                let message = "the platform's token could not be checked in time: the controller's log says why";
+                return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+            }
             self.streams.remove(&stream);
             return self.out.close(
                 stream,
@@ -443,6 +447,8 @@ impl Core {
             last_address: from,
             endpoints: vec![],
             version: String::new(),
+            platform: None,
+            key_since: Some(now.wall),
         };
         self.registry.put_device(device.clone(), &mut self.out);
         Ok(device)

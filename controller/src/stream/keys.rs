@@ -21,7 +21,10 @@ use super::{
     peering::{PeeringName, can_learn},
     timers::Due,
 };
-use crate::records::{AuditEvent, DeviceKind, StoreChange};
+use crate::{
+    decision::Extend,
+    records::{AuditEvent, DeviceKind, StoreChange},
+};
 
 /// The most keys that one device may have in use. A rotation an hour, with stock clients that keep a node's old key for
 /// eight hours, needs ten; a node that asks for more keeps the keys it has.
@@ -47,13 +50,20 @@ impl Core {
             self.counters.keys_refused += 1;
             return;
         }
-        self.registry.change_device(id, &mut self.out, |device| device.wireguard_keys.insert(0, key));
+        let denied = self.key_denies(&device, now.wall).is_some();
+        self.registry.change_device(id, &mut self.out, |device| {
+            device.wireguard_keys.insert(0, key);
+            device.key_since = Some(now.wall);
+        });
         self.out.audit(AuditEvent::KeyAdded { device: id, fingerprint: key.fingerprint() });
         for peer in self.peers(id) {
             self.pair_newest(peer, id);
         }
         self.tell_own(id);
         self.retire_unused_keys(id, now);
+        if denied {
+            self.decide(id, Extend::Yes, now);
+        }
     }
 
     /// Takes in the keys that a node says it has: those that it lost are of no use any more.

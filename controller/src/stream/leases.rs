@@ -66,6 +66,9 @@ impl Core {
         step_ups.retain(|step_up| !revoked.contains_key(&step_up.rule));
         entitlements.retain(|entitlement| !revoked.contains_key(&entitlement.rule));
         entitlements.extend(self.broken_glass(device, now));
+        if self.key_denies(device, now.wall).is_some() {
+            (entitlements, step_ups) = (vec![], vec![]);
+        }
         entitlements = self.without_quarantined(&self.policy, &self.targets, entitlements);
         match device.kind {
             DeviceKind::Agent => {}

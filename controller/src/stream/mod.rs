@@ -34,14 +34,14 @@
 //! | `core` | the state, its start and clock, login sessions, the index of places |
 //! | `registry` | durable records and their indexes |
 //! | `greeting` | streams: challenge, hello, messages, outer addresses, ends |
-//! | `joins`, `enrol` | machines that join, by a person or with a token |
+//! | `joins`, `enrol`, `platform` | machines that join: by a person, with an enrolment token, with a token of their platform |
 //! | `leases` | deciding, renewing, ending; edges between devices; restart |
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
 //! | `step_up` | stronger or fresher proof of sign-in for a session that is open |
 //! | `revocation` | cutting everywhere, with progress |
 //! | `requests` | access for a time, on request |
-//! | `alarms` | what alerts are raised for |
+//! | `alarms`, `habits` | what alerts are raised for; what is new of a service, keys that are too old |
 //! | `stale` | what nobody uses |
 //! | `events` | what security events of other systems change |
 //! | `break_glass` | access past the rules, loud and short |
@@ -66,6 +66,7 @@ mod events;
 mod explain;
 mod flush;
 mod greeting;
+mod habits;
 mod joins;
 mod keys;
 mod leases;
@@ -75,6 +76,7 @@ mod node;
 mod outbox;
 mod peering;
 mod plan;
+mod platform;
 mod portal;
 mod posture;
 mod provisioning;

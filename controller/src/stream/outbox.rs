@@ -28,6 +28,10 @@ impl Outbox {
         self.0.push_back(Effect::Close { stream, refusal, message: message.into() });
     }
 
+    pub(crate) fn ask(&mut self, question: Effect) {
+        self.0.push_back(question);
+    }
+
     pub(crate) fn pop(&mut self) -> Option<Effect> {
         let effect = self.0.pop_front();
         if self.0.is_empty() {

@@ -268,7 +268,10 @@ impl Registry {
         let owner = self.subjects.get(&device.owner).filter(|owner| self.barred(owner).is_none());
         good && match owner.map(|owner| &owner.kind) {
             None => false,
-            Some(SubjectKind::Service { .. }) => device.kind == DeviceKind::Agent,
+            Some(SubjectKind::Service { .. }) => {
+                let signed_in = device.platform.is_none() || self.session_of.contains_key(&device.id);
+                device.kind == DeviceKind::Agent && signed_in
+            }
             Some(SubjectKind::Person { .. }) => self.session_of.contains_key(&device.id),
         }
     }

@@ -261,6 +261,7 @@ impl Machine {
             listen_port: 51_820,
             endpoints: vec![],
             version: "simulated".into(),
+            machine: Default::default(),
         };
         send(&mut socket, &FromNode::Hello(hello)).await?;
         drop(place);

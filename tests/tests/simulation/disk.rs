@@ -92,6 +92,9 @@ impl Disk {
             | StoreChange::ScimMembers { .. }
             | StoreChange::PutScimGone(_)
             | StoreChange::DeleteScimGone(_)
+            | StoreChange::PutTokenUse(_)
+            | StoreChange::DeleteTokenUse(_)
+            | StoreChange::PutHabits(_)
             | StoreChange::PutRequest(_)
             | StoreChange::DeleteRequest(_) => {
                 return Matters::No;
@@ -125,6 +128,8 @@ impl Disk {
             requests: vec![],
             break_glass: vec![],
             restraints: vec![],
+            token_uses: vec![],
+            habits: vec![],
             event_streams: vec![],
             seen_events: vec![],
             // nobody provisions in here

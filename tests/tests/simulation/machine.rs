@@ -132,6 +132,8 @@ impl Machine {
             listen_port: 51_820,
             overlay_within: postern_common::net::private_space().to_vec(),
             version: "simulated".into(),
+            machine: Default::default(),
+            platform: None,
         };
         let entropy = Box::new(self.rng.fork());
         let mut core = match self.disk.identity.clone() {
@@ -221,6 +223,7 @@ impl Machine {
             Effect::Probe(_)
             | Effect::StopProbes
             | Effect::LookAtPosture
+            | Effect::ReadPlatformToken
             | Effect::Explained { .. }
             | Effect::AccessRequested { .. }
             | Effect::RequestsChanged

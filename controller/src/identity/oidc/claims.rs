@@ -143,7 +143,7 @@ pub(super) fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
 
 /// Leaves out what could reorder, hide or break text in a page, a terminal or a log, and cuts at 120 characters. A name that
 /// reads like one of our own selectors (`service:billing`) is shown as what it is, a name at the provider.
-pub(super) fn presentable(name: &str) -> String {
+pub(in crate::identity) fn presentable(name: &str) -> String {
     let misleading = |c: char| {
         c.is_control()
             || matches!(c,

@@ -21,6 +21,7 @@ pub(crate) mod http;
 mod later;
 mod settings;
 
+pub(in crate::identity) use claims::presentable;
 pub use fuzzing::fuzz_claims;
 pub use later::{LogoutError, Refusal};
 pub(crate) use later::{accepted, is_signed};
@@ -79,7 +80,7 @@ type RelyingParty = Client<
 >;
 
 /// Signature algorithms of ID tokens that are accepted, where the provider says that it uses them.
-const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
+pub(in crate::identity) const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,

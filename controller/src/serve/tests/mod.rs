@@ -225,6 +225,7 @@ impl Machine {
             listen_port: 51820,
             endpoints: vec![],
             version: "test".into(),
+            machine: Default::default(),
         };
         let mut verifier = GrantVerifier::new(device, key);
         verifier.remember_nonce(nonce, clock::now().monotonic);

@@ -51,6 +51,14 @@ pub enum AlertKind {
     BreakGlass,
     /// A stream of signals that should speak is silent.
     StreamSilent,
+    /// A platform's token was shown by a second machine.
+    TokenReplayed,
+    /// A machine has not changed its WireGuard key in time.
+    KeyOverdue,
+    /// A service speaks from a kind of machine never seen of it, or signs in another way.
+    NewKind,
+    /// A service uses something that it never used.
+    FirstUse,
 }
 
 /// One alert.

@@ -19,12 +19,15 @@ pub struct AlertSettings {
     pub log: Option<PathBuf>,
     /// After how long without use a subject or device is dormant.
     pub dormant_after: HumanDuration,
+    /// For how long after its first use by a service everything that it uses is taken as usual.
+    pub learn_for: HumanDuration,
 }
 
 impl Default for AlertSettings {
     fn default() -> Self {
         let dormant_after = HumanDuration::new(std::time::Duration::from_secs(30 * 86_400));
-        Self { webhook: None, secret_file: None, ca_file: None, log: None, dormant_after }
+        let learn_for = HumanDuration::new(std::time::Duration::from_secs(86_400));
+        Self { webhook: None, secret_file: None, ca_file: None, log: None, dormant_after, learn_for }
     }
 }
 

@@ -15,6 +15,7 @@ mod keys;
 mod node;
 mod places;
 mod plans;
+mod platform;
 mod postures;
 mod property;
 mod provisioning;

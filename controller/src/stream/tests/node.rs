@@ -8,7 +8,10 @@ use postern_common::{
     key::{DeviceSigningKey, SigningPurpose, WireGuardPublicKey},
     net::Service,
     posture::{Facts, PostureDocument, sign_posture},
-    protocol::{Enrol, FlowGroup, FromNode, Hello, Join, PROTOCOL_VERSION, ToNode, hello_payload, join_payload},
+    protocol::{
+        Enrol, FlowGroup, FromNode, Hello, Join, MachineKind, PROTOCOL_VERSION, PlatformJoin, PlatformToken, ToNode,
+        hello_payload, join_payload,
+    },
     time::{Deadline, Monotonic, Now},
 };
 
@@ -19,6 +22,7 @@ use crate::stream::StreamId;
 pub(super) enum Want {
     Join,
     Enrol(String),
+    Platform(String),
     Hello,
 }
 
@@ -49,6 +53,10 @@ pub(super) struct SimNode {
     /// Another place than where it came from first.
     pub(super) moved_to: Option<std::net::SocketAddr>,
     pub(super) session_ended: Option<String>,
+    /// Answers about tokens of its platform, oldest first.
+    pub(super) platform: Vec<ToNode>,
+    /// On what kind of machine it says that it runs.
+    pub(super) machine: MachineKind,
     /// What it has asked for, as the controller last told.
     pub(super) requests: Vec<postern_common::protocol::AccessRequest>,
     pub(super) refused_request: Option<String>,
@@ -99,6 +107,8 @@ impl SimNode {
             observed: None,
             moved_to: None,
             session_ended: None,
+            platform: vec![],
+            machine: MachineKind { system: "Linux".into(), processor: "x86_64".into(), kernel: "6.12".into() },
             requests: vec![],
             refused_request: None,
             documents: 0,
@@ -164,6 +174,7 @@ impl SimNode {
             listen_port: 51820,
             endpoints: vec![([10, 0, (self.offset % 250) as u8, (self.drawn % 250) as u8], 51820).into()],
             version: "simulated".into(),
+            machine: self.machine.clone(),
         })
     }
 
@@ -195,6 +206,10 @@ impl SimNode {
                 match self.want.clone() {
                     Want::Join => vec![FromNode::Join(self.join_message(nonce))],
                     Want::Enrol(token) => vec![FromNode::Enrol(Enrol { join: self.join_message(nonce), token })],
+                    Want::Platform(token) => vec![FromNode::Platform(PlatformJoin {
+                        join: self.join_message(nonce),
+                        token: PlatformToken::new(&token),
+                    })],
                     Want::Hello => vec![self.hello(nonce, now)],
                 }
             }
@@ -266,6 +281,11 @@ impl SimNode {
                 self.step_ups.push(answer);
                 vec![]
             }
+            answer @ (ToNode::PlatformRenewed { .. } | ToNode::PlatformRefused { .. }) => {
+                self.platform.push(answer);
+                vec![]
+            }
+            ToNode::KeyDeadline { .. } => vec![],
             ToNode::SessionEnded { reason } => {
                 self.session_ended = Some(reason);
                 vec![]

@@ -118,6 +118,7 @@ fn a_hello_that_names_a_generation_from_which_none_is_left_harms_nobody() {
         listen_port: 51820,
         endpoints: vec![],
         version: String::new(),
+        machine: Default::default(),
     };
     world.core.receive(stream, FromNode::Hello(hello), world.now);
     assert_eq!(world.core.status().connected, 1);

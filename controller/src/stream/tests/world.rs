@@ -21,7 +21,8 @@ use postern_common::{
 
 use super::node::{SimNode, Want};
 use crate::{
-    records::{AuditEvent, Loaded, Person, StoreChange},
+    identity::machine::TokenRefusal,
+    records::{AuditEvent, Loaded, Person, StoreChange, Workload},
     stream::{Core, CoreConfig, Effect, NewToken, StreamId},
 };
 
@@ -90,6 +91,9 @@ impl Store {
             StoreChange::PutQuarantine(new) => put(&mut all.quarantines, |old| old.target == new.target, new.clone()),
             StoreChange::PutBreakGlass(new) => put(&mut all.break_glass, |old| old.id == new.id, new.clone()),
             StoreChange::DeleteBreakGlass(id) => all.break_glass.retain(|old| old.id != id),
+            StoreChange::PutTokenUse(new) => put(&mut all.token_uses, |old| old.token == new.token, new.clone()),
+            StoreChange::DeleteTokenUse(token) => all.token_uses.retain(|old| old.token != token),
+            StoreChange::PutHabits(new) => put(&mut all.habits, |old| old.subject == new.subject, new.clone()),
             StoreChange::PutAlert(alert) => self.alerts.push(alert),
             StoreChange::PutEventStream(new) => put(&mut all.event_streams, |old| old.name == new.name, new.clone()),
             StoreChange::PutSeenEvent(new) => put(&mut all.seen_events, |old| old.token == new.token, new.clone()),
@@ -136,6 +140,10 @@ pub(super) struct World {
     /// A node whose messages, both ways, take up to so many milliseconds.
     pub(super) slow: Option<(usize, u64)>,
     pub(super) check_opening: bool,
+    /// What becomes of platforms' tokens that are checked.
+    pub(super) tokens: BTreeMap<String, Result<Workload, TokenRefusal>>,
+    /// How far the wall clock is moved, milliseconds.
+    pub(super) clock_set: i64,
     /// Stops the core after this many effects, as `kill -9` does.
     pub(super) crash_after: Option<usize>,
     events: BTreeMap<(Monotonic, u64), Event>,
@@ -211,6 +219,8 @@ impl World {
             max_delay_ms: 20,
             slow: None,
             check_opening: true,
+            tokens: BTreeMap::new(),
+            clock_set: 0,
             crash_after: None,
             events: BTreeMap::new(),
             next_event: 0,
@@ -252,6 +262,14 @@ impl World {
             match effect {
                 Effect::Store(change) => self.store.apply(change),
                 Effect::Audit(event) => self.audit.push(event),
+                Effect::VerifyToken { stream, token } => {
+                    let unknown = || {
+                        let why = "not signed by its issuer".to_owned();
+                        Err(TokenRefusal::Refused { told: why.clone(), why })
+                    };
+                    let found = self.tokens.get(token.expose()).cloned().unwrap_or_else(unknown);
+                    self.core.token_verified(stream, found, self.now);
+                }
                 Effect::Send { stream, message } => {
                     if let Some(node) = self.node_of(stream) {
                         if let ToNode::Grants { signed } = &message {
@@ -433,8 +451,8 @@ impl World {
     }
 
     fn set_time(&mut self, monotonic: Monotonic) {
-        self.now.wall =
-            WallTime::from_millis(START_WALL).saturating_add(monotonic.since(Monotonic::from_millis(5_000_000)));
+        self.now.wall = WallTime::from_millis(START_WALL + self.clock_set)
+            .saturating_add(monotonic.since(Monotonic::from_millis(5_000_000)));
         self.now.monotonic = self.now.monotonic.max(monotonic);
     }
 

@@ -1,12 +1,12 @@
 //! What each command of a local client does.
 
-use postern_common::{id::MachineName, key::WireGuardPrivateKey, protocol::FromNode, time::Now};
+use postern_common::{id::MachineName, protocol::FromNode, time::Now};
 use zeroize::Zeroizing;
 
 use super::{
     AfterIdentity, Command, Core, EXPLAIN_PATIENCE, Effect, MAX_OPEN_QUESTIONS, Notice,
     identity::{Enrolment, Farewell, Login, Wanted},
-    stream::{JoinAttempt, Purpose, Stream},
+    stream::{Credential, Purpose, Stream},
 };
 use crate::agent::target::ControllerTarget;
 
@@ -16,6 +16,9 @@ impl Core {
         match command {
             Command::Up { target, token, name } => self.up(target, token, name, now),
             Command::AbandonJoin => {
+                if self.settings.platform.is_some() {
+                    return; // nobody has to wait for it
+                }
                 if self.stream.is_join() {
                     self.close_stream();
                 }
@@ -92,12 +95,12 @@ impl Core {
         self.after_identity.retain(|after| matches!(after, AfterIdentity::Settle));
         self.identity.wanted = Wanted::Up;
         self.backoff.reset();
-        let mut secret = Zeroizing::new([0; 32]);
-        self.entropy.fill(&mut *secret);
-        let key = self.identity.keyring.propose(WireGuardPrivateKey::from_bytes(*secret), now.wall);
-        let attempt = JoinAttempt { target, token, name, key, failures: 0 };
-        self.after_identity.push(AfterIdentity::Connect(Purpose::Join(Box::new(attempt))));
-        self.write_identity();
+        let credential = match (token, &self.settings.platform) {
+            (Some(token), _) => Credential::Enrolment(token),
+            (None, Some(_)) => Credential::Platform,
+            (None, None) => Credential::Person,
+        };
+        self.begin_join(target, credential, name, now);
     }
 
     /// Connects by another link to the same controller: its key was renewed. The link is kept only once it proves good; what the
@@ -122,8 +125,14 @@ impl Core {
     fn logout(&mut self, now: Now) {
         let open = self.identity.enrolment.as_ref().filter(|enrolment| enrolment.login.is_open());
         // A service has no session that could end: its lease does, unless its key renews it.
-        if let Some(Enrolment { controller, device, login: Login::Session { until, .. }, .. }) = open {
-            self.identity.farewell = Some(Farewell { controller: controller.clone(), device: *device, until: *until });
+        if let Some(Enrolment { controller, device, login, .. }) = open {
+            let until = match login {
+                Login::Session { until, .. } => Some(*until),
+                Login::Platform { until, .. } => Some(Some(*until)),
+                Login::Service | Login::Ended { .. } => None,
+            };
+            let farewell = until.map(|until| Farewell { controller: controller.clone(), device: *device, until });
+            self.identity.farewell = farewell.or(self.identity.farewell.take());
         }
         let told = matches!(self.stream, Stream::Live(_));
         if told {

@@ -43,6 +43,9 @@ impl Core {
             | ToNode::StepUpPending { .. }
             | ToNode::StepUpRefused { .. }
             | ToNode::Posture { .. }
+            | ToNode::PlatformRenewed { .. }
+            | ToNode::PlatformRefused { .. }
+            | ToNode::KeyDeadline { .. }
             | ToNode::Explained { .. } => {}
         }
     }

@@ -104,6 +104,13 @@ pub enum Login {
         /// When it ends at the latest.
         until: Option<WallTime>,
     },
+    /// A service by a token of its platform.
+    Platform {
+        /// The login session.
+        session: SessionId,
+        /// When it ends unless a fresh token renews it.
+        until: WallTime,
+    },
     /// Nobody any more.
     Ended {
         /// Why, for the person.
@@ -115,7 +122,7 @@ impl Login {
     /// Tells whether a stream makes sense: somebody or some service is signed in.
     pub const fn is_open(&self) -> bool {
         match self {
-            Self::Service | Self::Session { .. } => true,
+            Self::Service | Self::Session { .. } | Self::Platform { .. } => true,
             Self::Ended { .. } => false,
         }
     }

@@ -17,6 +17,8 @@
 //! | `words` | commands, effects, notices, phases |
 //! | `commands` | what each command does |
 //! | `step_up` | resources that want stronger or fresher proof of sign-in |
+//! | `platform` | a service that signs in with a token of its platform |
+//! | `uses` | what peers used here for the first time |
 //! | `farewell` | a sign-out that is told and confirmed |
 //! | `stream` | the states of the stream to the controller and what each message does |
 //!
@@ -35,13 +37,16 @@
 pub mod backoff;
 pub mod book;
 mod commands;
+mod entropy;
 mod farewell;
 pub mod identity;
 pub mod keyring;
 mod overlay;
+mod platform;
 mod posture;
 mod step_up;
 mod stream;
+mod uses;
 mod words;
 
 #[cfg(test)]
@@ -59,11 +64,15 @@ use postern_common::{
     id::{BootId, Nonce},
     key::WireGuardPrivateKey,
     limit::{Scan, Usage},
-    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS, MAX_SCANS, MAX_USAGES},
+    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS, MAX_SCANS, MAX_USAGES, MachineKind},
     time::{Monotonic, Now, WallTime},
 };
 use zeroize::Zeroizing;
 
+pub use self::entropy::Entropy;
+#[cfg(test)]
+pub(crate) use self::entropy::SeededEntropy;
+pub use self::platform::PlatformSettings;
 pub use self::step_up::{PendingStepUp, QUIET};
 pub use self::words::{Command, Effect, Notice, Persisted, Phase, ProbeOrder, Retry};
 use self::{
@@ -88,12 +97,6 @@ const MAX_CUTS: usize = 64;
 const PERSIST_RETRY: Duration = Duration::from_secs(5);
 const ENDPOINT_SPACING: Duration = Duration::from_secs(1);
 
-/// Where random bytes come from: the operating system, or a seed in tests.
-pub trait Entropy {
-    /// Fills `bytes` with random bytes.
-    fn fill(&mut self, bytes: &mut [u8]);
-}
-
 /// What the core is told once.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -107,6 +110,10 @@ pub struct Settings {
     pub overlay_within: Vec<IpNet>,
     /// The version of this software.
     pub version: String,
+    /// What kind of machine this is.
+    pub machine: MachineKind,
+    /// The platform whose tokens this machine signs in with.
+    pub platform: Option<PlatformSettings>,
 }
 
 /// The agent's control logic for one node.
@@ -146,6 +153,10 @@ pub struct Core {
     /// Where the controller last saw this node's WireGuard socket.
     observed: Option<SocketAddr>,
     posture: Posture,
+    platform: platform::Platform,
+    uses: uses::Uses,
+    /// The oldest that a WireGuard key may get, as the controller says.
+    key_within: Option<Duration>,
 }
 
 /// Whether a file is being written: at most one write of each is under way, and a newer one follows it.
@@ -216,6 +227,9 @@ impl Core {
             scans_untold: vec![],
             observed: None,
             posture: Posture::default(),
+            platform: platform::Platform::default(),
+            uses: uses::Uses::default(),
+            key_within: None,
         }
     }
 
@@ -259,6 +273,7 @@ impl Core {
             self.effects.push_back(Effect::CloseDoors);
         }
         self.offline_since = Some(now.wall);
+        self.resume_platform(now);
         self.connect_if_wanted(now);
         resumed
     }
@@ -303,7 +318,9 @@ impl Core {
             self.effects.push_back(Effect::Settled(Err(error.to_owned())));
         }
         if !self.after_identity.is_empty() {
-            self.after_identity.retain(|after| !matches!(after, AfterIdentity::Connect(Purpose::Join(_))));
+            let waits_for_nobody = self.settings.platform.is_some();
+            let join = |after: &AfterIdentity| matches!(after, AfterIdentity::Connect(Purpose::Join(_)));
+            self.after_identity.retain(|after| waits_for_nobody || !join(after));
             self.notify(Notice::Failed { message: error.to_owned() });
         }
     }
@@ -421,6 +438,8 @@ impl Core {
         }
         self.rotate_if_due(now);
         self.posture_timeout(now);
+        self.platform_timeout(now);
+        self.uses_timeout(now);
         self.stream_timeout(now);
     }
 
@@ -434,7 +453,7 @@ impl Core {
             Stream::Live(_) => self
                 .identity
                 .keyring
-                .rotation_due(self.settings.rotation, now)
+                .rotation_due(self.rotation(), now)
                 .map(|after| now.monotonic.saturating_add(after)),
             Stream::Resting { .. }
             | Stream::Connecting { .. }
@@ -449,6 +468,8 @@ impl Core {
             self.endpoints_due,
             rotation,
             self.posture_due(),
+            self.platform_due(),
+            self.uses_due(),
             self.stream.deadline(),
         ]
         .into_iter()
@@ -560,9 +581,14 @@ impl Core {
         nonce
     }
 
+    /// Returns how long a WireGuard key is the newest: well within what the controller lets it get.
+    fn rotation(&self) -> Duration {
+        self.key_within.map_or(self.settings.rotation, |within| self.settings.rotation.min(within / 2))
+    }
+
     fn rotate_if_due(&mut self, now: Now) {
         let live = matches!(self.stream, Stream::Live(_));
-        let due = self.identity.keyring.rotation_due(self.settings.rotation, now) == Some(Duration::ZERO);
+        let due = self.identity.keyring.rotation_due(self.rotation(), now) == Some(Duration::ZERO);
         if live && due {
             let mut secret = Zeroizing::new([0; 32]);
             self.entropy.fill(&mut *secret);
@@ -576,31 +602,6 @@ impl Core {
         self.effects.push_back(Effect::SetLocalKeys(self.identity.keyring.private_keys()));
         if let (Stream::Live(_), Some(newest)) = (&self.stream, self.identity.keyring.keys().first()) {
             self.effects.push_back(Effect::Send(FromNode::RotateKey { key: newest.public }));
-        }
-    }
-}
-
-/// Entropy from a seed, for virtual time: the same seed draws the same bytes.
-#[cfg(test)]
-pub(crate) struct SeededEntropy(u64);
-
-#[cfg(test)]
-impl SeededEntropy {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1))
-    }
-}
-
-#[cfg(test)]
-impl Entropy for SeededEntropy {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for byte in bytes {
-            // splitmix64
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            *byte = (z ^ (z >> 31)) as u8;
         }
     }
 }

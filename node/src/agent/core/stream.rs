@@ -14,8 +14,7 @@ use postern_common::{
     key::{SigningPurpose, WireGuardPublicKey},
     probe::ProbeKey,
     protocol::{
-        Enrol, FromNode, Hello, Join, MAX_COUNTED_PEERS, MAX_OWN_REQUESTS, PROTOCOL_VERSION, Refusal, ToNode,
-        hello_payload, join_payload,
+        Enrol, FromNode, Hello, MAX_COUNTED_PEERS, MAX_OWN_REQUESTS, PROTOCOL_VERSION, Refusal, ToNode, hello_payload,
     },
     time::{Monotonic, Now},
 };
@@ -41,6 +40,8 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 const STABLE: Duration = Duration::from_secs(10);
 /// How often a join tries to reach the controller before it tells the person that it does not work.
 const JOIN_ATTEMPTS: u32 = 3;
+/// Whatever the controller says, a key is not changed all the time.
+const MIN_KEY_LIFE_MS: u64 = 10_000;
 
 /// What a stream is for.
 #[derive(Debug)]
@@ -51,11 +52,22 @@ pub(super) enum Purpose {
     Farewell,
 }
 
+/// What confirms a join.
+#[derive(Debug)]
+pub(super) enum Credential {
+    /// A person, on a page.
+    Person,
+    /// An enrolment token.
+    Enrolment(Zeroizing<String>),
+    /// A token of the platform, read when it is needed.
+    Platform,
+}
+
 /// A join under way.
 #[derive(Debug)]
 pub(super) struct JoinAttempt {
     pub(super) target: ControllerTarget,
-    pub(super) token: Option<Zeroizing<String>>,
+    pub(super) credential: Credential,
     pub(super) name: MachineName,
     pub(super) key: WireGuardPublicKey,
     pub(super) failures: u32,
@@ -132,6 +144,8 @@ impl Core {
             self.connect(Purpose::Serve, now);
         } else if self.identity.farewell.is_some() {
             self.connect(Purpose::Farewell, now);
+        } else {
+            self.join_by_platform(now);
         }
     }
 
@@ -234,7 +248,10 @@ impl Core {
         self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), purpose)) };
     }
 
-    fn join_failed(&mut self, mut attempt: Box<JoinAttempt>, error: String, retry: Retry, now: Now) {
+    pub(super) fn join_failed(&mut self, mut attempt: Box<JoinAttempt>, error: String, retry: Retry, now: Now) {
+        if let Credential::Platform = attempt.credential {
+            return self.platform_join_failed(attempt, error, retry, now);
+        }
         attempt.failures += 1;
         if retry == Retry::Slowly || attempt.failures >= JOIN_ATTEMPTS {
             return self.notify(Notice::Failed { message: error });
@@ -307,11 +324,13 @@ impl Core {
                     return self.nonsense(now);
                 };
                 self.effects.push_back(Effect::Close);
-                let login = match session {
-                    Some(session) => Login::Session { session, until: session_until },
-                    None => Login::Service,
+                let login = match (session, &attempt.credential, session_until) {
+                    (Some(session), Credential::Platform, Some(until)) => Login::Platform { session, until },
+                    (Some(session), _, until) => Login::Session { session, until },
+                    (None, _, _) => Login::Service,
                 };
-                let (subject, machine, person) = (subject_name.clone(), name.to_string(), session.is_some());
+                let person = matches!(login, Login::Session { .. });
+                let (subject, machine) = (subject_name.clone(), name.to_string());
                 let same = self
                     .identity
                     .enrolment
@@ -328,6 +347,7 @@ impl Core {
                     overlay: former.map(|former| former.overlay).unwrap_or_default(),
                 };
                 self.identity.enrolment = Some(enrolment);
+                self.resume_platform(now);
                 self.identity.farewell = None; // the new sign-in has taken the former one's place
                 self.identity.keyring.keep_newest();
                 if !same {
@@ -379,6 +399,11 @@ impl Core {
             }
             ToNode::Posture { report_within_ms, unmet } => self.posture_asked(report_within_ms, unmet, now),
             ToNode::SessionEnded { reason } => self.session_ended(reason, now),
+            ToNode::PlatformRenewed { until } => self.platform_renewed(until, now),
+            ToNode::PlatformRefused { message } => self.platform_refused(message, now),
+            ToNode::KeyDeadline { within_ms } => {
+                self.key_within = Some(Duration::from_millis(within_ms.max(MIN_KEY_LIFE_MS)));
+            }
             ToNode::Refused { refusal, message } => self.refused(refusal, message, now),
         }
     }
@@ -398,19 +423,15 @@ impl Core {
         }
         match purpose {
             Purpose::Join(attempt) => {
-                let key = self.identity.device_seed.key();
-                let payload = join_payload(challenge, &key.public(), &attempt.key, &attempt.name);
-                let join = Join {
-                    protocol: PROTOCOL_VERSION,
-                    device_key: key.public(),
-                    wireguard_key: attempt.key,
-                    name: attempt.name.clone(),
-                    signature: key.sign(SigningPurpose::Join, &payload),
-                };
-                self.effects.push_back(Effect::Send(match &attempt.token {
-                    Some(token) => FromNode::Enrol(Enrol { join, token: token.to_string() }),
-                    None => FromNode::Join(join),
-                }));
+                let join = self.join_message(challenge, &attempt);
+                match &attempt.credential {
+                    Credential::Enrolment(token) => {
+                        let enrol = Enrol { join, token: token.to_string() };
+                        self.effects.push_back(Effect::Send(FromNode::Enrol(enrol)));
+                    }
+                    Credential::Person => self.effects.push_back(Effect::Send(FromNode::Join(join))),
+                    Credential::Platform => self.read_token_for(challenge),
+                }
                 let deadline = now.monotonic.saturating_add(ANSWER_PATIENCE);
                 self.stream = Stream::Joining { attempt, deadline, shown: None };
             }
@@ -431,6 +452,7 @@ impl Core {
                     shut_by: None,
                     reporting: Reporting::new(challenge, now.monotonic),
                 }));
+                self.tell_uses_again(now);
             }
             Purpose::Farewell => {
                 let Some(device) = self.identity.farewell.as_ref().map(|farewell| farewell.device) else {
@@ -459,6 +481,7 @@ impl Core {
             listen_port: self.settings.listen_port,
             endpoints: self.endpoints.clone(),
             version: self.settings.version.clone(),
+            machine: self.settings.machine.clone(),
         };
         self.acknowledged = self.enforced();
         self.endpoints_due = None;
@@ -556,11 +579,16 @@ impl Core {
         if let Stream::Live(live) = &mut self.stream {
             live.shut_by = Some(now.monotonic.saturating_add(SHUT_PATIENCE));
         }
+        let mut of_platform = false;
         if let Some(enrolment) = &mut self.identity.enrolment {
+            of_platform = matches!(enrolment.login, Login::Platform { .. });
             enrolment.login = Login::Ended { reason: reason.clone() };
             self.write_identity();
         }
         self.notify(Notice::SessionEnded { reason });
+        if of_platform {
+            self.platform_session_ended(now);
+        }
     }
 
     pub(super) fn refused(&mut self, refusal: Refusal, message: String, now: Now) {
@@ -574,7 +602,9 @@ impl Core {
                 }
                 self.close_stream();
                 self.last_error = Some(message.clone());
-                self.notify(Notice::Failed { message });
+                if !self.join_by_platform(now) {
+                    self.notify(Notice::Failed { message });
+                }
             }
             Refusal::BadToken | Refusal::JoinRefused | Refusal::BadSignature | Refusal::Version | Refusal::Protocol => {
                 self.handle_disconnected(message, Retry::Slowly, now);

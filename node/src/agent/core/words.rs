@@ -92,6 +92,8 @@ pub enum Effect {
         /// The peers.
         peers: Vec<DeviceId>,
     },
+    /// Read a token of the platform; answer with `handle_platform_token`.
+    ReadPlatformToken,
     /// Look at the machine's posture; answer with `handle_posture`.
     LookAtPosture,
     /// Send probes no more.

@@ -80,6 +80,7 @@ impl Agent {
                 };
                 self.core.handle_flows(question, counted.groups, counted.unlisted);
             }
+            Effect::ReadPlatformToken => self.read_platform_token(),
             Effect::LookAtPosture => self.look_at_posture(),
             Effect::StopProbes => self.probe = None,
             Effect::Notify(notice) => {

@@ -13,6 +13,8 @@
 //! | `desktop` | notices on the person's desktop |
 //! | `requests` | what each local request does |
 //! | `probing` | probes from the WireGuard socket, so that the controller sees the outer address |
+//! | `platform` | tokens of the platform on which this machine runs |
+//! | `endpoints` | where this machine may be found |
 //! | `posture` | the watch of the machine's state, while it is wanted |
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
@@ -27,11 +29,13 @@
 mod desktop;
 pub mod dial;
 mod effects;
+mod endpoints;
 pub mod host;
 pub mod link;
 pub mod local;
 pub mod paths;
 pub mod plane;
+mod platform;
 mod posture;
 mod probing;
 pub mod records;
@@ -51,6 +55,8 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use postern_common::{
     flow_record::{FlowEnd, FlowEvent, FlowRecord, Originator},
+    net::{PortRange, Service},
+    protocol::{FirstUse, PlatformToken},
     reason::DenyReason,
     time::Monotonic,
 };
@@ -63,7 +69,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
-    host::{Host, HostTask, Trouble, Troubles, chain},
+    host::{Host, HostTask, Trouble, Troubles},
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
     plane::Plane,
@@ -159,6 +165,7 @@ struct Agent {
     /// The addresses of this machine's other interfaces.
     addresses: Vec<IpAddr>,
     posture: Option<PostureWatch>,
+    tokens: mpsc::Sender<Result<PlatformToken, String>>,
     course: Course,
 }
 
@@ -179,6 +186,8 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         listen_port: config.listen_port,
         overlay_within: config.overlay_within(),
         version: env!("CARGO_PKG_VERSION").into(),
+        machine: platform::machine_kind(),
+        platform: platform::settings(&config.platform),
     };
     let entropy = Box::new(SystemEntropy);
     let core = match found.identity {
@@ -188,6 +197,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
     let (done, mut persisted) = mpsc::unbounded_channel();
     let writer = Writer::start(state, done)?;
     let (link_events, mut from_link) = mpsc::channel(link::INCOMING);
+    let (tokens, mut from_platform) = mpsc::channel(1);
     let (to_loop, mut from_clients) = mpsc::channel(local::MAX_CLIENTS);
     let socket = LocalSocket::listen(&options.socket, config.group.clone(), to_loop)
         .with_context(|| format!("cannot listen at {}", options.socket.display()))?;
@@ -215,6 +225,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         endpoints: vec![],
         addresses: vec![],
         posture: None,
+        tokens,
         course: Course::On,
         core,
         writer,
@@ -255,6 +266,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
             event = from_link.recv() => if let Some(event) = event { agent.link_said(event) },
             client = from_clients.recv() => if let Some(client) = client { agent.client_said(client).await },
             done = persisted.recv() => if let Some(done) = done { agent.persisted(done) },
+            token = from_platform.recv() => if let Some(token) = token { agent.core.handle_platform_token(token, agent.clock.now()) },
             seen = posture::next_seen(&mut agent.posture) => agent.posture_seen(seen),
             event = next_event(&mut agent.plane) => agent.worker_said(event).await,
             watching = addresses.changed() => {
@@ -439,6 +451,7 @@ impl Agent {
                 self.follow_posture();
                 self.core.set_rotation(self.config.key_rotation.get());
                 self.core.set_overlay_within(self.config.overlay_within());
+                self.core.set_platform(platform::settings(&self.config.platform));
                 self.waiting.reloaded = true;
                 info!("node.toml was read again");
             }
@@ -521,12 +534,27 @@ impl Agent {
 
     fn record(&mut self, record: FlowRecord) {
         self.watch_for_step_up(&record);
+        self.watch_for_use(&record);
         if self.followers.receiver_count() > 0 {
             let _ = self.followers.send(Arc::new(record.clone())); // the last follower may just have gone
         }
         if let Some(spool) = &self.spool {
             spool.push(record);
         }
+    }
+
+    /// A flow that a peer has opened here: what a service uses for the first time is worth knowing.
+    fn watch_for_use(&mut self, record: &FlowRecord) {
+        let (FlowEvent::Start, Originator::Peer) = (&record.event, record.originator) else { return };
+        let (Some(peer), Some(permit)) = (&record.peer, &record.permit) else { return };
+        if !peer.subject_name.starts_with("service:") {
+            return;
+        }
+        let port = record.flow.destination_port;
+        let Some(ports) = PortRange::new(port, port) else { return };
+        let service = Service::new(record.flow.protocol, ports);
+        let used = FirstUse { peer: peer.device, resource: permit.resource.clone(), service };
+        self.core.handle_use(used, self.clock.now());
     }
 
     /// A refusal, or a cut, that stronger or fresher proof of sign-in mends: the person is told where to give it.
@@ -547,49 +575,6 @@ impl Agent {
             FlowEvent::Start | FlowEvent::End { .. } | FlowEvent::Deny { .. } => {}
         }
     }
-
-    async fn look_for_endpoints(&mut self) {
-        let port = self.config.listen_port;
-        let mut endpoints = self.config.endpoints.announce.clone();
-        let ignored = ignored_addresses(&self.config.endpoints.ignore_interfaces);
-        let overlay = self.core.book().stand().map(|stand| stand.own.overlay.clone()).unwrap_or_default();
-        let found = match self.net.underlay_addresses(&self.config.interface, &overlay).await {
-            Ok(found) => found,
-            Err(error) => {
-                warn!(error = %chain(&error.into()), "cannot list this machine's addresses");
-                return;
-            }
-        };
-        self.addresses.clone_from(&found);
-        for address in found {
-            let endpoint = SocketAddr::new(address, port);
-            if !ignored.contains(&address) && !endpoints.contains(&endpoint) {
-                endpoints.push(endpoint);
-            }
-        }
-        if let Some(probe) = &mut self.probe
-            && endpoints != self.endpoints
-        {
-            probe.next = Instant::now();
-        }
-        self.endpoints.clone_from(&endpoints);
-        self.core.handle_endpoints(endpoints, self.clock.now());
-    }
-}
-
-/// Lists the addresses of interfaces whose addresses are not announced.
-fn ignored_addresses(interfaces: &[String]) -> Vec<IpAddr> {
-    if interfaces.is_empty() {
-        return vec![];
-    }
-    let Ok(addresses) = std::process::Command::new("ip").args(["-j", "address"]).output() else { return vec![] };
-    let links: Vec<serde_json::Value> = serde_json::from_slice(&addresses.stdout).unwrap_or_default();
-    links
-        .iter()
-        .filter(|link| interfaces.iter().any(|name| link["ifname"] == name.as_str()))
-        .flat_map(|link| link["addr_info"].as_array().cloned().unwrap_or_default())
-        .filter_map(|info| info["local"].as_str()?.parse().ok())
-        .collect()
 }
 
 impl Agent {

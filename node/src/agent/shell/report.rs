@@ -106,6 +106,12 @@ impl Agent {
             let why = "`report = false` under [posture] in node.toml keeps this machine's posture at home: rules that ask for one let it into nothing";
             problems.push(why.to_owned());
         }
+        if let Some(trouble) = self.core.platform_trouble() {
+            problems.push(match self.core.platform_until() {
+                Some(until) => format!("the platform's token cannot be renewed: {trouble}; this machine's session ends {until} unless that is mended"),
+                None => format!("this machine cannot sign in by its platform: {trouble}; it is tried again and again"),
+            });
+        }
         problems.extend(self.posture.iter().flat_map(|posture| posture.problems.iter().cloned()));
         problems
     }

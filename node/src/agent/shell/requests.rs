@@ -390,7 +390,7 @@ async fn follow(
 }
 
 /// Returns the machine's host name with what a name cannot have left out.
-fn host_name() -> String {
+pub(super) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let good = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     name.trim().chars().filter(good).take(MachineName::MAX).collect()

@@ -59,6 +59,7 @@ impl World {
             }
             match effect {
                 ControllerEffect::Store(change) => transaction.push(change),
+                ControllerEffect::VerifyToken { .. } => {} // no machine here has a platform
                 ControllerEffect::Audit(event) => self.note(|| format!("audit {event:?}")),
                 ControllerEffect::Send { stream, message } => {
                     matters = self.commit(&mut transaction, matters);

@@ -10,7 +10,7 @@ use postern_common::{
     id::{DeviceId, LeaseId, SubjectId},
     key::{ControllerSigningKey, WireGuardPublicKey},
     net::private_space,
-    protocol::{Explanation, PROTOCOL_VERSION, Refusal, ToNode},
+    protocol::{Explanation, PROTOCOL_VERSION, PlatformToken, Refusal, ToNode},
     time::Lifetime,
 };
 
@@ -22,6 +22,7 @@ mod documents;
 mod farewell;
 mod joins;
 mod life;
+mod platform;
 mod postures;
 mod step_up;
 
@@ -73,6 +74,9 @@ struct Node {
     counted: Vec<usize>,
     /// How often it was asked to look at its posture.
     looks: usize,
+    /// What its platform gives it now, and how often that was read.
+    token: Option<String>,
+    reads: usize,
 }
 
 fn settings() -> Settings {
@@ -82,6 +86,8 @@ fn settings() -> Settings {
         listen_port: 51820,
         overlay_within: private_space().to_vec(),
         version: "test".into(),
+        machine: MachineKind::default(),
+        platform: None,
     }
 }
 
@@ -103,6 +109,8 @@ impl Node {
             cuts: 0,
             counted: vec![],
             looks: 0,
+            token: None,
+            reads: 0,
         }
     }
 
@@ -175,6 +183,11 @@ impl Node {
                 Effect::Settled(result) => self.seen.settled.push(result.is_ok()),
                 Effect::Probe(_) | Effect::StopProbes => {}
                 Effect::LookAtPosture => self.looks += 1,
+                Effect::ReadPlatformToken => {
+                    self.reads += 1;
+                    let token = self.token.as_ref().map(|token| PlatformToken::new(token));
+                    self.core.handle_platform_token(token.ok_or_else(|| "there is no token".to_owned()), self.now);
+                }
                 Effect::Notify(notice) => self.seen.notices.push(notice),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
                 Effect::AccessRequested { .. } | Effect::RequestsChanged => {}

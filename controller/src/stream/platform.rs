@@ -1,0 +1,544 @@
+//! Services that sign in with a token of the platform that they run on, and renew with a fresh one.
+//!
+//! ```text
+//! Platform{join, token} --limits, device key--> waits --Effect::VerifyToken--> shell --token_verified--> admit: device, session
+//! PlatformToken{token} on a live stream -------> waits ----------------------------------'             `-> renew: later end
+//! the session's end (the token's) --> lease, keys and doors close on all nodes; away for long --> the machine is forgotten
+//! ```
+//!
+//! Invariants:
+//! - **Nothing outlives its token.** A login session ends when the newest token that was shown for it does, counted on the
+//!   monotonic clock too: a platform that gives no fresh one has revoked the workload.
+//! - **A token belongs to the device key that showed it first**, durably, until it has ended. Shown by another key it is refused,
+//!   recorded, and alarmed: one of the two has stolen it. The machine itself may show it again (platforms leave it in a file)
+//!   unless the platform gives a new one each time; it gains no time by that.
+//! - What an administrator took back stays back: the tokens behind a session that was ended early are spent.
+//! - A machine is of one service. A token that stands for another service does not make it that.
+//!
+//! Clocks: the shell checks `iat` and `nbf` by the wall clock. `exp` counts here against the later of the wall clock and the time
+//! that has passed since the start by the monotonic one, so that a clock that is set back revives no token.
+//!
+//! Bounds: one token of a stream is checked at a time; [`MAX_SEEN`] tokens are remembered, and beyond that none is taken; refusals
+//! are limited by address, and recorded within a limit, with how many were not.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use postern_common::{
+    id::{DeviceId, Nonce, SessionId},
+    key::DevicePublicKey,
+    protocol::{Join, MAX_PLATFORM_TOKEN_BYTES, PlatformJoin, PlatformToken, Refusal, ToNode},
+    time::{Monotonic, Now, WallTime},
+};
+
+use super::{
+    api::{Effect, StreamId},
+    core::Core,
+    greeting::StreamState,
+    joins::{LINGER, lower},
+    leases::{Turn, Urgency},
+    timers::Due,
+};
+use crate::{
+    decision::Extend,
+    identity::machine::TokenRefusal,
+    records::{
+        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Reuse, SessionEnd, SessionRecord,
+        StoreChange, SubjectKind, TokenHash, TokenUseRecord, Workload,
+    },
+    signals::alerts::{About, AlertKind},
+};
+
+/// The most tokens that are remembered. A thousand machines with a fresh one each hour need two thousand.
+const MAX_SEEN: usize = 50_000;
+/// How long a token is remembered after its end: a clock that is set back by less must not make it new.
+const KEPT_AFTER_END: Duration = Duration::from_secs(2 * 3_600);
+/// The most machines of one service that sign in with tokens.
+const MAX_MACHINES_OF_SERVICE: usize = 2_048;
+/// How long checking a token may take, an issuer that is asked for its keys included.
+const CHECKED_WITHIN: Duration = Duration::from_secs(30);
+/// What ends the session of a machine whose platform gave no fresh token.
+pub(super) const RUN_OUT: &str = "its platform's token has run out, and no fresh one came";
+
+/// Whom a token is checked for.
+#[derive(Debug)]
+enum Waiting {
+    /// A machine that joins or signs in again.
+    Join { join: Box<Join>, from: IpAddr },
+    /// A machine on its live stream.
+    Renewal { device: DeviceId, from: IpAddr },
+}
+
+/// A token that was shown.
+#[derive(Debug)]
+struct Seen {
+    record: TokenUseRecord,
+    /// When it ends, on the clock that nobody sets.
+    over: Monotonic,
+    /// Whether its use by another machine was alarmed.
+    alarmed: bool,
+}
+
+/// Tokens that are checked, and tokens that were shown.
+#[derive(Debug, Default)]
+pub(super) struct Platform {
+    waiting: HashMap<StreamId, Waiting>,
+    seen: HashMap<TokenHash, Seen>,
+    /// Refusals that were not recorded.
+    unrecorded: u64,
+}
+
+impl Platform {
+    pub(super) fn load(records: Vec<TokenUseRecord>, now: Now) -> Self {
+        let over = |record: &TokenUseRecord| now.monotonic.saturating_add(record.expires.since(now.wall));
+        let seen = records.into_iter().map(|record| {
+            let over = over(&record);
+            (record.token, Seen { record, over, alarmed: false })
+        });
+        Self { seen: seen.collect(), ..Self::default() }
+    }
+
+    /// Forgets what a stream waits for that has ended; tells whether it waited.
+    pub(super) fn abandon(&mut self, stream: StreamId) -> bool {
+        self.waiting.remove(&stream).is_some()
+    }
+}
+
+type Refused = (Refusal, String);
+
+fn refused(message: impl Into<String>) -> Refused {
+    (Refusal::JoinRefused, message.into())
+}
+
+impl Core {
+    /// A machine shows a token of its platform to join, or to sign in again.
+    pub(super) fn platform_join(
+        &mut self,
+        stream: StreamId,
+        remote: SocketAddr,
+        challenge: Nonce,
+        asked: PlatformJoin,
+        now: Now,
+    ) {
+        let from = remote.ip();
+        if !self.failure_limit.permits(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            let message = "too many failed attempts from this address: try again in a minute";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        let PlatformJoin { join, token } = asked;
+        if let Err((refusal, message)) = self.check_join(challenge, &join).and_then(|()| fits(&token)) {
+            self.platform_refused(&join.name.clone(), join.device_key, from, &message, now);
+            return self.refuse_stream(stream, None, refusal, &message, now);
+        }
+        if let Some(known) = self.streams.get_mut(&stream) {
+            known.state = StreamState::Joining;
+        }
+        self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(CHECKED_WITHIN));
+        self.platform.waiting.insert(stream, Waiting::Join { join: Box::new(join), from });
+        self.out.ask(Effect::VerifyToken { stream, token });
+    }
+
+    /// A machine shows a fresh token on its live stream.
+    pub(super) fn platform_token(&mut self, id: DeviceId, stream: StreamId, token: PlatformToken, now: Now) {
+        let Some((from, permitted)) =
+            self.nodes.get_mut(&id).map(|node| (node.from.ip(), node.questions.take(now.monotonic)))
+        else {
+            return;
+        };
+        // One at a time: what a machine sends while one is checked is its own mistake.
+        let bound = self.registry.device(id).is_some_and(|device| device.platform.is_some());
+        if !permitted || !bound || self.platform.waiting.contains_key(&stream) || fits(&token).is_err() {
+            self.counters.messages_refused += 1;
+            let message = "the token is not taken: it is not this machine's way to sign in, it is too long, or it comes too often";
+            return self.out.send(stream, ToNode::PlatformRefused { message: message.into() });
+        }
+        self.platform.waiting.insert(stream, Waiting::Renewal { device: id, from });
+        self.out.ask(Effect::VerifyToken { stream, token });
+    }
+
+    /// Takes what became of a token that [`Effect::VerifyToken`] asked about.
+    pub fn token_verified(&mut self, stream: StreamId, found: Result<Workload, TokenRefusal>, now: Now) {
+        match self.platform.waiting.remove(&stream) {
+            None => return, // the stream has ended meanwhile
+            Some(Waiting::Join { join, from }) => self.join_verified(stream, &join, from, found, now),
+            Some(Waiting::Renewal { device, from }) => self.renewal_verified(stream, device, from, found, now),
+        }
+        self.flush(now);
+    }
+
+    fn join_verified(
+        &mut self,
+        stream: StreamId,
+        join: &Join,
+        from: IpAddr,
+        found: Result<Workload, TokenRefusal>,
+        now: Now,
+    ) {
+        let admitted = match found {
+            Ok(workload) => self.admit(join, &workload, from, now),
+            Err(TokenRefusal::Refused { told, why }) => {
+                self.failure_limit.take(from, now.monotonic);
+                self.platform_refused(&join.name, join.device_key, from, &why, now);
+                return self.refuse_stream(stream, None, Refusal::BadToken, &told, now);
+            }
+            Err(TokenRefusal::Unavailable(why)) => {
+                tracing::warn!(why, "a platform's token cannot be checked");
+                self.platform_refused(&join.name, join.device_key, from, &why, now);
+                let message =
+                    "the platform's token cannot be checked now: the controller's log says why; it is tried again";
+                return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+            }
+        };
+        match admitted {
+            Ok((device, session, until)) => {
+                self.timers.set(Due::Greeting(stream), now.monotonic.saturating_add(LINGER));
+                let joined = ToNode::Joined {
+                    device: device.id,
+                    name: device.name,
+                    session: Some(session),
+                    subject_name: self.registry.subject_name(device.owner),
+                    controller: self.signing.public(),
+                    session_until: Some(until),
+                };
+                self.out.send(stream, joined);
+            }
+            Err((refusal, message)) => {
+                self.failure_limit.take(from, now.monotonic);
+                self.platform_refused(&join.name, join.device_key, from, &message, now);
+                self.refuse_stream(stream, None, refusal, &message, now);
+            }
+        }
+    }
+
+    /// Records that a token was refused, within the limit by address.
+    fn platform_refused(
+        &mut self,
+        machine: &postern_common::id::MachineName,
+        key: DevicePublicKey,
+        from: IpAddr,
+        reason: &str,
+        now: Now,
+    ) {
+        self.counters.tokens_refused += 1;
+        if !self.audit_limit.take(from, now.monotonic) {
+            self.platform.unrecorded += 1;
+            return;
+        }
+        self.out.audit(AuditEvent::PlatformRefused {
+            machine: machine.clone(),
+            fingerprint: key.fingerprint(),
+            from,
+            reason: reason.to_owned(),
+            unrecorded: std::mem::take(&mut self.platform.unrecorded),
+        });
+    }
+
+    /// Lets a machine in whose token is good.
+    fn admit(
+        &mut self,
+        join: &Join,
+        workload: &Workload,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<(DeviceRecord, SessionId, WallTime), Refused> {
+        let service = self.registry.service(&workload.service);
+        if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
+            return Err(refused(format!("the service may not take part: {reason}")));
+        }
+        let known = self.registry.device_by_key(&join.device_key).cloned();
+        let of = known.as_ref().map(|device| self.registry.subject(device.owner).map(|owner| owner.kind.clone()));
+        let mine = Some(Some(SubjectKind::Service { name: workload.service.clone() }));
+        if let Some(device) = known.as_ref().filter(|_| of != mine) {
+            let owner = self.registry.subject_name(device.owner);
+            return Err(refused(format!("{} is enrolled for {owner}: remove that device first", device.name)));
+        }
+        if !self.key_is_free(known.as_ref().map(|device| device.id), join.wireguard_key) {
+            return Err(refused("this WireGuard key is another machine's: make a new one"));
+        }
+        let of_service = self.registry.service(&workload.service).map(|service| service.id);
+        let count = self.registry.devices().filter(|d| d.platform.is_some() && Some(d.owner) == of_service).count();
+        if known.is_none() && count >= MAX_MACHINES_OF_SERVICE {
+            return Err(refused(format!("a service may have {MAX_MACHINES_OF_SERVICE} machines: remove one first")));
+        }
+        let asked = workload.machine.as_ref().map_or_else(|| lower(&join.name), lower);
+        self.free_vouched_name(workload.machine.is_some(), &asked, known.as_ref())?;
+        self.show(workload, join.device_key, from, now)?;
+        let device = match known {
+            Some(device) => device,
+            None => {
+                let name = self.registry.free_name(&asked);
+                let subject = self.service(workload.service.clone(), now);
+                let (kind, key) = (DeviceKind::Agent, Some(join.device_key));
+                self.new_device(kind, key, name, subject.id, Some(from), now)
+                    .map_err(|error| refused(error.to_string()))?
+            }
+        };
+        self.registry.change_device(device.id, &mut self.out, |device| {
+            take_over(device, workload);
+            if workload.machine.is_some() {
+                device.name.clone_from(&asked);
+                device.name_claim = NameClaim::Approved;
+            }
+        });
+        let device = self.registry.device(device.id).cloned().unwrap_or(device);
+        let session = self.begin_platform_session(&device, workload.expires, from, now);
+        self.registry.change_device(device.id, &mut self.out, |device| {
+            if device.wireguard_keys.is_empty() {
+                device.wireguard_keys.push(join.wireguard_key);
+                device.key_since = Some(now.wall);
+            }
+        });
+        self.add_key(device.id, join.wireguard_key, now);
+        self.out.audit(AuditEvent::PlatformSignedIn {
+            subject: device.owner,
+            subject_name: self.registry.subject_name(device.owner),
+            device: device.id,
+            machine: device.name.clone(),
+            session,
+            issuer: workload.issuer.clone(),
+            workload: workload.subject.clone(),
+            token: workload.token.short(),
+            tags: device.tags.iter().cloned().collect(),
+            from,
+            until: workload.expires,
+        });
+        for peer in self.peers(device.id) {
+            self.mark(peer, device.id, Urgency::Opens, Turn::Second);
+        }
+        self.targets_changed(now);
+        self.decide(device.id, Extend::Yes, now);
+        self.tell_own(device.id);
+        Ok((device, session, workload.expires))
+    }
+
+    /// Takes a token as shown by this device key.
+    fn show(&mut self, workload: &Workload, key: DevicePublicKey, from: IpAddr, now: Now) -> Result<(), Refused> {
+        let later = now.wall.max(self.steady(now));
+        if workload.expires <= later {
+            let hint = if now.wall < later {
+                ": the controller's clock went back; if it is right now, restart the controller"
+            } else {
+                ""
+            };
+            return Err((Refusal::BadToken, format!("the platform's token has expired{hint}")));
+        }
+        if let Some(seen) = self.platform.seen.get_mut(&workload.token) {
+            if seen.record.key != key {
+                let first = std::mem::replace(&mut seen.alarmed, true);
+                if !first {
+                    let text = format!(
+                        "a token of {} ({}) was shown by a second machine, from {from}: one of the two has stolen it",
+                        workload.subject, workload.issuer
+                    );
+                    let subject = self.registry.service(&workload.service).map(|service| service.id);
+                    self.alert(AlertKind::TokenReplayed, text, About { subject, ..About::default() }, now);
+                }
+                let message = "another machine has shown this token before: each needs its own. A machine that has lost its state waits for the platform's next token";
+                return Err((Refusal::BadToken, message.into()));
+            }
+            if seen.record.spent {
+                let message = "what this token opened was taken back: the platform's next one is taken, unless an administrator revoked the machine";
+                return Err((Refusal::BadToken, message.into()));
+            }
+            if seen.over <= now.monotonic || workload.reuse == Reuse::Never {
+                return Err((Refusal::BadToken, "this token was shown before: the platform gives a new one".into()));
+            }
+            return Ok(());
+        }
+        if self.platform.seen.len() >= MAX_SEEN {
+            self.counters.rate_limited += 1;
+            return Err((Refusal::Busy, "the controller remembers too many tokens: try again in an hour".into()));
+        }
+        let record = TokenUseRecord { token: workload.token, key, expires: workload.expires, spent: false };
+        self.out.store(StoreChange::PutTokenUse(record.clone()));
+        let over = now.monotonic.saturating_add(workload.expires.since(later));
+        self.platform.seen.insert(workload.token, Seen { record, over, alarmed: false });
+        Ok(())
+    }
+
+    /// Returns the wall time that it would be if nobody had set the clock since the start.
+    fn steady(&self, now: Now) -> WallTime {
+        self.started.wall.saturating_add(now.monotonic.since(self.started.monotonic))
+    }
+
+    fn begin_platform_session(
+        &mut self,
+        device: &DeviceRecord,
+        expires: WallTime,
+        from: IpAddr,
+        now: Now,
+    ) -> SessionId {
+        let before = self.registry.session_on(device.id).cloned();
+        if let Some(before) = before {
+            self.timers.cancel(Due::Session(before.id));
+            let reason = "replaced by a newer sign-in".to_owned();
+            self.registry.end_session(before.id, SessionEnd { at: now.wall, reason: reason.clone() }, &mut self.out);
+            let subject_name = self.registry.subject_name(before.subject);
+            let SessionRecord { id: session, subject, device, .. } = before;
+            self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
+        }
+        let id = SessionId::from_bytes(self.draw());
+        let record = SessionRecord {
+            id,
+            subject: device.owner,
+            device: device.id,
+            assurance: Assurance { groups: None, acr: None, amr: vec![], auth_time: None },
+            started: now.wall,
+            from,
+            web_session: None,
+            vouched: None,
+            proven: None,
+            claims_told: None,
+            expires,
+            ended: None,
+        };
+        self.registry.put_session(record, &mut self.out);
+        self.schedule_platform_session(id, expires, now);
+        id
+    }
+
+    /// A session of a token ends by the monotonic clock however the wall clock stands now.
+    fn schedule_platform_session(&mut self, session: SessionId, expires: WallTime, now: Now) {
+        let left = expires.since(now.wall.max(self.steady(now)));
+        self.timers.set(Due::Session(session), now.monotonic.saturating_add(left));
+    }
+
+    fn renewal_verified(
+        &mut self,
+        stream: StreamId,
+        id: DeviceId,
+        from: IpAddr,
+        found: Result<Workload, TokenRefusal>,
+        now: Now,
+    ) {
+        if self.nodes.get(&id).is_none_or(|node| node.stream != stream) {
+            return;
+        }
+        let Some(device) = self.registry.device(id).cloned() else { return };
+        let renewed = match found {
+            Ok(workload) => self.renew(&device, &workload, from, now),
+            Err(TokenRefusal::Refused { told, why }) => Err((told, why)),
+            Err(TokenRefusal::Unavailable(why)) => {
+                let told = "the platform's token cannot be checked now: the controller's log says why";
+                tracing::warn!(why, "a platform's token cannot be checked");
+                Err((told.to_owned(), why))
+            }
+        };
+        match renewed {
+            Ok(until) => self.out.send(stream, ToNode::PlatformRenewed { until }),
+            Err((message, why)) => {
+                if let Some(key) = device.key {
+                    self.platform_refused(&device.name, key, from, &why, now);
+                }
+                self.out.send(stream, ToNode::PlatformRefused { message });
+            }
+        }
+    }
+
+    fn renew(
+        &mut self,
+        device: &DeviceRecord,
+        workload: &Workload,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<WallTime, (String, String)> {
+        let twice = |text: String| (text.clone(), text);
+        let (Some(session), Some(key)) = (self.registry.session_on(device.id).cloned(), device.key) else {
+            return Err(twice("nobody is signed in on this machine: it joins again".into()));
+        };
+        let owner = self.registry.subject(device.owner).map(|owner| owner.kind.clone());
+        if owner != Some(SubjectKind::Service { name: workload.service.clone() }) {
+            return Err(twice(format!(
+                "the token stands for service:{}, and this machine is another's",
+                workload.service
+            )));
+        }
+        self.show(workload, key, from, now).map_err(|(_, message)| twice(message))?;
+        self.registry.change_device(device.id, &mut self.out, |device| take_over(device, workload));
+        if workload.expires > session.expires {
+            let record = SessionRecord { expires: workload.expires, ..session.clone() };
+            self.registry.put_session(record, &mut self.out);
+            self.schedule_platform_session(session.id, workload.expires, now);
+            self.out.audit(AuditEvent::PlatformRenewed {
+                device: device.id,
+                machine: device.name.clone(),
+                session: session.id,
+                token: workload.token.short(),
+                from,
+                until: workload.expires,
+            });
+        }
+        self.targets_changed(now);
+        self.decide(device.id, Extend::Yes, now);
+        self.tell_own(device.id);
+        Ok(workload.expires.max(session.expires))
+    }
+
+    /// Spends the tokens of a device whose session was ended before its time: none of them opens anything again.
+    pub(super) fn spend_tokens(&mut self, device: DeviceId) {
+        let key = self.registry.device(device).filter(|device| device.platform.is_some()).and_then(|d| d.key);
+        for seen in self.platform.seen.values_mut().filter(|seen| Some(seen.record.key) == key && !seen.record.spent) {
+            seen.record.spent = true;
+            self.out.store(StoreChange::PutTokenUse(seen.record.clone()));
+        }
+    }
+
+    /// Forgets tokens that ended long ago, and machines that have been away for long.
+    pub(super) fn sweep_platform(&mut self, now: Now) {
+        let later = now.wall.min(self.steady(now));
+        let old: Vec<TokenHash> = self
+            .platform
+            .seen
+            .values()
+            .filter(|seen| seen.record.expires.saturating_add(KEPT_AFTER_END) <= later)
+            .map(|seen| seen.record.token)
+            .collect();
+        for token in old {
+            self.platform.seen.remove(&token);
+            self.out.store(StoreChange::DeleteTokenUse(token));
+        }
+        let gone: Vec<DeviceRecord> = self
+            .registry
+            .devices()
+            .filter(|device| {
+                let Some(binding) = &device.platform else { return false };
+                let forget = device.last_seen.saturating_add(Duration::from_millis(binding.forget_after_ms));
+                // One that is held would come back as another machine, of which nobody knows why.
+                let held =
+                    self.registry.quarantine_on(device).is_some() || device.standing != crate::records::Standing::Good;
+                !held
+                    && forget <= later
+                    && !self.nodes.contains_key(&device.id)
+                    && self.registry.session_on(device.id).is_none()
+            })
+            .cloned()
+            .collect();
+        for device in gone {
+            let (id, machine, last_seen) = (device.id, device.name, device.last_seen);
+            self.out.audit(AuditEvent::PlatformMachineForgotten { device: id, machine, last_seen });
+            self.forget_device(id, now);
+        }
+    }
+}
+
+fn fits(token: &PlatformToken) -> Result<(), Refused> {
+    if token.expose().len() > MAX_PLATFORM_TOKEN_BYTES {
+        return Err((Refusal::BadToken, "the platform's token is too long".into()));
+    }
+    Ok(())
+}
+
+/// What a token says of its machine counts from now on, and nothing that one before it said.
+fn take_over(device: &mut DeviceRecord, workload: &Workload) {
+    device.tags.clone_from(&workload.tags);
+    device.tags_pending.retain(|tag| !workload.tags.contains(tag));
+    device.platform = Some(PlatformBinding {
+        issuer: workload.issuer.clone(),
+        subject: workload.subject.clone(),
+        forget_after_ms: u64::try_from(workload.forget_after.as_millis()).unwrap_or(u64::MAX),
+    });
+}

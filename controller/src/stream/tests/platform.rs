@@ -1,0 +1,381 @@
+//! Claims about services that sign in with tokens of their platform, and about what is new of a service.
+
+use std::time::Duration;
+
+use postern_common::protocol::{FirstUse, FromNode, MachineKind, PlatformToken, ToNode};
+
+use super::{
+    claims::POLICY,
+    node::Want,
+    world::{START_WALL, World, config, person},
+};
+use crate::{
+    identity::machine::TokenRefusal,
+    records::{AuditEvent, Reuse, RevokeTarget, TokenHash, Workload},
+    signals::alerts::AlertKind,
+    stream::{CoreConfig, KeyOverdue},
+};
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// What a good token says that lives so many seconds from the beginning of the world.
+fn workload(token: u8, until: i64) -> Workload {
+    Workload {
+        issuer: "prod".into(),
+        subject: "system:serviceaccount:pay:payroll".into(),
+        service: "payroll".parse().expect("a name"),
+        tags: [].into(),
+        machine: None,
+        token: TokenHash::from_bytes([token; 32]),
+        reuse: Reuse::SameMachine,
+        expires: postern_common::time::WallTime::from_millis(START_WALL + until * 1_000),
+        forget_after: seconds(300),
+    }
+}
+
+/// A database that `service:payroll` reads, and a pod of that service that has signed in until second 100.
+struct Pod {
+    world: World,
+    db: usize,
+    pod: usize,
+}
+
+fn pod_with(config: CoreConfig) -> Pod {
+    let mut world = World::with(77, POLICY, config);
+    let db = world.server("db", Some("db"), &[]);
+    let good = |number: u8, until| (format!("t{number}"), Ok(workload(number, until)));
+    world.tokens = [good(1, 100), good(2, 200), good(3, 300)].into();
+    let pod = world.add_node("payroll-x", Want::Platform("t1".into()));
+    sign_in(&mut world, pod, "t1");
+    assert!(world.passes(pod, db, "tcp/5432"), "{:?}", world.nodes[pod].refused);
+    Pod { world, db, pod }
+}
+
+fn pod() -> Pod {
+    pod_with(config())
+}
+
+/// Shows a token to join, and comes back with the device key if that was good.
+fn sign_in(world: &mut World, node: usize, token: &str) {
+    world.cut_stream(node);
+    world.nodes[node].want = Want::Platform(token.into());
+    world.connect(node);
+    world.run(Duration::from_millis(200));
+    if world.nodes[node].want == Want::Hello {
+        world.cut_stream(node);
+        world.connect(node);
+        world.run(Duration::from_millis(200));
+    }
+}
+
+/// Starts the controller again; the others come back.
+fn restart(world: &mut World, others: &[usize]) {
+    world.restart();
+    others.iter().for_each(|node| world.connect(*node));
+    world.run(seconds(1));
+}
+
+fn show(world: &mut World, node: usize, token: &str) {
+    world.send(node, FromNode::PlatformToken { token: PlatformToken::new(token) });
+    world.run(Duration::from_millis(200));
+}
+
+fn run_to(world: &mut World, second: u64) {
+    let passed = world.now.monotonic.since(postern_common::time::Monotonic::from_millis(5_000_000));
+    world.run(seconds(second).saturating_sub(passed));
+}
+
+fn alerts(world: &World, kind: AlertKind) -> usize {
+    world.store.alerts.iter().filter(|alert| alert.kind == kind).count()
+}
+
+#[test]
+fn access_ends_with_the_token_unless_a_fresh_one_comes_and_begins_again_with_the_next() {
+    let Pod { mut world, db, pod } = pod();
+    run_to(&mut world, 60);
+    show(&mut world, pod, "t2");
+    assert!(matches!(world.nodes[pod].platform.last(), Some(ToNode::PlatformRenewed { .. })));
+    run_to(&mut world, 150);
+    assert!(world.passes(pod, db, "tcp/5432"), "renewed");
+    world.run_with(seconds(51), |world| {
+        let second = world.now.wall.as_millis() - START_WALL;
+        assert!(second <= 200_000 || !world.lets_in(pod, db, "tcp/5432"), "open {second} ms after the start");
+    });
+    assert!(world.nodes[pod].session_ended.as_ref().is_some_and(|why| why.contains("no fresh one came")));
+    let why = world.core.explain("service:payroll", "db", None, world.now).expect("explained");
+    assert!(!why.allowed && why.reason.contains("no live token of its platform"), "{why:?}");
+    sign_in(&mut world, pod, "t2");
+    assert!(world.nodes[pod].refused.as_ref().is_some_and(|why| why.contains("expired")));
+    world.nodes[pod].new_key();
+    sign_in(&mut world, pod, "t3");
+    assert!(world.passes(pod, db, "tcp/5432"), "{:?}", world.nodes[pod].refused);
+    let events = |name: fn(&AuditEvent) -> bool| world.audit.iter().filter(|event| name(event)).count();
+    assert_eq!(events(|event| matches!(event, AuditEvent::PlatformSignedIn { .. })), 2);
+    assert_eq!(events(|event| matches!(event, AuditEvent::PlatformRenewed { .. })), 1);
+    assert_eq!(events(|event| matches!(event, AuditEvent::PlatformRefused { .. })), 1);
+}
+
+#[test]
+fn a_token_belongs_to_the_machine_that_showed_it_first_also_after_a_restart() {
+    let Pod { mut world, db, pod } = pod();
+    let thief = world.add_node("thief", Want::Platform("t1".into()));
+    for _attempt in 0..2 {
+        sign_in(&mut world, thief, "t1");
+        assert!(world.nodes[thief].device.is_none());
+        assert!(world.nodes[thief].refused.as_ref().is_some_and(|why| why.contains("another machine")));
+        restart(&mut world, &[db, pod]);
+    }
+    assert_eq!(alerts(&world, AlertKind::TokenReplayed), 2, "once in each life of the controller");
+    assert!(world.audit.iter().any(|event| matches!(event, AuditEvent::PlatformRefused { .. })));
+    // The machine itself may begin again with it, and gains no time.
+    sign_in(&mut world, pod, "t1");
+    assert!(world.passes(pod, db, "tcp/5432"));
+    run_to(&mut world, 101);
+    assert!(!world.lets_in(pod, db, "tcp/5432"));
+}
+
+#[test]
+fn a_token_that_the_platform_gives_once_is_taken_once() {
+    let Pod { mut world, pod, .. } = pod();
+    let once = Workload { reuse: Reuse::Never, ..workload(9, 150) };
+    world.tokens.insert("once".into(), Ok(once));
+    sign_in(&mut world, pod, "once");
+    assert!(world.nodes[pod].refused.is_none());
+    show(&mut world, pod, "once");
+    assert!(matches!(world.nodes[pod].platform.last(), Some(ToNode::PlatformRefused { .. })));
+}
+
+#[test]
+fn what_an_administrator_took_back_does_not_come_back_with_the_same_token() {
+    let Pod { mut world, db, pod } = pod();
+    let session = world.core.find_session("service:payroll/payroll-x").expect("a session");
+    world.core.revoke(RevokeTarget::Session(session), "stolen", "root", world.now).expect("revoked");
+    world.pump();
+    world.run(seconds(1));
+    assert!(!world.lets_in(pod, db, "tcp/5432"));
+    world.nodes[pod].new_key();
+    sign_in(&mut world, pod, "t1");
+    assert!(world.nodes[pod].refused.as_ref().is_some_and(|why| why.contains("taken back")));
+    restart(&mut world, &[db]);
+    sign_in(&mut world, pod, "t1");
+    assert!(!world.lets_in(pod, db, "tcp/5432"), "also after a restart");
+    sign_in(&mut world, pod, "t2");
+    assert!(world.passes(pod, db, "tcp/5432"), "the platform still vouches for it: {:?}", world.nodes[pod].refused);
+}
+
+#[test]
+fn a_clock_that_is_set_back_revives_no_token_and_stretches_no_session() {
+    for restarted in [false, true] {
+        let Pod { mut world, db, pod } = pod();
+        run_to(&mut world, 50);
+        world.clock_set = -3_600_000;
+        world.run(seconds(1));
+        run_to(&mut world, 101);
+        assert!(!world.lets_in(pod, db, "tcp/5432"), "a session outlives its token by the monotonic clock");
+        if restarted {
+            world.clock_set = 0;
+            world.run(seconds(1));
+            restart(&mut world, &[db]);
+            world.clock_set = -3_600_000;
+            world.run(seconds(1));
+        }
+        world.nodes[pod].new_key();
+        for token in ["t1", "t2"] {
+            run_to(&mut world, 210);
+            sign_in(&mut world, pod, token);
+            assert!(!world.lets_in(pod, db, "tcp/5432"), "{token} has ended");
+        }
+        let thief = world.add_node("thief", Want::Platform("t1".into()));
+        sign_in(&mut world, thief, "t1");
+        assert!(world.nodes[thief].device.is_none());
+        world.clock_set = 0;
+        world.run(seconds(1));
+        sign_in(&mut world, pod, "t3");
+        assert!(world.passes(pod, db, "tcp/5432"), "the clock is right again: {:?}", world.nodes[pod].refused);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_forward_closes_and_lets_the_same_token_in_when_it_is_right_again() {
+    let Pod { mut world, db, pod } = pod();
+    world.clock_set = 3_600_000;
+    world.run(seconds(31));
+    assert!(!world.lets_in(pod, db, "tcp/5432"));
+    world.clock_set = 0;
+    world.run(seconds(1));
+    world.nodes[pod].new_key();
+    sign_in(&mut world, pod, "t1");
+    assert!(world.passes(pod, db, "tcp/5432"), "{:?}", world.nodes[pod].refused);
+}
+
+#[test]
+fn a_machine_is_of_one_service_and_a_token_of_another_does_not_change_that() {
+    let Pod { mut world, pod, .. } = pod();
+    let other = Workload { service: "db".parse().expect("a name"), ..workload(8, 500) };
+    world.tokens.insert("other".into(), Ok(other));
+    show(&mut world, pod, "other");
+    assert!(matches!(world.nodes[pod].platform.last(), Some(ToNode::PlatformRefused { .. })));
+    sign_in(&mut world, pod, "other");
+    assert!(world.nodes[pod].refused.as_ref().is_some_and(|why| why.contains("remove that device first")));
+    // Neither does one make a person's machine that of a service, nor an enrolled server renew by what it never had.
+    let laptop = world.laptop("alice-laptop", &person("alice", &["staff"]));
+    show(&mut world, laptop, "t3");
+    sign_in(&mut world, laptop, "t3");
+    assert!(world.nodes[laptop].refused.is_some());
+    let db = world.core.find_device("db").expect("the database");
+    let db = world.index_of(db).expect("there");
+    show(&mut world, db, "t3");
+    assert!(world.core.find_session("db").is_err());
+}
+
+#[test]
+fn a_machine_that_is_away_for_long_is_forgotten_and_one_in_quarantine_is_not() {
+    let Pod { mut world, pod, .. } = pod();
+    world.cut_stream(pod);
+    run_to(&mut world, 290);
+    assert!(world.core.find_device("payroll-x").is_ok());
+    run_to(&mut world, 400);
+    assert!(world.core.find_device("payroll-x").is_err());
+    assert!(world.audit.iter().any(|event| matches!(event, AuditEvent::PlatformMachineForgotten { .. })));
+    world.tokens.insert("t4".into(), Ok(workload(4, 900)));
+    world.nodes[pod].device = None;
+    world.nodes[pod].verifier = None;
+    sign_in(&mut world, pod, "t4");
+    let id = world.core.find_device("payroll-x").expect("it is back");
+    let target = crate::records::Quarantined::Device(id);
+    world.core.quarantine(target, "it scans", "root", world.now).expect("held");
+    world.pump();
+    world.cut_stream(pod);
+    run_to(&mut world, 1_500);
+    assert!(world.core.find_device("payroll-x").is_ok(), "who is held does not become another machine");
+}
+
+#[test]
+fn tokens_of_a_service_that_is_disabled_open_nothing_and_an_issuer_that_is_away_is_tried_again() {
+    let Pod { mut world, db, pod } = pod();
+    world.tokens.insert("away".into(), Err(TokenRefusal::Unavailable("no answer".into())));
+    show(&mut world, pod, "away");
+    assert!(world.passes(pod, db, "tcp/5432"), "a renewal that fails takes nothing before its time");
+    let subject = world.core.find_subject("service:payroll").expect("a service");
+    world.core.revoke(RevokeTarget::Subject(subject), "offboarded", "root", world.now).expect("revoked");
+    world.pump();
+    world.run(seconds(1));
+    assert!(!world.lets_in(pod, db, "tcp/5432"));
+    for token in ["t2", "t3"] {
+        sign_in(&mut world, pod, token);
+        assert!(!world.lets_in(pod, db, "tcp/5432"));
+    }
+}
+
+#[test]
+fn a_flood_of_bad_tokens_is_limited_and_does_not_fill_the_audit_log() {
+    let Pod { mut world, .. } = pod();
+    let before = world.audit.len();
+    let stranger = world.add_node("stranger", Want::Platform("forged".into()));
+    for _attempt in 0..400 {
+        world.cut_stream(stranger);
+        world.connect(stranger);
+        world.run(Duration::from_millis(50));
+    }
+    let refused = world.audit[before..].iter().filter(|e| matches!(e, AuditEvent::PlatformRefused { .. })).count();
+    assert!((1..=60).contains(&refused), "{refused}");
+    assert!(world.core.status().counters.rate_limited > 200);
+}
+
+#[test]
+fn tags_of_a_machine_are_those_that_its_newest_token_stands_for() {
+    let Pod { mut world, pod, .. } = pod();
+    let tags = |world: &World, pod: usize| world.nodes[pod].own.as_ref().expect("told").tags.len();
+    assert_eq!(tags(&world, pod), 0);
+    let tagged = Workload { tags: ["wiki".parse().expect("a tag")].into(), ..workload(6, 150) };
+    world.tokens.insert("tagged".into(), Ok(tagged));
+    show(&mut world, pod, "tagged");
+    world.run(seconds(1));
+    assert_eq!(tags(&world, pod), 1);
+    show(&mut world, pod, "t2");
+    world.run(seconds(1));
+    assert_eq!(tags(&world, pod), 0);
+}
+
+// --- what is new of a service
+
+#[test]
+fn a_service_from_another_place_or_of_another_kind_alarms_once_and_its_first_is_quiet() {
+    let Pod { mut world, pod, .. } = pod();
+    assert_eq!((alerts(&world, AlertKind::NewPlace), alerts(&world, AlertKind::NewKind)), (0, 0));
+    let come_back = |world: &mut World| {
+        world.cut_stream(pod);
+        world.connect(pod);
+        world.run(seconds(1));
+    };
+    world.nodes[pod].moved_to = Some("203.0.113.9:4000".parse().expect("an address"));
+    come_back(&mut world);
+    come_back(&mut world);
+    assert_eq!((alerts(&world, AlertKind::NewPlace), alerts(&world, AlertKind::NewKind)), (1, 0));
+    world.nodes[pod].machine =
+        MachineKind { system: "Linux".into(), processor: "aarch64".into(), kernel: "5.10".into() };
+    come_back(&mut world);
+    restart(&mut world, &[pod]);
+    assert_eq!((alerts(&world, AlertKind::NewPlace), alerts(&world, AlertKind::NewKind)), (1, 1));
+}
+
+#[test]
+fn what_a_service_uses_for_the_first_time_after_it_was_learned_alarms_and_what_it_cannot_use_does_not_count() {
+    let Pod { mut world, db, pod } = pod_with(CoreConfig { learn_for: seconds(40), ..config() });
+    let used = |world: &mut World, node: usize, resource: &str, service: &str| {
+        let used = FirstUse {
+            peer: world.nodes[pod].id(),
+            resource: resource.parse().expect("a name"),
+            service: service.parse().expect("a service"),
+        };
+        world.send(node, FromNode::FirstUses { uses: vec![used] });
+        world.run(seconds(1));
+    };
+    used(&mut world, db, "db", "tcp/5432");
+    assert_eq!(alerts(&world, AlertKind::FirstUse), 0, "it is learned");
+    run_to(&mut world, 50);
+    used(&mut world, db, "db", "tcp/5432");
+    used(&mut world, db, "db", "tcp/22");
+    used(&mut world, db, "wiki", "tcp/443");
+    assert_eq!(alerts(&world, AlertKind::FirstUse), 0, "known, or not open to it");
+    assert_eq!(world.core.status().counters.uses_refused, 2);
+    let more = POLICY.replace("ports = [\"tcp/5432\"]", "ports = [\"tcp/5432\", \"tcp/9000\"]");
+    world.apply_policy(&more);
+    world.run(seconds(1));
+    used(&mut world, db, "db", "tcp/9000");
+    used(&mut world, db, "db", "tcp/9000");
+    assert_eq!(alerts(&world, AlertKind::FirstUse), 1);
+}
+
+// --- keys
+
+#[test]
+fn a_key_that_is_not_changed_in_time_alarms_and_denies_where_that_is_wanted() {
+    for (overdue, passes) in [(KeyOverdue::Alert, true), (KeyOverdue::Deny, false)] {
+        let config = CoreConfig { key_deadline: seconds(3_600), key_overdue: overdue, ..config() };
+        let mut world = World::with(78, POLICY, config);
+        let db = world.server("db", Some("db"), &[]);
+        let payroll = world.server("payroll", Some("payroll"), &[]);
+        let rotate_others = |world: &mut World| {
+            for _part in 0..4 {
+                world.run(seconds(1_000));
+                world.freshen(db);
+                world.freshen(payroll);
+                world.rotate(db);
+            }
+            world.run(seconds(60));
+        };
+        assert!(world.passes(payroll, db, "tcp/5432"));
+        rotate_others(&mut world);
+        assert_eq!(alerts(&world, AlertKind::KeyOverdue), 1, "{overdue:?}");
+        assert_eq!(world.passes(payroll, db, "tcp/5432"), passes, "{overdue:?}");
+        let why = world.core.explain("service:payroll", "db", None, world.now).expect("explained");
+        assert_eq!(why.allowed, passes, "{why:?}");
+        world.rotate(payroll);
+        world.run(seconds(61));
+        assert!(world.passes(payroll, db, "tcp/5432"), "{overdue:?}: it has changed its key");
+        assert_eq!(alerts(&world, AlertKind::KeyOverdue), 1);
+    }
+}

@@ -1,0 +1,167 @@
+//! Where a token of the platform comes from: a file that the platform writes anew, or the token service of GitHub Actions.
+//!
+//! ```text
+//! [platform] token_file ------------------read--> PlatformToken --> core
+//! [platform] github_audience --GET ACTIONS_ID_TOKEN_REQUEST_URL&audience=..., Bearer ACTIONS_ID_TOKEN_REQUEST_TOKEN--'
+//! ```
+//!
+//! Read by a task of its own, because a file system or a service can hang; one at a time, with a limit on time and size. Nothing of
+//! it is kept or logged.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+use postern_common::protocol::{MAX_PLATFORM_TOKEN_BYTES, MachineKind, PlatformToken};
+use rustls::pki_types::ServerName;
+use tokio::{io::AsyncReadExt, time::timeout};
+use tokio_rustls::TlsConnector;
+use url::Url;
+use zeroize::Zeroizing;
+
+use super::{Agent, dial, requests::host_name, tls};
+use crate::{agent::core::PlatformSettings, config::PlatformConfig};
+
+/// How long reading a token may take.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// The longest answer of a token service, bytes: JSON around a token.
+const MAX_ANSWER: usize = MAX_PLATFORM_TOKEN_BYTES + (16 << 10);
+const URL_VARIABLE: &str = "ACTIONS_ID_TOKEN_REQUEST_URL";
+const TOKEN_VARIABLE: &str = "ACTIONS_ID_TOKEN_REQUEST_TOKEN";
+
+/// Returns what the core has to know of `[platform]`.
+pub(super) fn settings(config: &PlatformConfig) -> Option<PlatformSettings> {
+    let used = config.token_file.is_some() || config.github_audience.is_some();
+    let name = config.name.clone().or_else(|| host_name().parse().ok())?;
+    used.then(|| PlatformSettings { join: config.join.clone(), name })
+}
+
+/// Looks what kind of machine this is.
+pub(super) fn machine_kind() -> MachineKind {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let release = read("/proc/sys/kernel/osrelease");
+    MachineKind {
+        system: read("/proc/sys/kernel/ostype"),
+        processor: std::env::consts::ARCH.to_owned(),
+        // The line of the kernel: 6.12.3-arch1 is of 6.12.
+        kernel: release.splitn(3, '.').take(2).collect::<Vec<_>>().join("."),
+    }
+}
+
+impl Agent {
+    /// Begins to read a token; it comes by itself.
+    pub(super) fn read_platform_token(&mut self) {
+        let (config, answer) = (self.config.platform.clone(), self.tokens.clone());
+        tokio::spawn(async move {
+            let late = || Err(format!("no token within {} s", READ_WITHIN.as_secs()));
+            let token = timeout(READ_WITHIN, read(&config)).await.unwrap_or_else(|_| late());
+            let _ = answer.send(token).await; // the agent may be ending
+        });
+    }
+}
+
+async fn read(config: &PlatformConfig) -> Result<PlatformToken, String> {
+    match (&config.token_file, &config.github_audience) {
+        (Some(path), _) => from_file(path).await,
+        (None, Some(audience)) => from_github(audience).await,
+        (None, None) => Err("[platform] in node.toml names no source of tokens any more".into()),
+    }
+}
+
+/// Tells whether a text looks like a token: three parts of base 64 for URLs.
+fn taken(text: &str, of: &str) -> Result<PlatformToken, String> {
+    let text = text.trim();
+    let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'_' | b'.');
+    match text.len() <= MAX_PLATFORM_TOKEN_BYTES && text.split('.').count() == 3 && text.bytes().all(plain) {
+        true => Ok(PlatformToken::new(text)),
+        false => Err(format!("{of} holds no token: it should be three parts with full stops between")),
+    }
+}
+
+async fn from_file(path: &Path) -> Result<PlatformToken, String> {
+    let shown = path.display();
+    let file = tokio::fs::File::open(path).await.map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => ": is the token's volume mounted (docs/machines.md)?",
+            _ => "",
+        };
+        format!("cannot read the platform's token in {shown}: {error}{hint}")
+    })?;
+    let mut text = Zeroizing::new(String::new());
+    let most = u64::try_from(MAX_PLATFORM_TOKEN_BYTES).unwrap_or(u64::MAX) + 64;
+    let read = file.take(most).read_to_string(&mut text).await;
+    read.map_err(|error| format!("cannot read the platform's token in {shown}: {error}"))?;
+    taken(&text, &shown.to_string())
+}
+
+async fn from_github(audience: &str) -> Result<PlatformToken, String> {
+    let variable = |name: &str| {
+        std::env::var(name).map_err(|_| {
+            format!("{name} is not set: give the job `permissions: id-token: write`, and pass it on: sudo --preserve-env={URL_VARIABLE},{TOKEN_VARIABLE} postern up ...")
+        })
+    };
+    let (url, bearer) = (variable(URL_VARIABLE)?, Zeroizing::new(variable(TOKEN_VARIABLE)?));
+    let mut url: Url = url.parse().map_err(|_| format!("{URL_VARIABLE} is no URL"))?;
+    url.query_pairs_mut().append_pair("audience", audience);
+    let body = get(&url, &bearer).await.map_err(|why| format!("GitHub gives no token: {why}"))?;
+    let answer: serde_json::Value =
+        serde_json::from_slice(&body).map_err(|_| "GitHub gives no token: its answer is not JSON".to_owned())?;
+    taken(answer["value"].as_str().unwrap_or_default(), "GitHub's answer")
+}
+
+/// Asks one URL, by TLS with the system's roots. Redirects are not followed: the bearer token is for this host alone.
+async fn get(url: &Url, bearer: &str) -> Result<Zeroizing<Vec<u8>>, String> {
+    let host = url.host_str().filter(|_| url.scheme() == "https").ok_or("it is not asked for by https")?;
+    let port = url.port_or_known_default().unwrap_or(443);
+    let stream = dial::dial(host, port).await.map_err(|error| error.to_string())?;
+    let config = tls::client_config(None).map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+    let connection = tokio::spawn(connection);
+    let path = url.query().map_or_else(|| url.path().to_owned(), |query| format!("{}?{query}", url.path()));
+    let request = hyper::Request::get(path)
+        .header("host", host)
+        .header("authorization", format!("Bearer {bearer}"))
+        .header("accept", "application/json")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let answer = sender.send_request(request).await.map_err(|error| error.to_string())?;
+    if !answer.status().is_success() {
+        connection.abort();
+        return Err(format!("it answers {}", answer.status()));
+    }
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await.map_err(|error| error.to_string());
+    connection.abort();
+    Ok(Zeroizing::new(body?.to_bytes().to_vec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_holds_a_token_or_the_error_says_what_to_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("token");
+        let missing = from_file(&path).await.expect_err("missing");
+        assert!(missing.contains("docs/machines.md"), "{missing}");
+        for (text, good) in
+            [("aGk.aGk.c2ln\n", true), ("", false), ("a.b", false), ("a b.c.d", false), ("a.b.c.d", false)]
+        {
+            std::fs::write(&path, text).expect("written");
+            assert_eq!(from_file(&path).await.is_ok(), good, "{text}");
+        }
+        std::fs::write(&path, format!("a.{}.c", "x".repeat(MAX_PLATFORM_TOKEN_BYTES))).expect("written");
+        assert!(from_file(&path).await.is_err(), "too long");
+    }
+
+    #[test]
+    fn the_kind_of_this_machine_is_a_line_of_kernels() {
+        let kind = machine_kind();
+        assert_eq!(kind.system, "Linux");
+        assert_eq!(kind.kernel.matches('.').count(), 1, "{}", kind.kernel);
+    }
+}

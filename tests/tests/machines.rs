@@ -1,0 +1,318 @@
+//! Services that sign in with a token of the platform that they run on: a cluster whose tokens are signed by real keys and served by
+//! a real issuer, pods that find them in a file, and everything that may go wrong with them.
+
+use std::{
+    cell::RefCell,
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result, ensure};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use postern_tests::{
+    Background, Signal,
+    deployment::{Deployment, Family, Node, PATIENCE, WALL_OFFSET},
+    eventually,
+    lab::host::Host,
+    programs::{can_connect, wait_for_tcp_listener},
+};
+use serde_json::{Value, json};
+
+const POLICY: &str = r#"
+[resource.db]
+nodes = ["tag:db"]
+ports = ["tcp/7000"]
+
+[[access]]
+name = "billing reads its database"
+from = ["service:billing"]
+to = ["db"]
+lease = "30s"
+"#;
+
+const ISSUER: &str = "https://cluster:6443";
+const AUDIENCE: &str = "https://ctl/prod";
+const TOKEN_FILE: &str = "/var/run/secrets/tokens/postern";
+const ACCOUNT: &str = "8f2c6a52-0d3e-4a39-9a4c-1d8ae0f0a001";
+/// How long a pod's token lives here; a cluster's do for an hour.
+const LIFE: i64 = 30;
+
+/// Makes the authority of the cluster and a certificate for its API server, by hand as an operator would.
+const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
+  -subj '/CN=Cluster CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout api.key -out api.csr -subj /CN=cluster 2>>openssl.log
+echo subjectAltName=DNS:cluster > names
+openssl x509 -req -in api.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out api.pem 2>>openssl.log";
+
+/// Serves files over TLS: what an API server says of its keys is nothing else.
+const SERVER: &str = "import http.server, ssl, os, socket
+http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
+os.chdir('/run/issuer')
+server = http.server.ThreadingHTTPServer(('::', 6443), http.server.SimpleHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('/run/pki/api.pem', '/run/pki/api.key')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()";
+
+/// The issuer of a cluster.
+struct Cluster {
+    host: Host,
+    key: RefCell<String>,
+    _server: Background,
+}
+
+impl Cluster {
+    fn start(world: &Deployment) -> Result<Self> {
+        let host = world.lab.host("cluster")?;
+        for file in ["api.pem", "api.key"] {
+            host.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
+        }
+        let document = json!({"issuer": ISSUER, "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
+            "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"]});
+        host.write("/run/issuer/.well-known/openid-configuration", document.to_string())?;
+        host.write("/run/server.py", SERVER)?;
+        host.sh("mkdir -p /run/issuer/openid/v1")?;
+        let server = host.command("python3").arg("/run/server.py").spawn()?;
+        wait_for_tcp_listener(&host, 6443, PATIENCE).with_context(|| server.output())?;
+        let cluster = Self { host, key: RefCell::default(), _server: server };
+        cluster.rotate("one")?;
+        Ok(cluster)
+    }
+
+    /// Takes a new key into use; the former one is listed no more.
+    fn rotate(&self, kid: &str) -> Result<()> {
+        self.host.sh(&format!("openssl genrsa -out /run/{kid}.key 2048 2>/dev/null"))?;
+        let modulus = self.host.sh(&format!("openssl rsa -in /run/{kid}.key -noout -modulus"))?;
+        let modulus = hex::decode(modulus.trim().trim_start_matches("Modulus="))?;
+        let key = json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "e": "AQAB",
+            "n": URL_SAFE_NO_PAD.encode(modulus)});
+        self.host.write("/run/issuer/openid/v1/jwks", json!({ "keys": [key] }).to_string())?;
+        *self.key.borrow_mut() = kid.to_owned();
+        Ok(())
+    }
+
+    /// Signs a token as the kubelet gets it for a pod; `change` makes it another one.
+    fn token(&self, pod: &str, change: impl FnOnce(&mut Value)) -> Result<String> {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+        let mut claims = json!({
+            "iss": ISSUER, "aud": [AUDIENCE], "iat": now, "nbf": now, "exp": now + LIFE,
+            "sub": "system:serviceaccount:pay:billing", "jti": format!("{pod}-{now}-{}", rand()),
+            "kubernetes.io": {"namespace": "pay", "pod": {"name": pod, "uid": format!("uid-of-{pod}")},
+                "serviceaccount": {"name": "billing", "uid": ACCOUNT}},
+        });
+        change(&mut claims);
+        let kid = self.key.borrow().clone();
+        let encode = |value: Value| URL_SAFE_NO_PAD.encode(value.to_string());
+        let signed = format!("{}.{}", encode(json!({"alg": "RS256", "kid": kid})), encode(claims));
+        self.host.write("/run/signed", &signed)?;
+        let sign =
+            format!("openssl dgst -sha256 -sign /run/{kid}.key /run/signed | base64 -w0 | tr '+/' '-_' | tr -d =");
+        Ok(format!("{signed}.{}", self.host.sh(&sign)?.trim()))
+    }
+
+    /// Writes a fresh token where a pod finds it, as the kubelet does: by renaming.
+    fn project(&self, pod: &Host) -> Result<String> {
+        let token = self.token(pod.name(), |_| {})?;
+        put(pod, &token)?;
+        Ok(token)
+    }
+}
+
+/// A number that no other token of this test has.
+fn rand() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+fn put(pod: &Host, token: &str) -> Result<()> {
+    pod.write(format!("{TOKEN_FILE}.new"), token)?;
+    pod.sh(&format!("mv {TOKEN_FILE}.new {TOKEN_FILE}")).map(drop)
+}
+
+struct Scene {
+    world: Deployment,
+    cluster: Cluster,
+    server: Node,
+    _listener: Background,
+    at: IpAddr,
+}
+
+/// A controller that takes the cluster's tokens, and a database.
+fn scene(name: &str) -> Result<Scene> {
+    let world = Deployment::start_with(name, |controller, config| {
+        controller.sh(CERTIFICATES)?;
+        Ok(config
+            + &format!(
+                "\n[alerts]\nlog = \"/run/alerts.jsonl\"\n\n[[machine_issuer]]\nname = \"prod\"\nplatform = \"kubernetes\"\n\
+                 issuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\"\nca_file = \"/run/pki/ca.pem\"\n\n\
+                 [[machine_issuer.match]]\nservice = \"billing\"\nclaims.\"kubernetes.io.namespace\" = \"pay\"\n\
+                 claims.\"kubernetes.io.serviceaccount.uid\" = \"{ACCOUNT}\"\n"
+            ))
+    })?;
+    let cluster = Cluster::start(&world)?;
+    world.apply_policy(POLICY)?;
+    let server = world.server("db", &["db"], None)?;
+    let listener =
+        server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let at = server.overlay(Family::V6)?;
+    Ok(Scene { world, cluster, server, _listener: listener, at })
+}
+
+impl Scene {
+    /// A pod with a token in its file and an agent that joins by itself.
+    fn pod(&self, name: &str) -> Result<Node> {
+        let host = self.world.lab.host(name)?;
+        self.cluster.project(&host)?;
+        self.start(host)
+    }
+
+    fn start(&self, host: Host) -> Result<Node> {
+        let join = self.world.join_url();
+        self.world.adopt(host, &format!("[platform]\ntoken_file = \"{TOKEN_FILE}\"\njoin = \"{join}\"\n"))
+    }
+
+    fn opens(&self, pod: &Node, otherwise: &str) -> Result<()> {
+        let opened = eventually(PATIENCE, otherwise, || can_connect(&pod.host, self.at, 7000).then_some(()));
+        opened.with_context(|| format!("{}\n--- controller\n{}", pod.log(), self.world.controller_log()))
+    }
+
+    fn audit(&self, event: &str) -> Result<Vec<Value>> {
+        let text = self.world.controller.sh("cat /var/lib/postern-controller/audit/*")?;
+        let events = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        Ok(events.filter(|line| line.to_string().contains(&format!("\"event\":\"{event}\""))).collect())
+    }
+
+    fn alerts(&self, kind: &str) -> usize {
+        let log = self.world.controller.read("/run/alerts.jsonl").unwrap_or_default();
+        log.lines().filter(|line| line.contains(&format!("\"kind\":\"{kind}\""))).count()
+    }
+
+    /// A connection on which nobody speaks.
+    fn idle(&self, pod: &Node) -> Result<Background> {
+        let idle = pod.host.command("socat").args(["-u", &format!("TCP6:[{}]:7000", self.at), "-"]).spawn()?;
+        eventually(PATIENCE, "no idle connection", || {
+            let sockets = self.server.host.command("ss").args(["-Htn", "state", "established", "( sport = :7000 )"]);
+            sockets.run().is_ok_and(|output| !output.stdout.trim().is_empty()).then_some(())
+        })?;
+        Ok(idle)
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
+}
+
+#[test]
+fn a_pod_joins_with_its_token_renews_with_the_next_and_is_cut_when_none_comes() -> Result<()> {
+    let scene = scene("machines-pod")?;
+    let began = now();
+    let pod = scene.pod("billing-x")?;
+    scene.opens(&pod, "the pod does not reach its database")?;
+    let mut idle = scene.idle(&pod)?;
+
+    // The kubelet writes another token, signed by another key: the pod shows it before the first one ends.
+    scene.cluster.rotate("two")?;
+    scene.cluster.project(&pod.host)?;
+    eventually(PATIENCE, "the pod does not renew", || {
+        scene.audit("platform_renewed").ok().filter(|events| !events.is_empty()).map(drop)
+    })
+    .with_context(|| format!("{}\n--- controller\n{}", pod.log(), scene.world.controller_log()))?;
+    let last = now();
+    ensure!(last <= began + LIFE + 1, "the first token had ended already: the machine is too busy");
+    // Nothing breaks where the first token would have ended.
+    eventually(PATIENCE, "time does not pass", || (now() > began + LIFE + 2).then_some(()))?;
+    ensure!(idle.is_running() && can_connect(&pod.host, scene.at, 7000), "cut although it was renewed\n{}", pod.log());
+
+    // Its service account is deleted: no token comes any more, and at the end of the last one every door is shut.
+    let limit = Duration::from_secs(u64::try_from(LIFE)? + 10);
+    eventually(limit, "a connection outlives the last token", || (!idle.is_running()).then_some(()))?;
+    ensure!(now() <= last + LIFE + 5, "cut {} s after the last token came", now() - last);
+    ensure!(!can_connect(&pod.host, scene.at, 7000), "a new connection without a token");
+    let status = pod.command().arg("status").run()?.text();
+    ensure!(status.contains("cannot sign in by its platform") && status.contains("token"), "{status}");
+
+    // It is made again: the pod is back by itself.
+    scene.cluster.project(&pod.host)?;
+    eventually(3 * PATIENCE, "the pod does not come back", || can_connect(&pod.host, scene.at, 7000).then_some(()))
+        .with_context(|| pod.log())?;
+    ensure!(scene.audit("platform_signed_in")?.len() == 2, "{:?}", scene.audit("platform_signed_in"));
+    ensure!(!pod.log().contains("eyJ") && !scene.world.controller_log().contains("eyJ"), "a token was logged");
+    Ok(())
+}
+
+#[test]
+fn stolen_and_forged_tokens_open_nothing_and_are_recorded() -> Result<()> {
+    let scene = scene("machines-stolen")?;
+    let host = scene.world.lab.host("billing-x")?;
+    let token = scene.cluster.token("billing-x", |claims| claims["exp"] = json!(now() + 600))?;
+    put(&host, &token)?;
+    let pod = scene.start(host)?;
+    scene.opens(&pod, "the pod does not reach its database")?;
+
+    let thief = scene.world.lab.host("thief")?;
+    put(&thief, &token)?;
+    let thief = scene.start(thief)?;
+    let refused = |reason: &str| {
+        eventually(PATIENCE, &format!("nothing is refused because of: {reason}"), || {
+            let events = scene.audit("platform_refused").ok()?;
+            events.iter().any(|event| event.to_string().contains(reason)).then_some(())
+        })
+        .with_context(|| format!("{:?}\n{}", scene.audit("platform_refused"), thief.log()))
+    };
+    refused("another machine has shown this token before")?;
+    eventually(PATIENCE, "no alert of the stolen token", || (scene.alerts("token_replayed") == 1).then_some(()))?;
+    let status = thief.command().arg("status").run()?.text();
+    ensure!(status.contains("another machine has shown this token before"), "{status}");
+
+    // Other pods of the cluster, and tokens that were asked for by others.
+    type Forgery = (&'static str, fn(&mut Value));
+    let forgeries: [Forgery; 3] = [
+        ("fits no match", |claims| claims["kubernetes.io"]["serviceaccount"]["uid"] = json!("another")),
+        ("another audience", |claims| claims["aud"] = json!(["https://kubernetes.default.svc"])),
+        ("from the future", |claims| claims["iat"] = json!(now() + 3_600)),
+    ];
+    for (reason, change) in forgeries {
+        put(&thief.host, &scene.cluster.token("thief", change)?)?;
+        thief.stop(Signal::Terminate)?;
+        thief.start()?;
+        refused(reason)?;
+    }
+    ensure!(!can_connect(&thief.host, scene.at, 7000), "a thief reaches the database");
+    ensure!(scene.audit("platform_signed_in")?.len() == 1, "{:?}", scene.audit("platform_signed_in"));
+    // Nothing of this touched the pod.
+    ensure!(can_connect(&pod.host, scene.at, 7000), "{}", pod.log());
+    Ok(())
+}
+
+#[test]
+fn a_clock_that_jumps_opens_nothing_to_a_token_that_has_ended() -> Result<()> {
+    let scene = scene("machines-clock")?;
+    let pod = scene.pod("billing-x")?;
+    scene.opens(&pod, "the pod does not reach its database")?;
+    for offset in [-3_600_000i64, 3_600_000] {
+        let fresh = scene.cluster.project(&pod.host)?;
+        scene.world.controller.write(WALL_OFFSET, offset.to_string())?;
+        // No fresh token is taken while the clock is wrong: one from the future, or one that is over.
+        eventually(2 * PATIENCE, "a door is open without a live token", || {
+            (!can_connect(&pod.host, scene.at, 7000)).then_some(())
+        })?;
+        eventually(PATIENCE, "time does not pass", || ended(&fresh).filter(|ended| now() > *ended + 1).map(drop))?;
+        ensure!(!can_connect(&pod.host, scene.at, 7000), "a token opens after its end with the clock at {offset} ms");
+        scene.world.controller.write(WALL_OFFSET, "0")?;
+        scene.cluster.project(&pod.host)?;
+        eventually(3 * PATIENCE, "access does not come back when the clock is right", || {
+            can_connect(&pod.host, scene.at, 7000).then_some(())
+        })
+        .with_context(|| format!("{}\n--- controller\n{}", pod.log(), scene.world.controller_log()))?;
+    }
+    Ok(())
+}
+
+/// Reads when a token ends.
+fn ended(token: &str) -> Option<i64> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    serde_json::from_slice::<Value>(&claims).ok()?["exp"].as_i64()
+}
