@@ -196,7 +196,7 @@ impl WebSessions {
         Ok(done.rows_affected())
     }
 
-    /// Ends the sessions of a person that were proven at `at` or before; returns those that stay.
+    /// Ends the sessions of a person that were proven at `at` or before; returns how many those were, and the ones that stay.
     ///
     /// # Errors
     /// If the store fails.
@@ -205,22 +205,22 @@ impl WebSessions {
         issuer: &str,
         subject: &str,
         at: WallTime,
-    ) -> Result<BTreeSet<SessionId>, StoreFailed> {
+    ) -> Result<(usize, BTreeSet<SessionId>), StoreFailed> {
         let rows = sqlx::query("SELECT * FROM web_sessions WHERE issuer = ?1 AND subject = ?2")
             .bind(issuer)
             .bind(subject)
             .fetch_all(&self.pool)
             .await?;
-        let mut kept = BTreeSet::new();
+        let (mut ended, mut kept) = (0, BTreeSet::new());
         for session in rows.iter().map(read) {
             let session = session?;
             if session.who.auth_time().unwrap_or(session.began) > at {
                 kept.insert(session.who.session());
             } else {
-                self.end(session.who.session()).await?;
+                ended += usize::from(self.end(session.who.session()).await?);
             }
         }
-        Ok(kept)
+        Ok((ended, kept))
     }
 
     /// Lists the people of an issuer who were called this at their sign-in, however it is written; at most 64.
@@ -388,7 +388,7 @@ mod tests {
         let (_, new) = sessions.open(proven(11), at(20)).await.expect("opens");
         let (_, other) = sessions.open(proof("2"), at(0)).await.expect("opens");
         let kept = sessions.end_proven_until("https://idp.example", "1", at(10)).await.expect("works");
-        assert_eq!(kept, BTreeSet::from([new.session()]));
+        assert_eq!(kept, (2, BTreeSet::from([new.session()])));
         let asked = BTreeSet::from([unknown.session(), old.session(), new.session(), other.session()]);
         let over = sessions.over(asked, at(21)).await.expect("works");
         assert_eq!(over, BTreeSet::from([unknown.session(), old.session()]));

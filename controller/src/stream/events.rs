@@ -187,8 +187,7 @@ impl Core {
             }
         }
         let subject = concerned.first().map(|session| session.subject).or(people.first().copied());
-        let browsers_ended = whom.browsers.as_ref().is_some_and(|browsers| !browsers.is_empty());
-        if subject.is_none() && !browsers_ended {
+        if subject.is_none() && whom.browsers_ended == 0 {
             return Applied::Nothing("nobody here is meant");
         }
         let sessions = concerned.len();

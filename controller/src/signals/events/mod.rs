@@ -94,6 +94,8 @@ pub struct Whom {
     pub perhaps: BTreeSet<String>,
     /// The browsers' login sessions that the session at the provider stands for; `None` if none is named.
     pub browsers: Option<BTreeSet<SessionId>>,
+    /// How many browsers' login sessions ended.
+    pub browsers_ended: usize,
     /// Browsers' login sessions of these people that were proven after the event.
     pub kept: BTreeSet<SessionId>,
 }

@@ -20,6 +20,8 @@ const HELD: Duration = Duration::from_secs(90);
 /// How long is waited after a failure, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After how many answers in a row with something in them is waited nevertheless: a transmitter may hear no acknowledgement.
+const EAGER: u32 = 64;
 /// The longest name of a token in an answer, bytes.
 const MAX_NAME: usize = 255;
 
@@ -57,7 +59,7 @@ pub(crate) async fn poll(receiver: Arc<Receiver>, mut stop: watch::Receiver<bool
     let Some(Ok(url)) = receiver.settings.poll_url.as_deref().map(url::Url::parse) else { return };
     let bearer = receiver.bearer.clone();
     let mut said = Said::default();
-    let mut pause = FIRST_PAUSE;
+    let (mut pause, mut eager) = (FIRST_PAUSE, 0);
     loop {
         let begun = tokio::time::Instant::now();
         let question = said.question();
@@ -77,9 +79,10 @@ pub(crate) async fn poll(receiver: Arc<Receiver>, mut stop: watch::Receiver<bool
                 pause = FIRST_PAUSE;
                 said = take(&receiver, &answer).await;
                 let is_empty = said.taken.is_empty() && said.refused.is_empty();
+                eager = if is_empty { 0 } else { eager + 1 };
                 match is_empty && !answer.more_available {
                     true => receiver.settings.poll_interval.get().saturating_sub(begun.elapsed()),
-                    false if is_empty => FIRST_PAUSE, // there is something, and it could not be decided
+                    false if is_empty || eager % EAGER == 0 => FIRST_PAUSE, // it could not be decided, or does not end
                     false => Duration::ZERO,
                 }
             }

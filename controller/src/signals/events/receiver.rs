@@ -243,7 +243,7 @@ impl Receiver {
             };
             let browsers = vouchers.browsers_of(people_of, session.handles(), &people).await?;
             for browser in &browsers {
-                sessions.end(*browser).await?;
+                whom.browsers_ended += usize::from(sessions.end(*browser).await?);
             }
             let is_narrowed = event.subject.session().is_some() && !browsers.is_empty();
             whom.browsers = Some(browsers);
@@ -252,7 +252,9 @@ impl Receiver {
             }
         }
         for person in whom.surely.union(&whom.perhaps) {
-            whom.kept.extend(sessions.end_proven_until(people_of, person, event.at).await?);
+            let (ended, kept) = sessions.end_proven_until(people_of, person, event.at).await?;
+            whom.browsers_ended += ended;
+            whom.kept.extend(kept);
         }
         Ok(whom)
     }

@@ -78,3 +78,23 @@ async fn a_logout_never_ends_less_than_what_it_may_mean() {
     vouchers.forget(&[session(2)].into()).await.expect("forgotten");
     assert_eq!(vouchers.ends(&logout(Some("alice"), Some("gone"))).await.expect("ends"), alice);
 }
+
+#[tokio::test]
+async fn sessions_at_the_provider_are_found_by_their_names_and_of_a_person_those_without_one() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(Some("s1"), None), at(1)).await.expect("put");
+    vouchers.put(session(2), ALICE, &vouching(None, None), at(1)).await.expect("put");
+    vouchers.put(session(3), (ALICE.0, "bob"), &vouching(Some("s3"), None), at(1)).await.expect("put");
+    vouchers.put(session(4), ("https://other", "alice"), &vouching(Some("s1"), None), at(1)).await.expect("put");
+    let alice = BTreeSet::from(["alice".to_owned()]);
+    for (sids, people, expected) in [
+        (&["s1"][..], BTreeSet::new(), vec![1]),
+        (&["s1", "s3"], BTreeSet::new(), vec![1, 3]),
+        (&["s1"], alice.clone(), vec![1, 2]),
+        (&["s3"], alice, vec![2]), // another's session is not hers, and the one without a name may be it
+        (&["gone"], BTreeSet::new(), vec![]),
+    ] {
+        let found = vouchers.browsers_of(ALICE.0, sids.iter().copied(), &people).await.expect("found");
+        assert_eq!(found, expected.into_iter().map(session).collect(), "{sids:?} {people:?}");
+    }
+}

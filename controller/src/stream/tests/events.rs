@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postern_common::time::WallTime;
+use postern_common::{id::SessionId, time::WallTime};
 use serde_json::{Value, json};
 
 use super::world::{ISSUER, START_WALL, World, person};
@@ -229,6 +229,37 @@ fn a_person_is_found_by_every_name_and_a_device_narrows() {
     let device = json!({"format": "opaque", "id": device});
     scene.tell("session-revoked", json!({}), json!({"format": "complex", "user": bob(), "device": device}));
     assert!(scene.passes(scene.bob, WIKI) && !scene.passes(second, WIKI));
+}
+
+#[test]
+fn a_session_at_the_provider_means_what_was_confirmed_in_its_browsers_alone() {
+    let browser = |number: u8| SessionId::from_bytes([number; 16]);
+    let in_browser = |number: u8| Person { web_session: browser(number), ..person("bob", &["staff"]) };
+    let subject = |session: Value| json!({"format": "complex", "user": bob(), "session": session});
+    let session = json!({"format": "opaque", "id": "sid-1"});
+    // (the subject, the browsers that the pages found, whether what was confirmed in browser 9 and in browser 5 ends)
+    for (subject, found, ends) in [
+        (subject(session.clone()), Some(vec![browser(5)]), [false, true]),
+        (json!({"format": "complex", "session": session.clone()}), Some(vec![browser(5)]), [false, true]),
+        (json!({"format": "complex", "session": session.clone()}), Some(vec![]), [false, false]),
+        (json!({"format": "complex", "session": session.clone()}), None, [false, false]),
+        (session.clone(), Some(vec![browser(5)]), [false, true]),
+        // Nobody knows which session that is: all of the person's.
+        (subject(session), Some(vec![]), [true, true]),
+    ] {
+        let mut scene = scene();
+        let second = scene.world.laptop("bob-second", &in_browser(5));
+        let claims = scene.claims(&format!("{CAEP}session-revoked"), json!({}), subject.clone());
+        let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400 };
+        let event = set::read(claims.to_string().as_bytes(), expected, scene.world.now.wall).expect("an event");
+        let (_, mut whom) = scene.world.core.look_at_event(&scene.binding, &event);
+        whom.browsers = found.map(|found| found.into_iter().collect());
+        scene.world.core.take_event(&scene.binding, &event, Some(whom), scene.world.now);
+        scene.world.pump();
+        scene.world.run(Duration::from_secs(1));
+        let ended = [scene.bob, second].map(|node| !scene.passes(node, WIKI));
+        assert_eq!(ended, ends, "{subject}");
+    }
 }
 
 #[test]
