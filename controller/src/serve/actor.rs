@@ -181,6 +181,12 @@ impl Handle {
         self.turns.clone()
     }
 
+    /// Makes a handle of an actor that has ended, for tests of what does not need it.
+    #[cfg(test)]
+    pub(crate) fn ended() -> Self {
+        Self { commands: mpsc::channel(1).0, turns: watch::channel(0).1 }
+    }
+
     async fn send(&self, command: Command) -> Result<(), Stopped> {
         self.commands.send(command).await.map_err(|_| Stopped)
     }

@@ -144,7 +144,67 @@ async fn end(
 
 #[cfg(test)]
 mod tests {
+    use axum::{Json, Router, extract::State, routing::get, routing::post};
+    use serde_json::{Value, json};
+    use tokio::sync::Barrier;
+    use zeroize::Zeroizing;
+
     use super::*;
+    use crate::{
+        identity::{
+            local::SealingKey,
+            oidc::ProviderSettings,
+            sessions::{SessionLimits, test_pool},
+        },
+        signals::provider::Vouching,
+    };
+
+    /// A provider that answers nobody before half of [`AT_ONCE`] ask.
+    async fn provider() -> (Arc<Provider>, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let issuer = format!("http://{}", listener.local_addr().expect("an address"));
+        let together = Arc::new(Barrier::new(AT_ONCE / 2));
+        let token = async |State(together): State<Arc<Barrier>>| {
+            together.wait().await;
+            Json(json!({"access_token": "a", "token_type": "Bearer"}))
+        };
+        let at = issuer.clone();
+        let metadata: Value = json!({
+            "issuer": at, "authorization_endpoint": format!("{at}/auth"), "token_endpoint": format!("{at}/token"),
+            "jwks_uri": format!("{at}/jwks"), "response_types_supported": ["code"],
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["EdDSA"],
+        });
+        let router = Router::new()
+            .route("/.well-known/openid-configuration", get(async move || Json(metadata.clone())))
+            .route("/jwks", get(async || Json(json!({"keys": []}))))
+            .route("/token", post(token))
+            .with_state(together);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let settings = ProviderSettings::new(issuer.parse().expect("a URL"), "postern");
+        let own = "https://ctl.example".parse().expect("a URL");
+        (Provider::new(settings, &own).expect("a provider"), issuer)
+    }
+
+    #[tokio::test]
+    async fn questions_are_under_way_beside_each_other_and_more_than_one_batch_in_a_round() {
+        let (provider, issuer) = provider().await;
+        let pool = test_pool().await;
+        let vouchers = Vouchers::new(pool.clone(), SealingKey::from_bytes([7; 32]));
+        let sessions = WebSessions::new(pool, SessionLimits::default());
+        let now = clock::now().wall;
+        for number in 0..160u8 {
+            let vouching = Vouching { sid: None, refresh_token: Some(Zeroizing::new(format!("t-{number}"))) };
+            let session = SessionId::from_bytes([number; 16]);
+            let long_ago = WallTime::from_millis(1);
+            vouchers.put(session, (&issuer, &format!("p-{number}")), &vouching, long_ago).await.expect("put");
+        }
+        let settings = Settings { interval: Duration::from_secs(5), grace: Duration::from_secs(3_600) };
+        check(&provider, &vouchers, &sessions, &Handle::ended(), settings, now).await.expect("checked");
+        let left = vouchers.due(WallTime::from_millis(now.as_millis() - 1), now, 1_000).await.expect("asked");
+        assert_eq!(left.len(), 0, "all were asked");
+        let all = vouchers.due(now.saturating_add(ROUND), now.saturating_add(ROUND), 1_000).await.expect("asked");
+        assert!(all.len() == 160 && all.iter().all(|due| due.failing_since.is_none()), "the provider answered");
+    }
 
     #[test]
     fn whoever_is_due_together_is_asked_within_half_an_interval_and_not_at_once() {
