@@ -120,9 +120,10 @@ impl Core {
 
     fn scan_told(&mut self, node: DeviceId, scan: &Scan, now: Now) {
         let device = scan.device.unwrap_or(node);
-        let meets = device == node || self.peers_of.get(&node).is_some_and(|peers| peers.contains(&device));
-        let limit = self.leases.get(&device).and_then(|lease| lease.scan.clone());
-        let limit = limit.filter(|limit| meets && limit.rule == scan.rule && limit.budget == scan.budget);
+        // Who may open something on another machine must not accuse that one: only the other way round is asked of it.
+        let lease = self.leases.get(&device).filter(|lease| device == node || lease.destinations.contains(&node));
+        let limit = lease.and_then(|lease| lease.scan.clone());
+        let limit = limit.filter(|limit| limit.rule == scan.rule && limit.budget == scan.budget);
         let response = limit.as_ref().and_then(|limit| self.policy.scan_response(&limit.rule));
         let (Some(limit), Some(response)) = (limit, response) else {
             self.counters.behaviour_refused += 1;

@@ -105,7 +105,8 @@ impl Core {
             endpoints: device.endpoints.clone(),
             inbound: list(&view.inbound),
             outbound: list(&view.outbound),
-            scan: self.leases.get(&peer).and_then(|lease| lease.scan.clone()),
+            // Of a machine that may open nothing here, nothing is to be told.
+            scan: self.leases.get(&peer).filter(|_| !view.inbound.is_empty()).and_then(|lease| lease.scan.clone()),
         };
         Some((grant, view))
     }

@@ -300,6 +300,23 @@ fn a_node_accuses_nobody_whom_it_does_not_meet_and_not_everybody() {
     assert!(town.refused() >= 4);
 }
 
+#[test]
+fn a_laptop_accuses_no_server_that_it_may_open() {
+    let policy = POLICY.replace(
+        "from = [\"group:staff\"]\nrefused",
+        "from = [\"group:staff\", \"service:files\"]\nrefused",
+    );
+    let mut town = town_with(97, &policy);
+    let (one, laptop) = (town.one, town.laptop);
+    let server = town.world.nodes[one].id();
+    let own = town.world.nodes[one].own.as_ref().and_then(|own| own.scan.clone()).expect("servers have the limit too");
+    assert!(town.world.nodes[laptop].peers[&server].scan.is_none(), "what may open nothing is not to be watched");
+    town.scan(laptop, Some(server), own.budget);
+    assert!(town.world.core.list_quarantines().is_empty() && town.alerts(AlertKind::Scan) == 0);
+    assert_eq!(town.refused(), 1);
+    assert!(town.passes(laptop, "tcp/443"));
+}
+
 struct Map(HashMap<IpAddr, Place>);
 
 impl Atlas for Map {
