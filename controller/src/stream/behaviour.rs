@@ -10,7 +10,8 @@
 //! Invariants:
 //! - A node is believed about those alone who may open something on it, under the limit that its document carries: another rule,
 //!   measure, window or budget is dropped and counted. What it says of itself, it may.
-//! - A limit is passed once for a budget: the response begins another one.
+//! - A limit is passed once for a budget: the response begins another one. What is taken already is not taken again, nor told again.
+//! - The word of one node closes a few in an hour, whatever it says ([`crate::signals::behaviour`]): its own doors it shuts anyway.
 //! - Where a rule is only watched, an alert is all that follows.
 
 use std::time::Duration;
@@ -26,7 +27,10 @@ use postern_common::{
 use super::{core::Core, restraint::SignalResponse};
 use crate::{
     records::{DeviceRecord, Quarantined, Restrained},
-    signals::alerts::{About, AlertKind},
+    signals::{
+        alerts::{About, AlertKind},
+        behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, Word},
+    },
 };
 
 impl Core {
@@ -56,6 +60,12 @@ impl Core {
             self.counters.messages_refused += 1;
             return;
         }
+        let mut scans = scans;
+        // Each may be records and an alert. A node tells of a scan again as long as nothing followed.
+        if !scans.is_empty() && !self.paces.get_mut(&node).is_some_and(|pace| pace.scans.take(now.monotonic)) {
+            self.counters.messages_refused += 1;
+            scans.clear();
+        }
         for usage in usages {
             self.usage_told(node, &usage, now);
         }
@@ -84,38 +94,75 @@ impl Core {
             self.counters.behaviour_refused += 1;
             return;
         };
-        if self.usages.hear(node, usage, now.monotonic) > limit.most {
-            self.limit_passed(usage, now);
+        let mut sum = self.usages.hear(node, usage, now.monotonic);
+        while sum > limit.most {
+            let Some(sayer) = self.usages.says_most(usage) else { return };
+            if self.limit_passed(sayer, usage, now) == Word::Counts {
+                return;
+            }
+            sum = self.usages.leave_out(sayer, usage);
         }
     }
 
-    fn limit_passed(&mut self, usage: &Usage, now: Now) {
+    /// Answers a limit that was passed, mostly by what `sayer` says.
+    fn limit_passed(&mut self, sayer: DeviceId, usage: &Usage, now: Now) -> Word {
         let known = self.policy.limit(&usage.rule, usage.measure, usage.within_ms, now.wall);
-        let Some((limit, response)) = known else { return };
-        if response == LimitResponse::Alert && !self.usages.may_alert(usage, now.monotonic) {
-            return;
-        }
-        let reason = format!("{}: more than {limit}", usage.resource);
-        let name = self.registry.subject_name(usage.subject);
-        let about = About { subject: Some(usage.subject), device: None, resource: Some(usage.resource.clone()) };
+        let Some((limit, response)) = known else { return Word::Counts };
+        let whom = Restrained::Subject(usage.subject);
+        let (accusers, most, response) = match response {
+            LimitResponse::Challenge => {
+                let (rule, resource) = (usage.rule.clone(), usage.resource.clone());
+                let challenge = SignalResponse::Challenge(Reach::Access { rule, resource });
+                (&mut self.challenged_subjects, MAX_CHALLENGED, Some(challenge))
+            }
+            LimitResponse::Alert => (&mut self.challenged_subjects, MAX_CHALLENGED, None),
+            LimitResponse::Restrict(resources) => {
+                (&mut self.accused_subjects, MAX_ACCUSED, Some(SignalResponse::Restrict(resources)))
+            }
+            LimitResponse::Terminate | LimitResponse::Quarantine => {
+                (&mut self.accused_subjects, MAX_ACCUSED, Some(SignalResponse::Terminate))
+            }
+        };
         let kind = match usage.measure {
             Measure::Download | Measure::Upload => AlertKind::Volume,
             Measure::Connections => AlertKind::Rate,
         };
+        let word = accusers.accuse(sayer, usage.subject, now.monotonic);
+        if word != Word::Counts {
+            self.counters.behaviour_refused += 1;
+            let says = format!("of more than {most} subjects that they pass limits");
+            self.not_believed(kind, sayer, word, &says, now);
+            return word;
+        }
+        // What is taken already is not taken again at every word of a node, each of which would be a record and an alert.
+        let is_answered = match &response {
+            Some(response) => self.is_taken(whom, response),
+            None => !self.usages.may_alert(usage, now.monotonic),
+        };
+        if is_answered {
+            return word;
+        }
+        let reason = format!("{}: more than {limit}", usage.resource);
+        let name = self.registry.subject_name(usage.subject);
+        let about = About { subject: Some(usage.subject), device: None, resource: Some(usage.resource.clone()) };
         let text = format!("{name}: more than {limit} of {} (rule \"{}\"): {}", usage.resource, usage.rule, limit.then);
         self.alert(kind, text, about, now);
-        let response = match response {
-            LimitResponse::Challenge => {
-                let (rule, resource) = (usage.rule.clone(), usage.resource.clone());
-                SignalResponse::Challenge(Reach::Access { rule, resource })
-            }
-            LimitResponse::Restrict(resources) => SignalResponse::Restrict(resources),
-            LimitResponse::Terminate | LimitResponse::Quarantine => SignalResponse::Terminate,
-            LimitResponse::Alert => return,
-        };
+        let Some(response) = response else { return word };
         self.usages.begin_anew(usage.subject);
         let by = format!("limit of rule \"{}\"", usage.rule);
-        self.respond_without_telling(Restrained::Subject(usage.subject), response, &reason, &by, now);
+        self.respond_without_telling(whom, response, &reason, &by, now);
+        word
+    }
+
+    /// Says, once in a while, that a node speaks of too many for its word to count.
+    fn not_believed(&mut self, kind: AlertKind, node: DeviceId, word: Word, says: &str, now: Now) {
+        if word != Word::NewlyTooMany {
+            return;
+        }
+        let machine = self.registry.machine_name(node);
+        let within = postern_common::diagnostics::HumanDuration::new(ACCUSED_WITHIN);
+        let text = format!("{machine} says {says} within {within}: no more follows from its word, look at it");
+        self.alert(kind, text, About { device: Some(node), ..About::default() }, now);
     }
 
     fn scan_told(&mut self, node: DeviceId, scan: &Scan, now: Now) {
@@ -129,8 +176,21 @@ impl Core {
             self.counters.behaviour_refused += 1;
             return;
         };
-        if device != node && !self.accusers.accuse(node, device, now.monotonic) {
+        let whom = Restrained::Device(device);
+        let restraint = SignalResponse::of(response.clone());
+        if restraint.as_ref().is_some_and(|restraint| self.is_taken(whom, restraint)) {
+            return;
+        }
+        let word = if device == node { Word::Counts } else { self.accusers.accuse(node, device, now.monotonic) };
+        if word != Word::Counts {
             self.counters.behaviour_refused += 1;
+            self.not_believed(
+                AlertKind::Scan,
+                node,
+                word,
+                &format!("of more than {MAX_ACCUSED} machines that they scan"),
+                now,
+            );
             return;
         }
         let (machine, seen_by) = (self.registry.machine_name(device), self.registry.machine_name(node));
@@ -148,10 +208,10 @@ impl Core {
             // It fails only if there are very many already; whoever is in quarantine has no lease, and does not come here.
             if let Err(error) = self.quarantine(Quarantined::Device(device), &reason, &by, now) {
                 tracing::error!(%error, device = %device, "a machine that scans is not in quarantine");
-                self.respond_without_telling(Restrained::Device(device), SignalResponse::Terminate, &reason, &by, now);
+                self.respond_without_telling(whom, SignalResponse::Terminate, &reason, &by, now);
             }
-        } else if let Some(response) = SignalResponse::of(response) {
-            self.respond_without_telling(Restrained::Device(device), response, &reason, &by, now);
+        } else if let Some(response) = restraint {
+            self.respond_without_telling(whom, response, &reason, &by, now);
         }
     }
 

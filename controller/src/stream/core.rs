@@ -8,7 +8,7 @@ use std::{
 
 use postern_common::{
     grant::OwnGrant,
-    id::{DeviceId, Nonce, SessionId},
+    id::{DeviceId, Nonce, SessionId, SubjectId},
     key::{ControllerPublicKey, ControllerSigningKey},
     policy::{Entitlement, Policy, TargetNode, Targets},
     protocol::Refusal,
@@ -110,7 +110,9 @@ pub struct Core {
     pub(super) postures: posture::Book,
     /// How much of limits every node says was used.
     pub(super) usages: behaviour::Book,
-    pub(super) accusers: behaviour::Accusers,
+    pub(super) accusers: behaviour::Accusers<DeviceId>,
+    pub(super) accused_subjects: behaviour::Accusers<SubjectId>,
+    pub(super) challenged_subjects: behaviour::Accusers<SubjectId>,
     pub(super) provisioning: Provisioning,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
@@ -178,7 +180,9 @@ impl Core {
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
             usages: behaviour::Book::default(),
-            accusers: behaviour::Accusers::default(),
+            accusers: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
+            accused_subjects: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
+            challenged_subjects: behaviour::Accusers::new(behaviour::MAX_CHALLENGED),
             timers: Timers::default(),
             flush_first: VecDeque::new(),
             flush_then: VecDeque::new(),
@@ -274,6 +278,8 @@ impl Core {
         self.sweep_events(now);
         self.usages.sweep(now.monotonic);
         self.accusers.sweep(now.monotonic);
+        self.accused_subjects.sweep(now.monotonic);
+        self.challenged_subjects.sweep(now.monotonic);
         self.sweep_provisioning(now);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =

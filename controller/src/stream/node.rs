@@ -120,6 +120,8 @@ pub(crate) struct Pace {
     pub(crate) changes: Questions,
     /// Limits reports of posture.
     pub(crate) postures: Questions,
+    /// Limits reports of scans.
+    pub(crate) scans: Questions,
     /// When an alert about a burst of refusals was raised; it outlives the stream, which a node may open anew at will.
     pub(crate) burst_told: Option<Monotonic>,
 }
@@ -127,7 +129,7 @@ pub(crate) struct Pace {
 impl Pace {
     pub(crate) const fn new(now: Monotonic) -> Self {
         let questions = Questions::new(now);
-        Self { hellos: questions, changes: Questions::new(now), postures: Questions::new(now), burst_told: None }
+        Self { hellos: questions, changes: questions, postures: questions, scans: questions, burst_told: None }
     }
 }
 

@@ -48,6 +48,16 @@ pub enum SignalResponse {
     Terminate,
 }
 
+impl SignalResponse {
+    fn takes(&self) -> Takes {
+        match self {
+            Self::Challenge(reach) => Takes::Proof { reach: reach.clone() },
+            Self::Restrict(resources) => Takes::AllBut { resources: resources.clone() },
+            Self::Terminate => Takes::Proof { reach: Reach::Everything },
+        }
+    }
+}
+
 impl Core {
     /// Makes a response to a signal take effect, durably. `reason` is told to the person: `credentials were changed`. `by` is the
     /// operating system's user, or the signal: `limit of rule "payroll"`.
@@ -87,12 +97,7 @@ impl Core {
         by: &str,
         now: Now,
     ) {
-        let takes = match &response {
-            SignalResponse::Challenge(reach) => Takes::Proof { reach: reach.clone() },
-            SignalResponse::Restrict(resources) => Takes::AllBut { resources: resources.clone() },
-            SignalResponse::Terminate => Takes::Proof { reach: Reach::Everything },
-        };
-        self.restrain(whom, takes, reason, by, now.wall);
+        self.restrain(whom, response.takes(), reason, by, now.wall);
         let devices = self.devices_restrained(whom);
         match response {
             SignalResponse::Challenge(_) | SignalResponse::Restrict(_) => {}
@@ -121,6 +126,24 @@ impl Core {
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
         }
+    }
+
+    /// Tells whether a response would take nothing that is not taken already, on any machine.
+    pub(super) fn is_taken(&self, whom: Restrained, response: &SignalResponse) -> bool {
+        let takes = response.takes();
+        let held = self.registry.restraints_of(whom);
+        let Some(record) = held.iter().find(|record| record.takes == takes) else { return false };
+        self.devices_restrained(whom).into_iter().all(|device| match response {
+            SignalResponse::Restrict(_) => true,
+            SignalResponse::Challenge(_) => {
+                self.registry.is_of_service(device)
+                    || self.registry.session_on(device).is_none()
+                    || self.binds(record, device)
+            }
+            SignalResponse::Terminate => {
+                self.registry.is_of_service(device) || self.registry.session_on(device).is_none()
+            }
+        })
     }
 
     fn restrain(&mut self, whom: Restrained, takes: Takes, reason: &str, by: &str, since: WallTime) {

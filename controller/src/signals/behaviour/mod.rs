@@ -10,10 +10,13 @@
 //! or not the node is still there.
 //!
 //! Bounds: an entry for each limit of a subject, made only for what a node may report (the core asks its leases), and one value in it
-//! for each node; what is old goes with [`Book::sweep`]. [`Accusers`] remembers [`MAX_ACCUSED`] machines of a node.
+//! for each node; what is old goes with [`Book::sweep`]. [`Accusers`] remembers [`MAX_ACCUSED`] machines of a node, [`MAX_ACCUSED`]
+//! subjects and [`MAX_CHALLENGED`] more whom its word asks for no more than a sign-in.
 //!
 //! Threat: a server that was taken over accuses laptops, or says that somebody used much. It can speak of those alone who may open
-//! something on it, and have no more than [`MAX_ACCUSED`] taken for scanners within [`ACCUSED_WITHIN`].
+//! something on it, and have no more than so many of them within [`ACCUSED_WITHIN`] taken for scanners, restricted or sent away. Who
+//! said most of a sum has to answer for it: what a server says beyond that is left out of the sum, so that it cannot fill a sum up to
+//! the limit and let another server pass it. Alerts say that somebody has to look at it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,8 +29,10 @@ use postern_common::{
     time::Monotonic,
 };
 
-/// The most machines that one node may accuse within [`ACCUSED_WITHIN`].
+/// The most machines, and subjects, whom one node's word closes within [`ACCUSED_WITHIN`].
 pub const MAX_ACCUSED: usize = 16;
+/// The most subjects of whom one node's word asks a fresh sign-in, or raises an alert, within [`ACCUSED_WITHIN`].
+pub const MAX_CHALLENGED: usize = 64;
 /// See [`MAX_ACCUSED`].
 pub const ACCUSED_WITHIN: Duration = Duration::from_secs(3_600);
 
@@ -71,6 +76,19 @@ impl Book {
         sum
     }
 
+    /// Names the node that said most of a sum; nobody if nothing is said.
+    pub fn says_most(&self, usage: &Usage) -> Option<DeviceId> {
+        let entry = self.entries.get(&key(usage))?;
+        entry.at_nodes.iter().max_by_key(|(_, (used, _))| *used).map(|(node, _)| *node)
+    }
+
+    /// Leaves what a node said out of a sum until it says something again; returns the sum of the others.
+    pub fn leave_out(&mut self, node: DeviceId, usage: &Usage) -> u64 {
+        let Some(entry) = self.entries.get_mut(&key(usage)) else { return 0 };
+        entry.at_nodes.remove(&node);
+        entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used))
+    }
+
     /// Tells whether an alert about a limit is due that is only watched: once in its window.
     pub fn may_alert(&mut self, usage: &Usage, now: Monotonic) -> bool {
         let within = Duration::from_millis(usage.within_ms);
@@ -97,32 +115,60 @@ impl Book {
     }
 }
 
-/// Who said of whom that it scans, lately.
-#[derive(Debug, Default)]
-pub struct Accusers {
-    of_node: BTreeMap<DeviceId, VecDeque<(Monotonic, DeviceId)>>,
+/// Of whom each node said lately that something must follow.
+#[derive(Debug)]
+pub struct Accusers<T> {
+    most: usize,
+    of_node: BTreeMap<DeviceId, Accused<T>>,
 }
 
-impl Accusers {
-    /// Tells whether a node may accuse a machine now, and notes that it does.
-    pub fn accuse(&mut self, node: DeviceId, accused: DeviceId, now: Monotonic) -> bool {
-        let lately = self.of_node.entry(node).or_default();
-        lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
-        let is_known = lately.iter().any(|(_, known)| *known == accused);
-        if !is_known && lately.len() >= MAX_ACCUSED {
-            return false;
+#[derive(Debug)]
+struct Accused<T> {
+    lately: VecDeque<(Monotonic, T)>,
+    /// When somebody was told that this node says it of too many.
+    told: Option<Monotonic>,
+}
+
+/// What a node's word is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It counts.
+    Counts,
+    /// It speaks of too many. That is said for the first time within [`ACCUSED_WITHIN`].
+    NewlyTooMany,
+    /// It speaks of too many, as it has been said.
+    TooMany,
+}
+
+impl<T: PartialEq> Accusers<T> {
+    /// Remembers so many of each node.
+    pub const fn new(most: usize) -> Self {
+        Self { most, of_node: BTreeMap::new() }
+    }
+
+    /// Tells whether a node may accuse somebody now, and notes that it does.
+    pub fn accuse(&mut self, node: DeviceId, accused: T, now: Monotonic) -> Word {
+        let of_node = self.of_node.entry(node).or_insert_with(|| Accused { lately: VecDeque::new(), told: None });
+        of_node.lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
+        if of_node.lately.iter().any(|(_, known)| *known == accused) {
+            return Word::Counts;
         }
-        if !is_known {
-            lately.push_back((now, accused));
+        if of_node.lately.len() < self.most {
+            of_node.lately.push_back((now, accused));
+            return Word::Counts;
         }
-        true
+        if of_node.told.is_some_and(|told| now.since(told) < ACCUSED_WITHIN) {
+            return Word::TooMany;
+        }
+        of_node.told = Some(now);
+        Word::NewlyTooMany
     }
 
     /// Forgets what was long ago.
     pub fn sweep(&mut self, now: Monotonic) {
-        self.of_node.retain(|_, lately| {
-            lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
-            !lately.is_empty()
+        self.of_node.retain(|_, of_node| {
+            of_node.lately.retain(|(at, _)| now.since(*at) < ACCUSED_WITHIN);
+            !of_node.lately.is_empty()
         });
     }
 }
@@ -177,13 +223,15 @@ mod tests {
 
     #[test]
     fn a_node_accuses_a_few_machines_in_an_hour_and_no_more() {
-        let mut accusers = Accusers::default();
-        let accused = |accusers: &mut Accusers, from: u8, to: u8, seconds| {
-            (from..to).filter(|number| accusers.accuse(device(200), device(*number), at(seconds))).count()
+        let mut accusers = Accusers::new(MAX_ACCUSED);
+        let accused = |accusers: &mut Accusers<DeviceId>, from: u8, to: u8, seconds| {
+            let counts = |number: &u8| accusers.accuse(device(200), device(*number), at(seconds)) == Word::Counts;
+            (from..to).filter(counts).count()
         };
         assert_eq!(accused(&mut accusers, 0, 100, 0), MAX_ACCUSED);
         assert_eq!(accused(&mut accusers, 0, 1, 1), 1, "the same machine again");
-        assert!(accusers.accuse(device(201), device(99), at(1)), "another node");
+        assert_eq!(accusers.accuse(device(201), device(99), at(1)), Word::Counts, "another node");
+        assert_eq!(accusers.accuse(device(200), device(99), at(2)), Word::TooMany, "somebody was told");
         assert_eq!(accused(&mut accusers, 50, 52, 3_601), 2, "an hour later");
     }
 }

@@ -18,7 +18,7 @@ use postern_common::{
 use super::world::{World, person};
 use crate::{
     identity::random::Token,
-    records::{Person, Quarantined, Restrained},
+    records::{AuditEvent, Person, Quarantined, Restrained},
     signals::{alerts::AlertKind, place::Atlas},
 };
 
@@ -302,10 +302,8 @@ fn a_node_accuses_nobody_whom_it_does_not_meet_and_not_everybody() {
 
 #[test]
 fn a_laptop_accuses_no_server_that_it_may_open() {
-    let policy = POLICY.replace(
-        "from = [\"group:staff\"]\nrefused",
-        "from = [\"group:staff\", \"service:files\"]\nrefused",
-    );
+    let policy =
+        POLICY.replace("from = [\"group:staff\"]\nrefused", "from = [\"group:staff\", \"service:files\"]\nrefused");
     let mut town = town_with(97, &policy);
     let (one, laptop) = (town.one, town.laptop);
     let server = town.world.nodes[one].id();
@@ -315,6 +313,82 @@ fn a_laptop_accuses_no_server_that_it_may_open() {
     assert!(town.world.core.list_quarantines().is_empty() && town.alerts(AlertKind::Scan) == 0);
     assert_eq!(town.refused(), 1);
     assert!(town.passes(laptop, "tcp/443"));
+}
+
+/// A server, and people who may open it, each on a laptop.
+fn crowd(seed: u64, people: usize, policy: &str) -> (Town, Vec<usize>) {
+    let mut world = World::new(seed, policy);
+    let one = world.server("files-1", Some("files"), &["files"]);
+    let two = world.server("files-2", Some("files"), &["files"]);
+    let alice = world.laptop("alice-laptop", &person("alice", &["staff"]));
+    let others = (1..people).map(|number| {
+        let name = format!("person{number}");
+        world.laptop(&format!("{name}-laptop"), &person(&name, &["staff"]))
+    });
+    let laptops: Vec<usize> = [alice].into_iter().chain(others).collect();
+    world.run(seconds(1));
+    (Town { world, one, two, laptop: laptops[0], phone: laptops[1], bobs: laptops[2] }, laptops)
+}
+
+#[test]
+fn one_server_closes_a_few_people_by_its_word_and_cannot_have_another_server_say_it() {
+    let (mut town, laptops) = crowd(98, 20, POLICY);
+    let (one, two) = (town.one, town.two);
+    let of = |town: &Town, laptop: usize, used: u64| {
+        let subject = town.world.nodes[one].peers[&town.world.nodes[laptop].id()].subject;
+        Usage { subject, ..town.usage(Measure::Upload, used, 0) }
+    };
+    // All but one byte, of everybody: nothing follows, and the other server's byte would be the one too many.
+    for laptop in &laptops {
+        let (most, byte) = (of(&town, *laptop, 1_000), of(&town, *laptop, 1));
+        town.tell(one, most);
+        town.tell(two, byte);
+    }
+    let closed = |town: &Town| laptops.iter().filter(|laptop| !town.passes(**laptop, "tcp/443")).count();
+    assert_eq!(closed(&town), 16, "then a person has to look at the server");
+    for laptop in &laptops {
+        let much = of(&town, *laptop, 5_000);
+        town.tell(one, much);
+    }
+    assert_eq!(closed(&town), 16);
+    let told: Vec<&str> = town.world.store.alerts.iter().map(|alert| alert.text.as_str()).collect();
+    let of_server = told.iter().filter(|text| text.starts_with("files-1 says of more than 16 subjects")).count();
+    assert_eq!((of_server, told.len()), (1, 17), "{told:?}");
+    let last = of(&town, laptops[19], 1_001);
+    town.tell(two, last);
+    assert_eq!(closed(&town), 17, "another server's own word counts");
+}
+
+#[test]
+fn what_is_taken_already_is_not_taken_and_told_again_at_every_word() {
+    let policy = POLICY
+        .replace("refused = \"20/m\"\non_exceed = \"quarantine\"", "refused = \"20/m\"\non_exceed = \"challenge\"");
+    let mut town = town_with(99, &policy);
+    let (one, laptop) = (town.one, town.laptop);
+    let taken = |town: &Town| {
+        let told = |event: &&AuditEvent| matches!(event, AuditEvent::Restrained { .. });
+        (town.world.audit.iter().filter(told).count(), town.alerts(AlertKind::Scan), town.alerts(AlertKind::Volume))
+    };
+    let scans = |town: &mut Town| {
+        for _ in 0..50 {
+            let own = town.world.nodes[laptop].own.as_ref().and_then(|own| own.scan.clone()).expect("told");
+            town.scan(laptop, None, own.budget);
+        }
+    };
+    scans(&mut town);
+    assert!(!town.passes(laptop, "tcp/443"));
+    assert_eq!(taken(&town), (1, 1, 0), "it tells of itself as often as it likes");
+    town.step_up(laptop);
+    assert!(town.passes(laptop, "tcp/443"));
+    scans(&mut town);
+    assert_eq!(taken(&town), (2, 2, 0), "and is asked again once it has answered");
+    for _ in 0..20 {
+        let budget = town.world.nodes[one].peers[&town.world.nodes[town.phone].id()].inbound.iter();
+        let budget = budget.map(|permission| permission.limits.budget).max().expect("it may come in");
+        let usage = town.usage(Measure::Upload, 5_000, budget);
+        town.tell(one, usage);
+    }
+    assert_eq!(taken(&town), (3, 2, 1), "so does a server");
 }
 
 struct Map(HashMap<IpAddr, Place>);
