@@ -16,6 +16,7 @@ use super::{
     place::Place,
     proof::Phishing,
     read::Reading,
+    restraint::{Reach, Restraint},
     subject::{Assurance, RequestContext, Subject, TargetNode, Targets, UserIdentity},
 };
 use crate::{
@@ -131,6 +132,9 @@ impl Reading<'_> {
             country: table.parsed("country", &mut self.diagnostics).map(Spanned::into_inner),
             asn: table.parsed("asn", &mut self.diagnostics).map(Spanned::into_inner),
         };
+        let challenged = table.flag("challenged", &mut self.diagnostics).unwrap_or(false);
+        let challenged = challenged.then(|| "the test says that the sign-in is challenged".to_owned());
+        let restricted_to = table.text("restricted_to", &mut self.diagnostics).and_then(|name| self.set_named(&name));
         let subject = match (user, service) {
             (Some(user), None) => {
                 let identity = match user.get_ref().strip_prefix("oidc/") {
@@ -163,6 +167,8 @@ impl Reading<'_> {
             posture,
             address,
             place,
+            challenged,
+            restricted_to,
             name: None,
             line: 0,
             span: value.span(),
@@ -221,6 +227,18 @@ impl Policy {
         TestOutcome { name: test.name.clone().unwrap_or(what), location: model.location(test.line), failure }
     }
 
+    fn restraints_of(&self, test: &TestCase, now: WallTime) -> Vec<Restraint> {
+        let challenge = test.challenged.iter().map(|reason| {
+            let reason = reason.clone();
+            Restraint::Challenge { reach: Reach::Everything, since: now, reason }
+        });
+        let only = test.restricted_to.iter().map(|set| Restraint::Only {
+            resources: self.set(*set),
+            reason: format!("the test says that only \"{}\" is left", self.model.sets[*set].name),
+        });
+        challenge.chain(only).collect()
+    }
+
     fn context_of(&self, test: &TestCase, now: WallTime) -> RequestContext {
         let mut subject = test.subject.clone();
         if let Subject::User { assurance, .. } = &mut subject {
@@ -252,7 +270,7 @@ impl Policy {
             attested: report(attested),
             machine_approved: true,
             approved: vec![],
-            restraints: vec![],
+            restraints: self.restraints_of(test, now),
             address: test.address,
             place: test.place,
             now,

@@ -129,13 +129,15 @@ impl AccessLimit {
 }
 
 impl Policy {
+    pub(super) fn set(&self, set: usize) -> BTreeSet<ResourceName> {
+        let resources = self.model.sets[set].resources.iter();
+        resources.map(|index| self.model.resources[*index].name.clone()).collect()
+    }
+
     fn response(&self, then: Then) -> LimitResponse {
         match then {
             Then::Challenge => LimitResponse::Challenge,
-            Then::Restrict(set) => {
-                let resources = self.model.sets[set].resources.iter();
-                LimitResponse::Restrict(resources.map(|index| self.model.resources[*index].name.clone()).collect())
-            }
+            Then::Restrict(set) => LimitResponse::Restrict(self.set(set)),
             Then::Terminate => LimitResponse::Terminate,
             Then::Quarantine => LimitResponse::Quarantine,
         }
@@ -337,19 +339,24 @@ impl Reading<'_> {
         }
     }
 
+    /// Resolves the name of a set, or reports that there is none.
+    pub(super) fn set_named(&mut self, text: &Spanned<&str>) -> Option<usize> {
+        let name = *text.get_ref();
+        let found = self.model.sets.iter().position(|set| set.name == name);
+        if found.is_none() && !self.broken.iter().any(|broken| broken == name) {
+            let help = match did_you_mean(name, self.model.sets.iter().map(|set| set.name.as_str())) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("add [set.{name}] with resources = [...]"),
+            };
+            self.diagnostics.push(Diagnostic::at(text.span(), format!("there is no set \"{name}\"")).help(help));
+        }
+        found
+    }
+
     /// Resolves the name of a set that has to be smaller than what there is.
     fn restrict_to(&mut self, text: &Spanned<&str>, of: &[usize]) -> Option<usize> {
         let name = *text.get_ref();
-        let Some(index) = self.model.sets.iter().position(|set| set.name == name) else {
-            if !self.broken.iter().any(|broken| broken == name) {
-                let help = match did_you_mean(name, self.model.sets.iter().map(|set| set.name.as_str())) {
-                    Some(near) => format!("did you mean \"{near}\"?"),
-                    None => format!("add [set.{name}] with resources = [...]"),
-                };
-                self.diagnostics.push(Diagnostic::at(text.span(), format!("there is no set \"{name}\"")).help(help));
-            }
-            return None;
-        };
+        let index = self.set_named(text)?;
         let set = &self.model.sets[index].resources;
         let resource_name = |index: usize| self.model.resources.get(index).map(|resource: &Resource| &resource.name);
         if let Some(own) = of.iter().find(|own| set.contains(own)).and_then(|own| resource_name(*own)) {

@@ -199,6 +199,10 @@ pub(super) struct TestCase {
     pub(super) posture: Vec<usize>,
     pub(super) address: Option<IpAddr>,
     pub(super) place: Place,
+    /// Why the sign-in does not count any more.
+    pub(super) challenged: Option<String>,
+    /// The set of resources that is left, as an index into the model's sets.
+    pub(super) restricted_to: Option<usize>,
     pub(super) at: Option<WallTime>,
     pub(super) to: usize,
     pub(super) service: Option<Service>,

@@ -8,8 +8,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
+use postern_common::limit::{Consequence, Limit, Limits, Measure};
 use postern_dataplane::{Out, Settings, wireguard::WireGuard};
-use support::{carry, couple, now, superpacket};
+use support::{Node, carry, couple, couple_under, now, permissions, superpacket};
 
 struct Counting;
 
@@ -31,8 +32,16 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn an_established_flow_allocates_nothing_in_either_direction() {
-    let [mut client, mut server] = couple(1, &Settings::default(), |_| WireGuard::new(now(0)));
+fn an_established_flow_allocates_nothing_in_either_direction_limited_or_not() {
+    exchange(couple(1, &Settings::default(), |_| WireGuard::new(now(0))));
+    let mut limited = permissions(1);
+    let limit = |measure| Limit { measure, most: 1 << 40, within_ms: 10_000, then: Consequence::Challenge };
+    let each = [Measure::Download, Measure::Upload, Measure::Connections].map(limit).to_vec();
+    limited.iter_mut().for_each(|permission| permission.limits = Limits { budget: 1, each: each.clone() });
+    exchange(couple_under(&limited, &Settings::default(), |_| WireGuard::new(now(0))));
+}
+
+fn exchange([mut client, mut server]: [Node<WireGuard>; 2]) {
     let (big_header, big) = superpacket((1, 40_000), (2, 443), 40_000);
     let (small_header, small) = superpacket((2, 443), (1, 40_000), 0);
     let (mut allocations, mut segments) = (u64::MAX, 0);

@@ -224,6 +224,27 @@ fn a_watched_rule_lends_no_way_round_a_restraint_and_a_service_stays_closed() {
 }
 
 #[test]
+fn a_document_tests_what_is_left_under_a_restraint() {
+    let tested = |who: &str, to: &str, expect: &str| {
+        let test = format!("[[test]]\nas = {{ {who} }}\nto = \"{to}\"\nexpect = \"{expect}\"\n");
+        Policy::parse("policy.toml", &format!("{LIMITED}\n{test}")).map_err(|wrong| wrong.to_string())
+    };
+    for (who, to, expect) in [
+        ("user = \"bob\", groups = [\"engineers\"]", "git", "allow"),
+        ("user = \"bob\", groups = [\"engineers\"], challenged = true", "git", "deny"),
+        ("user = \"bob\", groups = [\"engineers\"], restricted_to = \"basics\"", "git", "deny"),
+        ("user = \"bob\", groups = [\"engineers\"], restricted_to = \"basics\"", "wiki", "allow"),
+        ("service = \"build\", challenged = true", "git", "deny"),
+    ] {
+        tested(who, to, expect).map(drop).unwrap_or_else(|wrong| panic!("{who}: {wrong}"));
+        let other = if expect == "allow" { "deny" } else { "allow" };
+        assert!(tested(who, to, other).is_err(), "{who}");
+    }
+    let wrong = tested("user = \"bob\", restricted_to = \"basic\"", "git", "deny").map(drop).expect_err("no such set");
+    assert!(wrong.contains("did you mean \"basics\""), "{wrong}");
+}
+
+#[test]
 fn a_mistake_in_a_limit_says_what_is_meant() {
     let limits = "limits = { download = \"100MB/d\", on_exceed = \"challenge\" }";
     let scan = "refused = \"20/m\"\non_exceed = \"quarantine\"";

@@ -38,6 +38,9 @@ struct Links {
     next: u32,
 }
 
+/// What a flow takes of the cache is what a packet of a rested flow waits for.
+const _: () = assert!(size_of::<Place>() == 192);
+
 const UNLINKED: Links = Links { previous: NONE, next: NONE };
 
 /// Three lines of the processor's cache, and never a part of a fourth.

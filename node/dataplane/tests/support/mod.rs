@@ -43,7 +43,7 @@ pub struct Node<W: Tunnels = WireGuard> {
 }
 
 /// Rules that let `number` 2 be opened by 1: `count - 1` that name other ports, and one that names tcp/443 and all UDP from 1024 on.
-fn permissions(count: usize) -> Vec<Permission<Lifetime>> {
+pub fn permissions(count: usize) -> Vec<Permission<Lifetime>> {
     let permission = |rule: String, services: &[String]| Permission {
         rule: rule.parse().unwrap(),
         resource: "resource".parse().unwrap(),
@@ -60,8 +60,12 @@ fn permissions(count: usize) -> Vec<Permission<Lifetime>> {
 
 /// The signed snapshot of node `number`, which has `other` as its peer, verified.
 pub fn grants(number: u8, other: u8, rules: usize) -> VerifiedGrants {
+    grants_of(number, other, permissions(rules))
+}
+
+/// The same with these permissions.
+pub fn grants_of(number: u8, other: u8, permissions: Vec<Permission<Lifetime>>) -> VerifiedGrants {
     let device = |number: u8| DeviceId::from_bytes([number; 16]);
-    let permissions = permissions(rules);
     let (inbound, outbound) = if number == 2 { (permissions, vec![]) } else { (vec![], permissions) };
     let document = GrantDocument {
         version: DOCUMENT_VERSION,
@@ -116,6 +120,15 @@ pub fn secret(number: u8) -> WireGuardPrivateKey {
 
 /// Nodes 1 and 2; 1 may open 2.
 pub fn couple<W: Tunnels>(rules: usize, settings: &Settings, tunnels: impl Fn(u8) -> W) -> [Node<W>; 2] {
+    couple_under(&permissions(rules), settings, tunnels)
+}
+
+/// The same with these permissions.
+pub fn couple_under<W: Tunnels>(
+    permissions: &[Permission<Lifetime>],
+    settings: &Settings,
+    tunnels: impl Fn(u8) -> W,
+) -> [Node<W>; 2] {
     [(1, 2), (2, 1)].map(|(number, other)| {
         let settings = Settings { greetings: 0, ..settings.clone() };
         let mut node = Node {
@@ -126,7 +139,7 @@ pub fn couple<W: Tunnels>(rules: usize, settings: &Settings, tunnels: impl Fn(u8
         };
         node.plane.set_local_keys(&[secret(number)], now(0));
         let out = &mut Out { udp: &mut node.udp, tun: &mut node.tun };
-        node.plane.apply(grants(number, other, rules), now(0), out);
+        node.plane.apply(grants_of(number, other, permissions.to_vec()), now(0), out);
         node
     })
 }
