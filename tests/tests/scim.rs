@@ -221,6 +221,17 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
     ensure!(why["phase"]["reason"].to_string().contains("deactivated at the identity provider"), "{why}");
     let page = corp.at_provider(&corp.browser(&alice.host)?, "https://ctl/sign-in", "alice")?;
     ensure!(page.status == 403 && page.text().contains("deactivated"), "({}) {}", page.status, page.text());
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    let done = |event: &Value, kind: &str| event["event"] == kind;
+    let events: Vec<Value> =
+        audit.lines().filter_map(|line| Some(serde_json::from_str::<Value>(line).ok()?["event"].clone())).collect();
+    let of_scim = |event: &&Value| done(event, "revoked") && event["by"].to_string().contains("SCIM client");
+    let revoked = events.iter().find(of_scim).context("no revocation by SCIM")?;
+    let acknowledged =
+        events.iter().find(|event| done(event, "revocation_done") && event["revocation"] == revoked["revocation"]);
+    let acknowledged = acknowledged.context("the nodes have not acknowledged it")?;
+    println!("cut on {} nodes in {} ms", acknowledged["acknowledged"], acknowledged["elapsed_ms"]);
+    ensure!(acknowledged["flows_cut"].as_u64() >= Some(1), "{acknowledged}");
     let people = corp.world.ctl(&["scim", "people", "--inactive"])?;
     ensure!(people.contains("alice@corp.example") && !people.contains("bob@"), "{people}");
     let listed = corp.world.ctl(&["user", "list"])?;

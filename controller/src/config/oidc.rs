@@ -68,7 +68,7 @@ pub(super) fn check(written: &Spanned<Oidc>, own: &str, wrong: &mut Diagnostics)
     if oidc.check_interval.get() < Duration::from_secs(5) {
         wrong.push(Diagnostic::at(at.clone(), "`check_interval` is at least \"5s\""));
     }
-    if let Some((what, help)) = oidc.scim.as_ref().and_then(ScimSection::mistake) {
+    if let Some((what, help)) = oidc.scim.as_ref().and_then(|scim| scim.mistake(&oidc.issuer)) {
         wrong.push(Diagnostic::at(at.clone(), format!("[oidc.scim]: {what}")).help(help));
     }
     if same_issuer(&oidc.issuer, own) {

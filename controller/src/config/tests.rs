@@ -160,3 +160,27 @@ fn every_mistake_in_a_stream_of_events_says_what_to_do() {
     let twice = with_events(|stream| format!("{stream}\n{stream}")).expect_err("two of one name").to_string();
     assert!(twice.contains("one name"), "{twice}");
 }
+
+#[test]
+fn a_name_that_others_can_get_is_no_name_for_provisioning() {
+    let with = |issuer: &str, scim: &str| {
+        let oidc = format!("[oidc]\nissuer = \"{issuer}\"\nclient_id = \"postern\"\n[oidc.scim]\n{scim}\n");
+        Config::parse(Path::new("controller.toml"), &format!("{}\n{oidc}", example()))
+            .map_err(|error| error.to_string())
+    };
+    for (issuer, scim, expected) in [
+        ("https://idp.example", "claim = \"email\"", "somebody else can get it"),
+        ("https://idp.example", "claim = \"UPN\"", "somebody else can get it"),
+        ("https://idp.example", "claim = \"\"", "the name of a claim"),
+        ("https://idp.example", "match = \"emails\"", "emails"),
+        ("https://idp.example", "groups = \"scm\"", "scm"),
+        ("https://idp.example", "require = true", "did you mean `required`"),
+        ("https://login.microsoftonline.com/1/v2.0", "", "claim = \"oid\""),
+    ] {
+        let said = with(issuer, scim).expect_err("a mistake");
+        assert!(said.contains(expected), "{scim}: {said}");
+    }
+    let config = with("https://idp.example/", "match = \"userName\"\nclaim = \"employee\"\nrequired = true").unwrap();
+    let scim = config.core.scim.unwrap();
+    assert_eq!((scim.issuer.as_str(), scim.claim.as_str()), ("https://idp.example", "employee"));
+}

@@ -430,6 +430,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_kept_out_is_signed_out_under_every_name_and_nobody_else() {
+        let sessions = sessions().await;
+        let named = |subject: &str, name: &str| Proof { provisioned_as: Some(name.into()), ..proof(subject) };
+        let elsewhere = Proof { issuer: "https://other.example".into(), ..named("5", "Alice") };
+        let mut cookies = Vec::new();
+        for proof in [proof("1"), named("2", "Alice"), named("3", "alice"), named("4", "bob"), elsewhere] {
+            cookies.push(sessions.open(proof, at(0)).await.expect("opens").0);
+        }
+        let open = async || {
+            let mut open = Vec::new();
+            for (n, cookie) in cookies.iter().enumerate() {
+                open.extend(sessions.find(cookie, at(1)).await.expect("works").map(|_| n + 1));
+            }
+            open
+        };
+        let (issuer, known) = ("https://idp.example", ["1".to_owned()]);
+        assert_eq!(sessions.end_provisioned(issuer, ScimKey::ExternalId, "Alice", &known).await.expect("works"), 2);
+        assert_eq!(open().await, [3, 4, 5], "an externalId is compared exactly");
+        assert_eq!(sessions.end_provisioned(issuer, ScimKey::UserName, "ALICE", &[]).await.expect("works"), 1);
+        assert_eq!(open().await, [4, 5]);
+        assert_eq!(sessions.people_of(issuer).await.expect("works").len(), 1);
+    }
+
+    #[tokio::test]
     async fn the_sessions_of_one_person_are_bounded_and_end_together() {
         let sessions = sessions().await;
         let (first, _) = sessions.open(proof("1"), at(0)).await.expect("opens");

@@ -250,6 +250,14 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
     let (head, outbox) = store.audit_state().await?;
     let (audit, opened) = AuditLog::open(&config.audit_dir(), config.audit_file_size, head, &outbox)?;
 
+    let served = config.core.scim.as_ref().map(|scim| scim.issuer.as_str());
+    let idle = loaded.scim_users.iter().filter(|user| Some(user.issuer.as_str()) != served).count();
+    if idle > 0 {
+        tracing::warn!(
+            people = idle,
+            "people are provisioned by a provider that [oidc.scim] does not name: whether they are active counts for nothing"
+        );
+    }
     let mut core_config = config.core.clone();
     core_config.probe_port = Some(probe_address.port());
     let meta = loaded.meta.clone();

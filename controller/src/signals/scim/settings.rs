@@ -81,11 +81,18 @@ fn default_claim() -> String {
 }
 
 impl ScimSection {
-    /// Says what is wrong with the section, and what to do.
-    pub fn mistake(&self) -> Option<(String, String)> {
+    /// Says what is wrong with the section of the provider with this issuer, and what to do.
+    pub fn mistake(&self, issuer: &str) -> Option<(String, String)> {
         let claim = self.claim.as_str();
         if claim.is_empty() || claim.len() > 255 || claim.chars().any(char::is_control) {
             return Some(("`claim` is the name of a claim".into(), "write claim = \"sub\"".into()));
+        }
+        let entra =
+            ["https://login.microsoftonline.", "https://sts.windows.net/", "https://login.partner.microsoftonline."];
+        if claim == "sub" && entra.iter().any(|host| issuer.starts_with(host)) {
+            let what =
+                "Entra's `sub` is another value for each application, and its SCIM client does not know it".to_owned();
+            return Some((what, "write claim = \"oid\", and map objectId to externalId at Entra".into()));
         }
         CHANGING.iter().any(|changing| changing.eq_ignore_ascii_case(claim)).then(|| {
             let what = format!("`{claim}` does not name a person for ever: somebody else can get it, and with it their groups");

@@ -301,6 +301,78 @@ fn what_is_not_served_is_said_not_to_be() {
     }
 }
 
+/// JSON with the words that mean something here, in every wrong place.
+fn strange() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "active",
+        "userName",
+        "externalId",
+        "displayName",
+        "members",
+        "emails",
+        "name",
+        "value",
+        "type",
+        "primary",
+        "op",
+        "path",
+        "add",
+        "replace",
+        "remove",
+        "Operations",
+        "schemas",
+        "id",
+        "{user}",
+        "{group}",
+        "False",
+        "",
+        "name.givenName",
+        "emails[type eq \"work\"].value",
+        "members[value eq \"{user}\"]",
+        schema::USER,
+        schema::GROUP,
+        schema::ENTERPRISE,
+        "urn:ietf:params:scim:api:messages:2.0:PatchOp",
+        "manager",
+        "work",
+    ]);
+    let leaf = prop_oneof![
+        word.clone().prop_map(Value::from),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        Just(Value::Null),
+    ];
+    leaf.prop_recursive(4, 32, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((word.clone(), inner), 0..5).prop_map(|pairs| Value::Object(
+                pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+            )),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Any JSON, as a whole body and as an operation, does no harm: the fuzz target's own claims hold.
+    #[test]
+    fn no_body_is_too_strange(
+        method in prop::sample::select(vec!["GET", "POST", "PUT", "PATCH", "DELETE"]),
+        path in prop::sample::select(vec!["/Users", "/Groups", "/Users/{user}", "/Groups/{group}", "/Users/{group}", "/Schemas"]),
+        verb in prop::sample::select(vec!["add", "Replace", "REMOVE"]),
+        at in strange(),
+        body in strange(),
+    ) {
+        let operation = json!({"op": verb, "path": at, "value": body});
+        let patch = json!({"schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"], "Operations": [operation]});
+        let user = json!({"schemas": [schema::USER], "userName": "carol", "name": body, "emails": at});
+        for body in [&body, &patch, &user] {
+            fuzzing::fuzz_scim(format!("{method}\n{path}\n\n{body}").as_bytes());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
