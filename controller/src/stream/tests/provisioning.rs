@@ -176,6 +176,8 @@ fn who_is_deactivated_or_deleted_is_cut_at_once_and_turned_away_and_coming_back_
         assert!(revoked, "it is a revocation, with its progress");
         corp.world.run(seconds(1));
         assert_eq!((corp.reaches(corp.alice), corp.reaches(corp.bob)), ((false, false), (true, false)));
+        let why = corp.world.core.explain("alice-laptop", "wiki", None, corp.world.now).expect("explained").reason;
+        assert!(why.contains("may not take part") && why.contains("at the identity provider"), "{why}");
         let refused = corp.confirms("another", &person("alice", &[])).expect_err("turned away");
         assert!(refused.to_string().contains(if delete { "removed" } else { "deactivated" }), "{refused}");
         corp.world.restart();
