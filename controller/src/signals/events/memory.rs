@@ -27,6 +27,8 @@ pub const MAX_STREAMS: usize = 8;
 pub(crate) const MAX_SEEN: usize = 32_768;
 /// The most verifications that were asked for and did not come.
 const MAX_ASKED: usize = 4;
+/// The greatest age of a token that can be configured.
+pub(crate) const LONGEST_AGE: Duration = Duration::from_secs(30 * 86_400);
 /// How long a transmitter has to speak after the controller's start, if its limit is longer than that.
 const AFTER_START: Duration = Duration::from_secs(120);
 
@@ -302,7 +304,8 @@ impl Streams {
     pub(crate) fn sweep(&mut self, now: WallTime, most: usize) -> Vec<StoreChange> {
         let mut changes = Vec::new();
         for stream in self.streams.values_mut() {
-            let age = stream.watched.as_ref().map_or(Duration::ZERO, |watched| watched.max_age);
+            // Of a stream that is not configured (yet), nobody knows how old its tokens may be.
+            let age = stream.watched.as_ref().map_or(LONGEST_AGE, |watched| watched.max_age);
             let before = changes.len();
             while changes.len() < most
                 && let Some((issued, _)) = stream.by_age.first()
@@ -417,6 +420,19 @@ mod tests {
         assert!(swept.iter().any(|change| matches!(change, StoreChange::DeleteSeenEvent(_))), "{swept:?}");
         assert_eq!(streams.look("okta", &hash(1), issued(10)), Look::Forgotten, "the clock is right again");
         assert_eq!(streams.look("okta", &hash(2), issued(11)), Look::New);
+    }
+
+    #[test]
+    fn a_start_forgets_nothing_before_it_knows_what_is_configured() {
+        let mut streams = streams();
+        let mut changes = streams.take("okta", hash(1), issued(10));
+        changes.extend(streams.heard("okta", at(10)).map(|(record, _)| StoreChange::PutEventStream(record)));
+        let (records, seen) = stored(changes);
+        let mut again = Streams::load(records, seen.into_values(), issued(0), at(3_000));
+        assert_eq!(again.sweep(at(3_000).wall, 100), []);
+        again.configure(vec![watched(600)], at(3_000));
+        assert_eq!(again.look("okta", &hash(1), issued(10)), Look::Replayed);
+        assert_eq!(again.look("okta", &hash(2), issued(9)), Look::New, "what was not delivered yet is taken");
     }
 
     #[test]

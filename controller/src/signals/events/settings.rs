@@ -9,11 +9,11 @@ use postern_common::diagnostics::{Diagnostic, Diagnostics, HumanDuration};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::memory::MAX_STREAMS;
+use super::memory::{LONGEST_AGE, MAX_STREAMS};
 
 /// The least silence that is an alarm, and the least and greatest age of a token.
 const LEAST_SILENCE: Duration = Duration::from_secs(10);
-const AGES: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(30 * 86_400);
+const AGES: std::ops::RangeInclusive<Duration> = Duration::from_secs(60)..=LONGEST_AGE;
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// How events come.
