@@ -163,8 +163,13 @@ impl Meters {
 
     /// Returns the limit that shuts the permission of a meter, if one was passed.
     pub(crate) fn shut_by(&self, index: MeterIndex) -> Option<Limit> {
+        self.shut_for(index).map(|(_, limit)| limit)
+    }
+
+    /// Returns whose permission a meter shuts, if a limit was passed, and that limit.
+    pub(crate) fn shut_for(&self, index: MeterIndex) -> Option<(SubjectId, Limit)> {
         let meter = self.places.get(index.0 as usize)?.as_ref()?;
-        meter.passed.filter(|limit| limit.then.shuts())
+        meter.passed.filter(|limit| limit.then.shuts()).map(|limit| (meter.key.subject, limit))
     }
 
     /// Tells whether permissions have to be shut.

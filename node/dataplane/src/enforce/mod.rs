@@ -187,9 +187,10 @@ impl Enforcer {
     /// Shuts the permissions whose limits were passed, and out whoever scans; their flows are cut.
     pub(crate) fn shut(&mut self, now: Now) {
         for meter in self.meters.take_passed() {
-            let Some(limit) = self.meters.shut_by(meter) else { continue };
+            let Some((subject, limit)) = self.meters.shut_for(meter) else { continue };
             for slot in self.slots() {
-                if self.peer_mut(slot).inbound.shut(meter, limit) {
+                let peer = self.peer_mut(slot);
+                if peer.identity.subject == subject && peer.inbound.shut(meter, limit) {
                     self.peer_mut(slot).generation = self.next_generation;
                     self.next_generation += 1;
                     self.rejudge_flows(slot, now);
