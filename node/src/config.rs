@@ -526,6 +526,9 @@ mod tests {
             ("[posture.checks.\"a b\"]\ncommand = [\"/c\"]", "a b"),
             ("[posture.marker]\nfile = \"/m\"\nkey = \"x\"", "32 bytes in base 64"),
             ("[posture.marker]\nfile = \"m\"\nkey = \"O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik=\"", "absolute path"),
+            ("[platform]\njoin = \"https://ctl\"", "no source of tokens"),
+            ("[platform]\ntoken_file = \"token\"", "absolute path"),
+            ("[platform]\ntoken_file = \"/t\"\ngithub_audience = \"a\"", "two sources"),
             ("x = ", "node.toml:1"),
         ] {
             let error = parse(text).expect_err(text);

@@ -401,6 +401,17 @@ claims.sub = "113"
     }
 
     #[test]
+    fn what_the_guide_says_of_issuers_is_good() {
+        let guide = include_str!("../../../../docs/machines.md");
+        let blocks = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let issuers: Vec<_> = blocks.filter(|block| block.starts_with("[[machine_issuer]]")).collect();
+        assert_eq!(issuers.len(), 2);
+        for block in issuers {
+            read(block).map_err(|error| println!("{error}")).expect("the guide's example is good");
+        }
+    }
+
+    #[test]
     fn what_would_let_somebody_else_in_one_day_is_refused_with_the_way_out() {
         for (from, to, expected) in [
             ("claims.\"kubernetes.io.serviceaccount.uid\" = \"8f2c\"", "", "metadata.uid"),

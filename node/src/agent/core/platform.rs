@@ -32,6 +32,8 @@ const CHECKED_WITHIN: Duration = Duration::from_secs(35);
 /// The least and the greatest time between two looks for a fresh token.
 const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
 const LOOK_AT_MOST: Duration = Duration::from_secs(60);
+/// How often a machine whose token was refused looks whether there is another.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 /// The least time until a token is shown again that was refused.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 
@@ -42,6 +44,8 @@ pub struct PlatformSettings {
     pub join: Option<ControllerTarget>,
     /// The name that the machine would like.
     pub name: MachineName,
+    /// Whether looking costs nothing: a file, in which the platform leaves each token for a while.
+    pub watch: bool,
 }
 
 /// What a token is being read for.
@@ -51,6 +55,8 @@ enum Reading {
     Join(Nonce),
     /// To renew.
     Renewal,
+    /// To see whether there is another than the one that was refused.
+    Watch,
 }
 
 /// Where a machine stands with its platform's tokens.
@@ -109,6 +115,7 @@ impl Core {
 
     /// The controller has asked who joins: a token is read.
     pub(super) fn read_token_for(&mut self, challenge: Nonce) {
+        self.platform.look_at = None;
         self.platform.reading = Some(Reading::Join(challenge));
         self.effects.push_back(Effect::ReadPlatformToken);
     }
@@ -117,6 +124,17 @@ impl Core {
     pub fn handle_platform_token(&mut self, token: Result<PlatformToken, String>, now: Now) {
         match (self.platform.reading.take(), token) {
             (None, _) => {}
+            (Some(Reading::Watch), Err(_)) => self.platform.look_at = Some(now.monotonic.saturating_add(WATCH_EVERY)),
+            (Some(Reading::Watch), Ok(token)) => {
+                let hash: [u8; 32] = Sha256::digest(token.expose()).into();
+                self.platform.look_at = Some(now.monotonic.saturating_add(WATCH_EVERY));
+                if let (Stream::Resting { next: Some((at, _)) }, true) =
+                    (&mut self.stream, self.platform.shown != Some(hash))
+                {
+                    *at = now.monotonic;
+                    self.platform.look_at = None;
+                }
+            }
             (Some(Reading::Join(challenge)), token) => self.token_for_join(challenge, token, now),
             (Some(Reading::Renewal), Err(why)) => {
                 self.platform.trouble = Some(why);
@@ -181,6 +199,8 @@ impl Core {
         };
         self.notify(Notice::Retrying { error, after_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) });
         self.stream = Stream::Resting { next: Some((now.monotonic.saturating_add(wait), Purpose::Join(attempt))) };
+        let watch = retry == Retry::Slowly && self.settings.platform.as_ref().is_some_and(|settings| settings.watch);
+        self.platform.look_at = watch.then(|| now.monotonic.saturating_add(WATCH_EVERY));
     }
 
     /// Takes in how long the login session of a platform's token lasts now.
@@ -249,6 +269,11 @@ impl Core {
             Stream::Live(_) => {
                 self.platform.look_at = None;
                 self.platform.reading = Some(Reading::Renewal);
+                self.effects.push_back(Effect::ReadPlatformToken);
+            }
+            Stream::Resting { next: Some((_, Purpose::Join(_))) } => {
+                self.platform.look_at = None;
+                self.platform.reading = Some(Reading::Watch);
                 self.effects.push_back(Effect::ReadPlatformToken);
             }
             Stream::Resting { .. }

@@ -34,7 +34,8 @@ const TOKEN_VARIABLE: &str = "ACTIONS_ID_TOKEN_REQUEST_TOKEN";
 pub(super) fn settings(config: &PlatformConfig) -> Option<PlatformSettings> {
     let used = config.token_file.is_some() || config.github_audience.is_some();
     let name = config.name.clone().or_else(|| host_name().parse().ok())?;
-    used.then(|| PlatformSettings { join: config.join.clone(), name })
+    let watch = config.token_file.is_some();
+    used.then(|| PlatformSettings { join: config.join.clone(), name, watch })
 }
 
 /// Looks what kind of machine this is.

@@ -8,7 +8,7 @@ const LIFE: Duration = Duration::from_secs(600);
 
 fn pod(token: Option<&str>) -> (Node, Controller) {
     let name = "payroll-1".parse().expect("a name");
-    let platform = Some(PlatformSettings { join: Some(target()), name });
+    let platform = Some(PlatformSettings { join: Some(target()), name, watch: true });
     let mut node = Node::with(Core::new(Settings { platform, ..settings() }, Box::new(SeededEntropy::new(4))));
     node.token = token.map(str::to_owned);
     node.core.start(None, None, node.now).expect("nothing to resume");
@@ -97,6 +97,19 @@ fn a_pod_without_a_fresh_token_is_shut_and_comes_back_by_itself_with_the_next() 
     assert_eq!(admit(&mut node, &mut controller), "d.e.f");
     assert_eq!(node.core.phase(), Phase::Connected { current: true });
     assert!(node.core.platform_trouble().is_none());
+}
+
+#[test]
+fn a_pod_whose_token_was_refused_joins_as_soon_as_the_platform_writes_another() {
+    let (mut node, mut controller) = pod(Some("a.b.c"));
+    node.hear(controller.challenge());
+    node.sent();
+    node.hear(ToNode::Refused { refusal: Refusal::BadToken, message: "it has expired".into() });
+    node.pass(Duration::from_secs(20));
+    assert!(!matches!(node.core.stream, Stream::Greeting { .. }), "not with the same");
+    node.token = Some("d.e.f".into());
+    node.pass(Duration::from_secs(6));
+    assert_eq!(admit(&mut node, &mut controller), "d.e.f");
 }
 
 #[test]
