@@ -41,7 +41,8 @@ pub enum Reach {
 }
 
 impl Reach {
-    fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
+    /// Tells whether what a rule gives of a resource is concerned.
+    pub fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
         match self {
             Self::Everything => true,
             Self::Access { rule: of, resource: to } => of == rule && to == resource,

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use postern_common::{
     grant::Permission,
     id::DeviceId,
+    id::{ResourceName, RuleName},
     limit::{Limits, ScanLimit},
     policy::{Entitlement, StepUp},
     time::{Deadline, Monotonic, Now, WallTime},
 };
 
 use super::permissions::Permissions;
-use crate::records::{LaterPart, LeaseRecord};
+use crate::records::{LaterPart, LeaseRecord, Takes};
 
 /// How often a lease of a connected device is checked against policy and the clock, in wall time: at every full minute,
 /// because that is how fine `hours` in a policy are.
@@ -66,8 +67,8 @@ pub(crate) struct Lease {
     pub(crate) offered: Vec<StepUp>,
     /// The nodes on which it has permissions now, in order.
     pub(crate) destinations: Vec<DeviceId>,
-    /// The number of the subject's budgets, of which nodes count the use.
-    pub(crate) budget: u64,
+    /// What began the subject's budgets, of which nodes count the use, and their numbers.
+    pub(crate) budgets: Vec<(Takes, u64)>,
     /// From how many refused destinations on its device counts as one that scans.
     pub(crate) scan: Option<ScanLimit>,
 }
@@ -75,6 +76,12 @@ pub(crate) struct Lease {
 /// Turns a wall time into a deadline on both clocks.
 pub(crate) fn deadline(wall: WallTime, now: Now) -> Deadline {
     Deadline { monotonic: now.monotonic.saturating_add(wall.since(now.wall)), wall }
+}
+
+/// Returns the number of the budget of what a rule gives of a resource.
+pub(crate) fn budget_of(budgets: &[(Takes, u64)], rule: &RuleName, resource: &ResourceName) -> u64 {
+    let covering = budgets.iter().filter(|(takes, _)| takes.covers(rule, resource));
+    covering.map(|(_, budget)| *budget).max().unwrap_or(0)
 }
 
 /// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from what `since` says of it; never after the
@@ -128,7 +135,10 @@ impl Lease {
                     mode: entitlement.mode.clone(),
                     limits: match &entitlement.limits[..] {
                         [] => Limits::default(),
-                        each => Limits { budget: self.budget, each: each.to_vec() },
+                        each => Limits {
+                            budget: budget_of(&self.budgets, &entitlement.rule, &entitlement.resource),
+                            each: each.to_vec(),
+                        },
                     },
                 });
             }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use postern_common::{
-    id::{DeviceId, ResourceName, SubjectId},
+    id::{DeviceId, ResourceName, RuleName, SubjectId},
     policy::{Reach, Restraint},
     time::WallTime,
 };
@@ -60,6 +60,29 @@ pub struct RestraintRecord {
     pub by: String,
     /// Since when.
     pub since: WallTime,
+    /// The number of the budgets that it begins, each greater than those before; 0 if it begins none. Wall time in milliseconds, unless
+    /// the clock was set back.
+    #[serde(default)]
+    pub budget: u64,
+}
+
+impl Takes {
+    /// Tells whether the budget of what a rule gives of a resource begins anew by it.
+    pub fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
+        match self {
+            Self::Proof { reach } => reach.covers(rule, resource),
+            Self::Nothing => true,
+            Self::AllBut { resources } => !resources.contains(resource),
+        }
+    }
+
+    /// Tells whether it is about more than what one rule gives.
+    pub const fn is_wide(&self) -> bool {
+        match self {
+            Self::Proof { reach: Reach::Everything } | Self::Nothing | Self::AllBut { .. } => true,
+            Self::Proof { reach: Reach::Access { .. } } => false,
+        }
+    }
 }
 
 impl RestraintRecord {

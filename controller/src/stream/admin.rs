@@ -426,6 +426,11 @@ impl Core {
         if !self.own_devices(who).any(|own| own.id == device) {
             return Err(CoreError::NotFound { what: "device", name: device.to_string() });
         }
+        if self.is_restricted(device) {
+            let name = self.registry.machine_name(device);
+            let message = format!("{name} is kept to a few resources: ask an administrator to release it first");
+            return Err(CoreError::NotPermitted(message));
+        }
         self.remove_device(device, &who.name, now).map(|_| ())
     }
 

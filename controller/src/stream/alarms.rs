@@ -4,6 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use postern_common::{
     id::DeviceId,
+    policy::Place,
     time::{Now, WallTime},
 };
 
@@ -56,7 +57,11 @@ impl Core {
     pub(super) fn moves(&mut self, device: &DeviceRecord, address: IpAddr, now: Now) {
         let id = device.id;
         let Some(before) = device.last_address.filter(|before| *before != address) else { return };
-        let (was, is) = (self.atlas.place_of(before), self.atlas.place_of(address));
+        let (last, is) = (self.atlas.place_of(before), self.atlas.place_of(address));
+        // An address that no map knows is no way from one country to another: what was known before it counts.
+        let known = self.known_places.get(&id).copied().unwrap_or_default();
+        let was = Place { country: last.country.or(known.country), asn: last.asn.or(known.asn) };
+        self.known_places.insert(id, Place { country: is.country.or(was.country), asn: is.asn.or(was.asn) });
         if !is.differs_from(&was) {
             return;
         }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use postern_common::{
     id::{DeviceId, SubjectId},
-    limit::{Limit, Measure, Scan, ScanLimit, Usage},
+    limit::{Consequence, Limit, Measure, Scan, ScanLimit, Usage},
     policy::{LimitResponse, Place, Reach},
     protocol::{MAX_SCANS, MAX_USAGES},
     time::Now,
@@ -26,7 +26,8 @@ use postern_common::{
 
 use super::{core::Core, restraint::SignalResponse};
 use crate::{
-    records::{DeviceRecord, Quarantined, Restrained},
+    decision::budget_of,
+    records::{DeviceRecord, Quarantined, Restrained, Takes},
     signals::{
         alerts::{About, AlertKind},
         behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, Word},
@@ -34,14 +35,19 @@ use crate::{
 };
 
 impl Core {
-    /// Returns the number of a subject's present budgets: it changes with every response and release, and outlives restarts.
-    pub(super) fn budget_of(&self, subject: SubjectId) -> u64 {
-        self.budget(&[Restrained::Subject(subject)])
+    /// Lists what began a subject's present budgets, and their numbers: each response begins those that it covers, a release all. They
+    /// outlive restarts.
+    pub(super) fn budgets_of(&self, subject: SubjectId) -> Vec<(Takes, u64)> {
+        let held = self.registry.restraints_of(Restrained::Subject(subject)).iter();
+        held.filter(|record| record.budget > 0).map(|record| (record.takes.clone(), record.budget)).collect()
     }
 
-    fn budget(&self, of: &[Restrained]) -> u64 {
-        let held = of.iter().flat_map(|whom| self.registry.restraints_of(*whom));
-        held.map(|record| u64::try_from(record.since.as_millis()).unwrap_or(0)).max().unwrap_or(0)
+    /// Returns the number of a device's budget of refused destinations. A challenge of what one rule gives is no new one.
+    fn scan_budget(&self, device: &DeviceRecord) -> u64 {
+        let of_subject = self.registry.restraints_of(Restrained::Subject(device.owner)).iter();
+        let of_subject = of_subject.filter(|record| record.takes.is_wide());
+        let of_device = self.registry.restraints_of(Restrained::Device(device.id)).iter();
+        of_subject.chain(of_device).map(|record| record.budget).max().unwrap_or(0)
     }
 
     /// Returns from how many refused destinations on a device counts as one that scans.
@@ -50,8 +56,7 @@ impl Core {
             return None;
         }
         let limit = self.policy.scan_limit(&self.context_of(device, now)?)?;
-        let budget = self.budget(&[Restrained::Subject(device.owner), Restrained::Device(device.id)]);
-        Some(ScanLimit { budget, ..limit })
+        Some(ScanLimit { budget: self.scan_budget(device), ..limit })
     }
 
     /// Takes in what a node tells of behaviour.
@@ -66,8 +71,13 @@ impl Core {
             self.counters.messages_refused += 1;
             scans.clear();
         }
-        for usage in usages {
-            self.usage_told(node, &usage, now);
+        // All of it is heard before anything follows, and the worst follows first: a challenge that begins another budget must not be a
+        // way round what else the same message tells of.
+        let heard = usages.into_iter().filter_map(|usage| self.usage_told(node, usage, now));
+        let mut passed: Vec<(Limit, Usage)> = heard.collect();
+        passed.sort_by_key(|(limit, _)| std::cmp::Reverse(limit.then));
+        for (limit, usage) in passed {
+            self.judge(&limit, &usage, now);
         }
         for scan in scans {
             self.scan_told(node, &scan, now);
@@ -88,13 +98,18 @@ impl Core {
         })
     }
 
-    fn usage_told(&mut self, node: DeviceId, usage: &Usage, now: Now) {
-        let limit = self.limit_at(node, usage).filter(|_| usage.budget == self.budget_of(usage.subject));
-        let Some(limit) = limit else {
+    /// Takes in what a node says was used; returns the limit that this passes.
+    fn usage_told(&mut self, node: DeviceId, usage: Usage, now: Now) -> Option<(Limit, Usage)> {
+        let budget = || budget_of(&self.budgets_of(usage.subject), &usage.rule, &usage.resource);
+        let Some(limit) = self.limit_at(node, &usage).filter(|_| usage.budget == budget()) else {
             self.counters.behaviour_refused += 1;
-            return;
+            return None;
         };
-        let mut sum = self.usages.hear(node, usage, now.monotonic);
+        (self.usages.hear(node, &usage, now.monotonic) > limit.most).then_some((limit, usage))
+    }
+
+    fn judge(&mut self, limit: &Limit, usage: &Usage, now: Now) {
+        let mut sum = self.usages.sum(usage);
         while sum > limit.most {
             let Some(sayer) = self.usages.says_most(usage) else { return };
             if self.limit_passed(sayer, usage, now) == Word::Counts {
@@ -148,7 +163,7 @@ impl Core {
         let text = format!("{name}: more than {limit} of {} (rule \"{}\"): {}", usage.resource, usage.rule, limit.then);
         self.alert(kind, text, about, now);
         let Some(response) = response else { return word };
-        self.usages.begin_anew(usage.subject);
+        self.usages.begin_anew(usage.subject, &response.takes());
         let by = format!("limit of rule \"{}\"", usage.rule);
         self.respond_without_telling(whom, response, &reason, &by, now);
         word
@@ -181,6 +196,11 @@ impl Core {
         if restraint.as_ref().is_some_and(|restraint| self.is_taken(whom, restraint)) {
             return;
         }
+        // Whoever talks to a server can make its programs ask for places that it may not reach. What a destination says counts.
+        let of_server = self.registry.is_of_service(device) && device == node;
+        if of_server && !self.may_alert_of_server(node, now) {
+            return;
+        }
         let word = if device == node { Word::Counts } else { self.accusers.accuse(node, device, now.monotonic) };
         if word != Word::Counts {
             self.counters.behaviour_refused += 1;
@@ -201,10 +221,16 @@ impl Core {
             format!("more than {} refused destinations within {within}, the last {last}, at {seen_by}", limit.most);
         let subject = self.registry.device(device).map(|device| device.owner);
         let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
-        let text = format!("{machine} of {name} scans: {reason} (rule \"{}\"): {}", limit.rule, limit.then);
+        let then = if of_server { Consequence::Alert } else { limit.then };
+        let text = format!("{machine} of {name} scans: {reason} (rule \"{}\"): {then}", limit.rule);
         self.alert(AlertKind::Scan, text, About { subject, device: Some(device), resource: None }, now);
+        if of_server {
+            return;
+        }
         let by = format!("limit \"{}\"", limit.rule);
         if response == LimitResponse::Quarantine {
+            // Nodes that have shut it out open again when it is released.
+            self.begin_budgets_anew(whom, &reason, &by, now);
             // It fails only if there are very many already; whoever is in quarantine has no lease, and does not come here.
             if let Err(error) = self.quarantine(Quarantined::Device(device), &reason, &by, now) {
                 tracing::error!(%error, device = %device, "a machine that scans is not in quarantine");
@@ -213,6 +239,15 @@ impl Core {
         } else if let Some(response) = restraint {
             self.respond_without_telling(whom, response, &reason, &by, now);
         }
+    }
+
+    fn may_alert_of_server(&mut self, node: DeviceId, now: Now) -> bool {
+        let Some(pace) = self.paces.get_mut(&node) else { return false };
+        let due = pace.scan_told.is_none_or(|told| now.monotonic.since(told) >= ACCUSED_WITHIN);
+        if due {
+            pace.scan_told = Some(now.monotonic);
+        }
+        due
     }
 
     /// Does what follows when a machine speaks from another place than before, within one login session.

@@ -10,7 +10,7 @@ use postern_common::{
     grant::OwnGrant,
     id::{DeviceId, Nonce, SessionId, SubjectId},
     key::{ControllerPublicKey, ControllerSigningKey},
-    policy::{Entitlement, Policy, TargetNode, Targets},
+    policy::{Entitlement, Place, Policy, TargetNode, Targets},
     protocol::Refusal,
     time::{Monotonic, Now, WallTime},
 };
@@ -109,6 +109,8 @@ pub struct Core {
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
     /// How much of limits every node says was used.
+    /// Where each device's login session spoke from, as far as that was known.
+    pub(super) known_places: HashMap<DeviceId, Place>,
     pub(super) usages: behaviour::Book,
     pub(super) accusers: behaviour::Accusers<DeviceId>,
     pub(super) accused_subjects: behaviour::Accusers<SubjectId>,
@@ -179,6 +181,7 @@ impl Core {
             speed: Speed::default(),
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
+            known_places: HashMap::new(),
             usages: behaviour::Book::default(),
             accusers: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
             accused_subjects: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
@@ -328,10 +331,8 @@ impl Core {
                 self.out.send(node.stream, message);
                 self.flush_then.push_back(device);
             }
-            // One in quarantine stays on record until its release: else its person would take another configuration.
-            let goes = |device: &DeviceRecord| {
-                device.kind == DeviceKind::StockClient && self.registry.quarantine_on(device).is_none()
-            };
+            // One that is held stays on record until its release: else its person would take another configuration.
+            let goes = |device: &DeviceRecord| device.kind == DeviceKind::StockClient && !self.is_held(device);
             if self.registry.device(device).is_some_and(goes) {
                 self.drop_device(device, now); // never a place
             }
@@ -481,12 +482,14 @@ impl Core {
             now,
         );
         let hold_until = now.wall.saturating_add(self.config.address_hold);
+        self.keep_challenges_of(device, now);
         self.registry.delete_device(device, hold_until, &mut self.out);
         if self.postures.forget(device) {
             self.out.store(StoreChange::DeletePosture(device));
         }
         self.generations.remove(&device);
         self.paces.remove(&device);
+        self.known_places.remove(&device);
     }
 }
 

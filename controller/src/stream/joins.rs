@@ -473,6 +473,7 @@ impl Core {
             let (session, subject, device) = (before.id, before.subject, before.device);
             self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
         }
+        self.known_places.remove(&device.id);
         let id = SessionId::from_bytes(self.draw());
         let record = SessionRecord {
             id,

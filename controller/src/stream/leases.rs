@@ -177,7 +177,7 @@ impl Core {
             step_ups: vec![],
             offered: vec![],
             destinations,
-            budget: 0,
+            budgets: vec![],
             scan: None,
         }
     }
@@ -219,7 +219,7 @@ impl Core {
     fn open(&mut self, mut lease: Lease, now: Now) {
         let id = lease.record.device;
         let scan = self.registry.device(id).cloned().and_then(|device| self.scan_limit_of(&device, now));
-        lease.budget = self.budget_of(lease.record.subject);
+        lease.budgets = self.budgets_of(lease.record.subject);
         let wanted = lease.by_destination(now);
         let before = std::mem::replace(&mut lease.destinations, wanted.keys().copied().collect());
         let concerned: BTreeSet<DeviceId> = before.into_iter().chain(wanted.keys().copied()).collect();
@@ -399,7 +399,7 @@ impl Core {
                         step_ups: vec![],
                         offered: vec![],
                         destinations: vec![],
-                        budget: 0,
+                        budgets: vec![],
                         scan: None,
                     };
                     self.leases.insert(device.id, lease);

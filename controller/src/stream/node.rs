@@ -124,12 +124,21 @@ pub(crate) struct Pace {
     pub(crate) scans: Questions,
     /// When an alert about a burst of refusals was raised; it outlives the stream, which a node may open anew at will.
     pub(crate) burst_told: Option<Monotonic>,
+    /// When an alert was raised about a scan of which a server tells itself.
+    pub(crate) scan_told: Option<Monotonic>,
 }
 
 impl Pace {
     pub(crate) const fn new(now: Monotonic) -> Self {
         let questions = Questions::new(now);
-        Self { hellos: questions, changes: questions, postures: questions, scans: questions, burst_told: None }
+        Self {
+            hellos: questions,
+            changes: questions,
+            postures: questions,
+            scans: questions,
+            burst_told: None,
+            scan_told: None,
+        }
     }
 }
 

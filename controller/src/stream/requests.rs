@@ -25,8 +25,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use postern_common::{
-    id::{DeviceId, RequestId, ResourceName},
-    policy::RequestContext,
+    id::{DeviceId, RequestId, ResourceName, SubjectId},
+    policy::{Reach, RequestContext, Restraint},
     protocol::{AccessRequest, AccessRequestState, MAX_OWN_REQUESTS, ToNode},
     time::{Now, WallTime},
 };
@@ -228,11 +228,22 @@ impl Core {
         if owner.id == request.subject
             || self.registry.barred(&owner).is_some()
             || held
+            || self.may_not_decide(owner.id, who)
             || self.turned_away(who).is_some()
         {
             return false;
         }
         self.policy.may_approve(&request.rule, &self.approver(who, now))
+    }
+
+    /// Tells whether a restraint keeps a person from deciding for others: a restriction, or a challenge of everything that this sign-in
+    /// does not meet.
+    fn may_not_decide(&self, subject: SubjectId, who: &Person) -> bool {
+        self.restraints_of_subject(subject).into_iter().any(|restraint| match restraint {
+            Restraint::Only { .. } => true,
+            Restraint::Challenge { reach: Reach::Everything, since, .. } => who.auth_time.is_none_or(|at| at <= since),
+            Restraint::Challenge { reach: Reach::Access { .. }, .. } => false,
+        })
     }
 
     fn approver(&self, who: &Person, now: Now) -> RequestContext {

@@ -14,7 +14,11 @@
 //! - Only the devices concerned are decided anew.
 //! - What a challenge asks, an administrator cannot be asked for by it: break-glass passes restraints as it passes rules, loudly.
 //!
-//! Bounds: [`MAX_OF_ONE`] of one subject or device; one more challenge becomes a challenge of everything, which covers them.
+//! - A machine of a person does not get rid of it by leaving: removed, what it was asked to prove is asked of the person; while it is
+//!   kept to a few resources it stays on record; what joins after it shares what it is restrained by.
+//!
+//! Bounds: [`MAX_OF_ONE`] of one subject or device; then challenges become one of everything, and restrictions one to what all of them
+//! leave. A restriction never becomes a challenge, which the person could meet.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +34,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, DeviceRecord, Restrained, RestraintRecord, Takes},
+    records::{AuditEvent, DeviceKind, DeviceRecord, Restrained, RestraintRecord, Takes},
 };
 
 /// The most restraints of one subject, and of one device.
@@ -48,8 +52,15 @@ pub enum SignalResponse {
     Terminate,
 }
 
+/// Whether what nodes count begins anew with a restraint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Budget {
+    Another,
+    Stays,
+}
+
 impl SignalResponse {
-    fn takes(&self) -> Takes {
+    pub(super) fn takes(&self) -> Takes {
         match self {
             Self::Challenge(reach) => Takes::Proof { reach: reach.clone() },
             Self::Restrict(resources) => Takes::AllBut { resources: resources.clone() },
@@ -97,7 +108,7 @@ impl Core {
         by: &str,
         now: Now,
     ) {
-        self.restrain(whom, response.takes(), reason, by, now.wall);
+        self.restrain(whom, response.takes(), reason, by, now.wall, Budget::Another, now);
         let devices = self.devices_restrained(whom);
         match response {
             SignalResponse::Challenge(_) | SignalResponse::Restrict(_) => {}
@@ -122,7 +133,9 @@ impl Core {
         by: &str,
         now: Now,
     ) {
-        self.restrain(whom, Takes::Proof { reach: Reach::Everything }, reason, by, until.min(now.wall));
+        // Whoever changes their own password has not used less by that.
+        let takes = Takes::Proof { reach: Reach::Everything };
+        self.restrain(whom, takes, reason, by, until.min(now.wall), Budget::Stays, now);
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
         }
@@ -146,17 +159,76 @@ impl Core {
         })
     }
 
-    fn restrain(&mut self, whom: Restrained, takes: Takes, reason: &str, by: &str, since: WallTime) {
+    #[expect(clippy::too_many_arguments, reason = "a record's parts, and when")]
+    fn restrain(
+        &mut self,
+        whom: Restrained,
+        takes: Takes,
+        reason: &str,
+        by: &str,
+        since: WallTime,
+        budget: Budget,
+        now: Now,
+    ) {
         let held = self.registry.restraints_of(whom);
         let is_known = held.iter().any(|record| record.takes == takes);
-        let takes =
-            if held.len() >= MAX_OF_ONE && !is_known { Takes::Proof { reach: Reach::Everything } } else { takes };
+        if held.len() >= MAX_OF_ONE && !is_known {
+            self.condense(whom);
+        }
         // What happened earlier and is told later asks for no less than what is known already.
-        let known = self.registry.restraints_of(whom).iter().filter(|record| record.takes == takes);
-        let since = known.map(|record| record.since).max().map_or(since, |known| known.max(since));
-        let record = RestraintRecord { whom, takes, reason: reason.to_owned(), by: by.to_owned(), since };
+        let known = self.registry.restraints_of(whom).iter().find(|record| record.takes == takes);
+        let since = known.map_or(since, |known| known.since.max(since));
+        let budget = match budget {
+            Budget::Another => self.next_budget(whom, now),
+            Budget::Stays => known.map_or(0, |known| known.budget),
+        };
+        let record = RestraintRecord { whom, takes, reason: reason.to_owned(), by: by.to_owned(), since, budget };
         self.out.audit(AuditEvent::Restrained { name: self.restrained_name(whom), record: record.clone() });
         self.registry.put_restraint(record, &mut self.out);
+    }
+
+    /// Returns a budget that is greater than every one before, whatever the clock does.
+    fn next_budget(&self, whom: Restrained, now: Now) -> u64 {
+        let held = self.registry.restraints_of(whom).iter().map(|record| record.budget).max().unwrap_or(0);
+        u64::try_from(now.wall.as_millis()).unwrap_or(0).max(held.saturating_add(1))
+    }
+
+    /// Makes room among the restraints of one: challenges of single accesses become one of everything, and sets of resources what is in
+    /// all of them. It takes more than before, never less.
+    fn condense(&mut self, whom: Restrained) {
+        let held = self.registry.restraints_of(whom).to_vec();
+        self.registry.forget_restraints(whom, &mut self.out);
+        let mut one_of_each: Vec<RestraintRecord> = Vec::new();
+        for mut record in held {
+            let same = one_of_each.iter_mut().find(|known| match (&known.takes, &record.takes) {
+                (Takes::Proof { .. }, Takes::Proof { .. }) | (Takes::AllBut { .. }, Takes::AllBut { .. }) => true,
+                (Takes::Proof { .. } | Takes::AllBut { .. } | Takes::Nothing, _) => false,
+            });
+            let Some(known) = same else {
+                if let Takes::Proof { reach } = &mut record.takes {
+                    *reach = Reach::Everything;
+                }
+                one_of_each.push(record);
+                continue;
+            };
+            if let (Takes::AllBut { resources }, Takes::AllBut { resources: other }) = (&mut known.takes, &record.takes)
+            {
+                resources.retain(|resource| other.contains(resource));
+            }
+            if record.since >= known.since {
+                (known.since, known.reason, known.by) = (record.since, record.reason, record.by);
+            }
+            known.budget = known.budget.max(record.budget);
+        }
+        one_of_each.into_iter().for_each(|record| self.registry.put_restraint(record, &mut self.out));
+    }
+
+    /// Begins the budgets of a subject or device anew and takes nothing: it was released, or is in quarantine until it is.
+    pub(super) fn begin_budgets_anew(&mut self, whom: Restrained, reason: &str, by: &str, now: Now) {
+        let (takes, budget) = (Takes::Nothing, self.next_budget(whom, now));
+        let (reason, by) = (reason.to_owned(), by.to_owned());
+        self.registry
+            .put_restraint(RestraintRecord { whom, takes, reason, by, since: now.wall, budget }, &mut self.out);
     }
 
     /// Releases a subject or device from every restraint: what policy gives opens again.
@@ -169,20 +241,45 @@ impl Core {
         if !in_force {
             return Err(CoreError::NotFound { what: "restraint of", name });
         }
+        // What is left is the number of the next budget: a node that shut something opens it by that.
+        let budget = self.next_budget(whom, now);
         self.registry.forget_restraints(whom, &mut self.out);
-        // What is left says since when budgets count anew: a node that shut something opens it by that.
-        let (reason, by_whom) = ("released".to_owned(), by.to_owned());
-        let released = RestraintRecord { whom, takes: Takes::Nothing, reason, by: by_whom, since: now.wall };
+        let (takes, reason, by_whom) = (Takes::Nothing, "released".to_owned(), by.to_owned());
+        let released = RestraintRecord { whom, takes, reason, by: by_whom, since: now.wall, budget };
         self.registry.put_restraint(released, &mut self.out);
         if let Restrained::Subject(subject) = whom {
-            self.usages.begin_anew(subject);
+            self.usages.begin_anew(subject, &Takes::Nothing);
         }
         self.out.audit(AuditEvent::RestraintsReleased { whom, name, by: by.to_owned() });
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
+            let over = |device: &DeviceRecord| {
+                device.kind == DeviceKind::StockClient
+                    && self.registry.session_on(device.id).is_none()
+                    && !self.is_held(device)
+            };
+            if self.registry.device(device).is_some_and(over) {
+                self.forget_device(device, now); // it was on record for the restriction alone
+            }
+        }
+        if let Restrained::Device(device) = whom {
+            self.decide_siblings(device, now);
         }
         self.flush(now);
         Ok(())
+    }
+
+    /// Tells whether a machine has to stay on record, because removing it would forget what is held against it.
+    pub(super) fn is_held(&self, device: &DeviceRecord) -> bool {
+        self.registry.quarantine_on(device).is_some() || self.is_restricted(device.id)
+    }
+
+    /// Decides anew for the other machines of a device's owner: those that joined later share what it is restrained by.
+    fn decide_siblings(&mut self, device: DeviceId, now: Now) {
+        let Some(owner) = self.registry.device(device).map(|device| device.owner) else { return };
+        for other in self.devices_restrained(Restrained::Subject(owner)).into_iter().filter(|other| *other != device) {
+            self.decide(other, Extend::No, now);
+        }
     }
 
     fn devices_restrained(&self, whom: Restrained) -> Vec<DeviceId> {
@@ -201,13 +298,50 @@ impl Core {
         }
     }
 
+    /// Lists what concerns a device: what is its subject's, its own, and what another machine of the same person had before this one
+    /// joined. A new device key is no way out of what was asked on the old one.
+    fn records_on<'a>(&'a self, device: &'a DeviceRecord) -> impl Iterator<Item = &'a RestraintRecord> {
+        let both = [Restrained::Subject(device.owner), Restrained::Device(device.id)];
+        let own = both.into_iter().flat_map(|whom| self.registry.restraints_of(whom));
+        let is_older = |record: &&RestraintRecord| match record.whom {
+            Restrained::Subject(_) => false,
+            Restrained::Device(other) => {
+                other != device.id
+                    && record.since <= device.created
+                    && self.registry.device(other).is_some_and(|other| other.owner == device.owner)
+                    && !self.registry.is_of_service(other)
+            }
+        };
+        own.chain(self.registry.restraints().filter(is_older))
+    }
+
     /// Returns what is taken from whoever is signed in on a device.
     pub(super) fn restraints_on(&self, device: &DeviceRecord) -> Vec<Restraint> {
-        let both = [Restrained::Subject(device.owner), Restrained::Device(device.id)];
-        both.into_iter()
-            .flat_map(|whom| self.registry.restraints_of(whom))
-            .filter_map(RestraintRecord::in_force)
-            .collect()
+        self.records_on(device).filter_map(RestraintRecord::in_force).collect()
+    }
+
+    /// Tells whether a machine is kept to a few resources by a restraint of its own, which removing it would forget.
+    pub(super) fn is_restricted(&self, device: DeviceId) -> bool {
+        let held = self.registry.restraints_of(Restrained::Device(device));
+        held.iter().any(|record| matches!(record.takes, Takes::AllBut { .. }))
+    }
+
+    /// Hands what a person's machine was asked to prove to the person, whose other machines are decided anew: the machine is about to be
+    /// removed, and may join again as another.
+    pub(super) fn keep_challenges_of(&mut self, id: DeviceId, now: Now) {
+        let Some(device) = self.registry.device(id).filter(|_| !self.registry.is_of_service(id)).cloned() else {
+            return;
+        };
+        let of_device = self.registry.restraints_of(Restrained::Device(device.id)).to_vec();
+        let challenges = of_device.into_iter().filter(|record| matches!(record.takes, Takes::Proof { .. }));
+        let challenges: Vec<RestraintRecord> = challenges.collect();
+        if challenges.is_empty() {
+            return;
+        }
+        for RestraintRecord { takes, reason, by, since, .. } in challenges {
+            self.restrain(Restrained::Subject(device.owner), takes, &reason, &by, since, Budget::Stays, now);
+        }
+        self.decide_siblings(id, now);
     }
 
     /// Returns what is taken from a subject on every machine.
@@ -253,9 +387,9 @@ impl Core {
     /// Tells since when a login session has to be proven anew, if it has to be.
     pub(super) fn challenged_since(&self, device: DeviceId) -> Option<WallTime> {
         let record = self.registry.device(device)?;
-        let both = [Restrained::Subject(record.owner), Restrained::Device(device)];
-        let held = both.into_iter().flat_map(|whom| self.registry.restraints_of(whom));
-        let challenges = held.filter(|held| matches!(held.takes, Takes::Proof { .. }) && self.binds(held, device));
+        let challenges = self
+            .records_on(record)
+            .filter(|held| matches!(held.takes, Takes::Proof { .. }) && self.binds(held, device));
         challenges.map(|held| held.since).max()
     }
 }

@@ -78,11 +78,13 @@ pub(super) type TokenAnswer = StandardTokenResponse<
 pub(super) type TokenErrorAnswer = StandardErrorResponse<CoreErrorResponseType>;
 
 /// Reads what a verified token proves; `None` if its subject is empty.
-/// A sign-in after `latest` has not been yet: its time is unknown.
+/// A sign-in after `latest` has not been yet: its time is unknown. One after `now` is of now: by a provider's clock that is ahead, what
+/// was proven before something happened must not count as proven after it.
 pub(super) fn proof(
     claims: &Claims,
     groups_claim: &str,
     provisioned_claim: Option<&str>,
+    now: WallTime,
     latest: WallTime,
 ) -> Option<Proof> {
     let subject = claims.subject().as_str();
@@ -111,7 +113,8 @@ pub(super) fn proof(
         auth_time: claims
             .auth_time()
             .map(|time| WallTime::from_millis(time.timestamp_millis()))
-            .filter(|at| *at <= latest),
+            .filter(|at| *at <= latest)
+            .map(|at| at.min(now)),
         provisioned_as: provisioned_claim.and_then(|claim| name_at(claims, claim)),
     })
 }

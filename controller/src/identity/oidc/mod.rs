@@ -432,6 +432,7 @@ impl Provider {
             claims,
             &self.settings.groups_claim,
             self.settings.provisioned_claim.as_deref(),
+            now,
             now.saturating_add(Duration::from_secs(CLOCK_SKEW as u64)),
         )
         .ok_or_else(|| refused("no usable subject"))?;

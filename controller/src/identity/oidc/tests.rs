@@ -226,6 +226,16 @@ async fn a_good_token_proves_who_signed_in_and_how() {
     assert_eq!((proof.amr.len(), proof.auth_time.is_some()), (2, true));
 }
 
+/// What happened at the controller between a sign-in and a moment that the provider's clock calls the same is not answered by it.
+#[tokio::test]
+async fn a_sign_in_by_a_clock_that_is_ahead_is_of_no_later_than_when_it_came() {
+    let now = || system_clock()().as_millis();
+    let ahead = now() / 1_000 + 40;
+    let proof = Walk::fresh(Sign::Own, move |claims| claims["auth_time"] = json!(ahead)).await.finish().await;
+    let proven = proof.expect("verifies").auth_time.expect("a time");
+    assert!(proven.as_millis() <= now(), "{proven:?}");
+}
+
 #[tokio::test]
 async fn groups_missing_from_the_token_are_unknown() {
     let remove = |claims: &mut Value| drop(claims.as_object_mut().and_then(|claims| claims.remove("groups")));

@@ -29,6 +29,8 @@ use postern_common::{
     time::Monotonic,
 };
 
+use crate::records::Takes;
+
 /// The most machines, and subjects, whom one node's word closes within [`ACCUSED_WITHIN`].
 pub const MAX_ACCUSED: usize = 16;
 /// The most subjects of whom one node's word asks a fresh sign-in, or raises an alert, within [`ACCUSED_WITHIN`].
@@ -84,9 +86,10 @@ impl Book {
 
     /// Leaves what a node said out of a sum until it says something again; returns the sum of the others.
     pub fn leave_out(&mut self, node: DeviceId, usage: &Usage) -> u64 {
-        let Some(entry) = self.entries.get_mut(&key(usage)) else { return 0 };
-        entry.at_nodes.remove(&node);
-        entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used))
+        if let Some(entry) = self.entries.get_mut(&key(usage)) {
+            entry.at_nodes.remove(&node);
+        }
+        self.sum(usage)
     }
 
     /// Tells whether an alert about a limit is due that is only watched: once in its window.
@@ -100,9 +103,15 @@ impl Book {
         due
     }
 
-    /// Forgets what a subject used: its budgets begin anew.
-    pub fn begin_anew(&mut self, subject: SubjectId) {
-        self.entries.retain(|key, _| key.subject != subject);
+    /// Forgets what a subject used of what `taken` covers: those budgets begin anew.
+    pub fn begin_anew(&mut self, subject: SubjectId, taken: &Takes) {
+        self.entries.retain(|key, _| key.subject != subject || !taken.covers(&key.rule, &key.resource));
+    }
+
+    /// Returns what all nodes have in a window, as they have said.
+    pub fn sum(&self, usage: &Usage) -> u64 {
+        let entry = self.entries.get(&key(usage));
+        entry.map_or(0, |entry| entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used)))
     }
 
     /// Forgets what is out of every window.
@@ -206,7 +215,7 @@ mod tests {
         assert_eq!(book.hear(device(1), &usage(30), at(3)), 80, "a node's window has moved on");
         assert_eq!(book.hear(device(2), &usage(50), at(70)), 50, "the other node said nothing for a window");
         assert_eq!(book.hear(device(3), &usage(u64::MAX), at(71)), u64::MAX, "it saturates");
-        book.begin_anew(usage(0).subject);
+        book.begin_anew(usage(0).subject, &Takes::Nothing);
         assert_eq!(book.hear(device(1), &usage(0), at(72)), 0);
         assert!(book.entries.is_empty());
     }

@@ -274,6 +274,12 @@ fn a_machine_that_scans_comes_into_quarantine_by_itself() {
     assert_eq!((town.alerts(AlertKind::Scan), town.alerts(AlertKind::Quarantine)), (1, 1));
     town.scan(one, Some(id), told.budget);
     assert_eq!(town.alerts(AlertKind::Scan), 1, "it is said once");
+    town.world.core.release(&Quarantined::Device(id), "root", town.world.now).expect("released");
+    town.world.pump();
+    town.world.run(seconds(5));
+    assert!(town.passes(laptop, "tcp/80"));
+    let anew = town.world.nodes[one].peers[&id].scan.clone().expect("told");
+    assert!(anew.budget > told.budget, "nodes that shut it out open by this");
     let bobs_budget = town.world.nodes[bobs].own.as_ref().and_then(|own| own.scan.clone()).expect("told").budget;
     town.scan(bobs, None, bobs_budget);
     assert!(!town.passes(bobs, "tcp/80"), "a machine tells of itself");
@@ -391,6 +397,48 @@ fn what_is_taken_already_is_not_taken_and_told_again_at_every_word() {
     assert_eq!(taken(&town), (3, 2, 1), "so does a server");
 }
 
+#[test]
+fn what_a_server_tells_of_itself_is_told_on_and_takes_nothing() {
+    let policy =
+        POLICY.replace("from = [\"group:staff\"]\nrefused", "from = [\"group:staff\", \"service:files\"]\nrefused");
+    let mut town = town_with(100, &policy);
+    let one = town.one;
+    for _ in 0..5 {
+        let own = town.world.nodes[one].own.as_ref().and_then(|own| own.scan.clone()).expect("told");
+        town.scan(one, None, own.budget);
+    }
+    assert!(town.world.core.list_quarantines().is_empty(), "whom it serves can make its programs ask for anything");
+    assert_eq!(town.alerts(AlertKind::Scan), 1);
+    assert!(town.passes(town.laptop, "tcp/443"));
+}
+
+#[test]
+fn a_cheap_challenge_begins_no_other_budget_and_cancels_nothing_worse() {
+    let policy = POLICY.replace(
+        "to = [\"wiki\"]\n",
+        "to = [\"wiki\"]\nlimits = { download = \"1000B/h\", on_exceed = \"challenge\" }\n",
+    );
+    let mut town = town_with(101, &policy);
+    let (one, two, laptop) = (town.one, town.two, town.laptop);
+    town.tell_used(one, Measure::Download, 600);
+    let wiki = Usage {
+        rule: "everybody reads the wiki".parse().expect("a name"),
+        resource: "wiki".parse().expect("a name"),
+        ..town.usage(Measure::Download, 5_000, 0)
+    };
+    town.tell(one, wiki);
+    assert!(!town.passes(laptop, "tcp/80") && town.passes(laptop, "tcp/443"));
+    assert_eq!(town.budget(one, laptop), 0, "the files' budget is the one it was");
+    town.tell_used(two, Measure::Download, 401);
+    assert!(!town.passes(laptop, "tcp/443"), "and what was used of it is not forgotten");
+
+    let mut town = self::town(102);
+    let usages = vec![town.usage(Measure::Download, 1_001, 0), town.usage(Measure::Connections, 101, 0)];
+    town.world.send(one, FromNode::Behaviour { usages, scans: vec![] });
+    town.world.run(seconds(1));
+    assert!(town.world.core.find_session("alice@corp.example/alice-laptop").is_err(), "the worst of a message is done");
+}
+
 struct Map(HashMap<IpAddr, Place>);
 
 impl Atlas for Map {
@@ -428,6 +476,11 @@ fn leaving_the_country_in_a_session_asks_for_a_fresh_sign_in_and_signing_in_ther
     town.world.run(seconds(5));
     go(&mut town, away);
     assert!(town.passes(laptop, "tcp/443"), "and she stays there");
+    let unmapped = SocketAddr::from(([198, 51, 100, 9], 40_000));
+    go(&mut town, unmapped);
+    assert!(town.passes(laptop, "tcp/443"), "a place that nobody knows is no other place");
+    go(&mut town, home);
+    assert!(!town.passes(laptop, "tcp/443"), "and no way round: it spoke from FR before that");
     let back = Person { auth_time: Some(town.world.now.wall), ..person("alice", &["staff"]) };
     town.world.run(seconds(5));
     town.world.cut_stream(laptop);

@@ -6,8 +6,8 @@ use postern_common::protocol::{AccessRequestState, FromNode};
 
 use super::world::{World, person};
 use crate::{
-    records::{AuditEvent, Person, Quarantined},
-    stream::{CoreError, Decider, Decision, RequestView},
+    records::{AuditEvent, Person, Quarantined, Restrained},
+    stream::{CoreError, Decider, Decision, RequestView, SignalResponse},
 };
 
 const POLICY: &str = r#"
@@ -205,4 +205,28 @@ fn what_cannot_be_given_is_not_taken_and_what_nobody_decides_is_forgotten() {
     };
     place.world.core.handle_timeout(place.world.now);
     assert!(place.world.core.list_requests().is_empty());
+}
+
+#[test]
+fn who_is_challenged_or_restricted_decides_for_nobody() {
+    let mut place = place(99);
+    let lead = place.lead.clone();
+    place.world.laptop("lea-laptop", &lead);
+    place.world.run(seconds(1));
+    let request = place.ask(seconds(600)).expect("taken");
+    let id = place.world.core.find_subject("lea@corp.example").expect("lea");
+    let respond = |place: &mut Place, response| {
+        place.world.core.respond(Restrained::Subject(id), response, "odd", "a test", place.world.now).expect("known");
+        place.world.pump();
+        place.world.run(seconds(1));
+    };
+    respond(&mut place, SignalResponse::Terminate);
+    assert!(place.world.core.requests_for(&lead, place.world.now).is_empty());
+    assert!(place.decide(&request, Decision::Approve, &lead).is_err(), "the browser's sign-in is from before");
+    let proven = Person { auth_time: Some(place.world.now.wall), ..lead };
+    assert_eq!(place.world.core.requests_for(&proven, place.world.now).len(), 1);
+    respond(&mut place, SignalResponse::Restrict(["db".parse().expect("a name")].into()));
+    let proven = Person { auth_time: Some(place.world.now.wall), ..proven };
+    assert!(place.decide(&request, Decision::Approve, &proven).is_err(), "what is left is for oneself");
+    assert!(!place.open());
 }

@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use postern_common::{
     policy::Reach,
     protocol::{FromNode, ToNode},
+    time::WallTime,
 };
 
 use super::world::{World, person};
@@ -247,14 +248,77 @@ fn a_service_that_is_challenged_is_closed_until_it_is_released() {
 }
 
 #[test]
-fn too_many_restraints_of_one_subject_become_one_of_everything() {
+fn too_many_restraints_of_one_subject_become_fewer_that_take_more() {
     let mut town = town(85);
-    let alice = town.alice();
+    let (laptop, alice) = (town.laptop, town.alice());
+    town.respond(alice, SignalResponse::Restrict(["wiki".parse().expect("a name")].into()));
     for number in 0..70 {
         let rule = format!("rule {number}").parse().expect("a name");
         let reach = Reach::Access { rule, resource: "git".parse().expect("a name") };
         town.respond(alice, SignalResponse::Challenge(reach));
     }
-    assert!(!town.passes(town.laptop, "tcp/80"), "what does not fit is not lost");
+    assert!(!town.passes(laptop, "tcp/80"), "what does not fit is not lost");
     assert!(town.world.store.loaded.restraints.len() <= 65);
+    for number in 0..70 {
+        let set = ["wiki".parse().expect("a name"), format!("r{number}").parse().expect("a name")].into();
+        town.respond(alice, SignalResponse::Restrict(set));
+    }
+    assert!(town.world.store.loaded.restraints.len() <= 65);
+    let proven = town.proven();
+    town.world.join(laptop, &proven);
+    town.world.run(seconds(1));
+    assert!(town.passes(laptop, "tcp/80"), "the challenges are met");
+    assert!(!town.passes(laptop, "tcp/22"), "a restriction is nothing that a sign-in meets");
+}
+
+#[test]
+fn another_machine_is_no_way_out_of_what_was_asked_on_one() {
+    let mut town = town(86);
+    let (laptop, phone) = (town.laptop, town.phone);
+    let device = town.world.nodes[laptop].id();
+    town.respond(Restrained::Device(device), SignalResponse::Challenge(Reach::Everything));
+    assert!(!town.passes(laptop, "tcp/22") && town.passes(phone, "tcp/22"));
+    let old = person("alice", &["engineers"]);
+    let new = town.world.laptop("alice-new", &old);
+    town.world.run(seconds(1));
+    assert!(!town.passes(new, "tcp/22"), "joined after that, by a sign-in from before");
+    town.world.core.remove_own_device(device, &old, town.world.now).expect("removed");
+    town.world.pump();
+    let newer = town.world.laptop("alice-newer", &old);
+    town.world.run(seconds(1));
+    assert!(!town.passes(new, "tcp/22") && !town.passes(newer, "tcp/22"), "nor is removing it a way");
+    let proven = town.proven();
+    town.world.join(newer, &proven);
+    town.world.run(seconds(1));
+    assert!(town.passes(newer, "tcp/22"));
+}
+
+#[test]
+fn a_machine_that_is_kept_to_a_few_resources_is_not_removed_and_shares_that_with_later_ones() {
+    let mut town = town(87);
+    let (laptop, phone) = (town.laptop, town.phone);
+    let device = town.world.nodes[laptop].id();
+    town.respond(Restrained::Device(device), SignalResponse::Restrict(["wiki".parse().expect("a name")].into()));
+    let alice = town.proven();
+    let refused = town.world.core.remove_own_device(device, &alice, town.world.now);
+    assert!(matches!(&refused, Err(CoreError::NotPermitted(why)) if why.contains("release")), "{refused:?}");
+    let new = town.world.laptop("alice-new", &alice);
+    town.world.run(seconds(1));
+    assert!(!town.passes(new, "tcp/22") && town.passes(new, "tcp/80") && town.passes(phone, "tcp/22"));
+    town.release(Restrained::Device(device)).expect("released");
+    assert!(town.passes(new, "tcp/22") && town.passes(laptop, "tcp/22"));
+}
+
+#[test]
+fn budgets_grow_though_the_clock_is_set_back() {
+    let mut town = town(88);
+    let alice = town.alice();
+    let Restrained::Subject(subject) = alice else { panic!("a subject") };
+    let greatest = |town: &Town| town.world.core.budgets_of(subject).iter().map(|(_, budget)| *budget).max();
+    town.respond(alice, SignalResponse::Challenge(engineers_access()));
+    let before = greatest(&town);
+    assert!(before.is_some());
+    town.world.now.wall = WallTime::from_millis(town.world.now.wall.as_millis() - 3_600_000);
+    town.release(alice).expect("released");
+    assert!(greatest(&town) > before, "a node opens by this alone what it has shut");
 }

@@ -10,8 +10,8 @@ use super::{
     world::{World, person},
 };
 use crate::{
-    records::{DeviceKind, Quarantined},
-    stream::CoreError,
+    records::{DeviceKind, Person, Quarantined, Restrained},
+    stream::{CoreError, SignalResponse},
     web::doors::{Reach, StockRequest},
 };
 
@@ -47,6 +47,43 @@ fn a_stock_client_in_quarantine_is_not_left_behind_for_another_one() {
     world.pump();
     assert!(world.core.list_devices().iter().all(|view| view.record.kind == DeviceKind::Agent), "its session is over");
     world.core.export(&asked("tablet", 0x78), &alice, local(), world.now).expect("exported");
+}
+
+#[test]
+fn another_configuration_is_no_way_out_of_a_restraint() {
+    let mut world = World::new(14, POLICY);
+    world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let alice = person("alice", &["staff", "payroll"]);
+    let asked = |name: &str, byte: u8| StockRequest {
+        name: name.parse().expect("a name"),
+        public_key: WireGuardPublicKey::from_bytes([byte; 32]),
+    };
+    let export = |world: &mut World, name, byte, who: &Person| {
+        let made = world.core.export(&asked(name, byte), who, local(), world.now).expect("exported");
+        world.pump();
+        world.run(seconds(1));
+        made
+    };
+    let phone = export(&mut world, "phone", 0x77, &alice);
+    assert_eq!(phone.peers.len(), 1);
+    let whom = Restrained::Device(phone.device);
+    world.core.respond(whom, SignalResponse::Terminate, "it scans", "a test", world.now).expect("known");
+    world.pump();
+    assert!(world.core.list_devices().iter().all(|view| view.record.kind == DeviceKind::Agent));
+    assert!(export(&mut world, "tablet", 0x78, &alice).peers.is_empty(), "by the same sign-in");
+    let proven = Person { auth_time: Some(world.now.wall), ..alice };
+    let tablet = export(&mut world, "watch", 0x79, &proven);
+    assert_eq!(tablet.peers.len(), 1);
+    let whom = Restrained::Device(tablet.device);
+    world.core.respond(whom, SignalResponse::Restrict([].into()), "it scans", "a test", world.now).expect("known");
+    world.core.web_session_ended(proven.web_session, world.now);
+    world.pump();
+    world.run(seconds(1));
+    assert!(export(&mut world, "desk", 0x7a, &proven).peers.is_empty(), "the restricted one is still known");
+    world.core.release_restraints(whom, "root", world.now).expect("released");
+    world.pump();
+    assert!(world.core.list_devices().iter().all(|view| view.record.id != tablet.device), "and then it is not");
+    assert_eq!(export(&mut world, "door", 0x7b, &proven).peers.len(), 1);
 }
 
 #[test]
