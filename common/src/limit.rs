@@ -110,6 +110,11 @@ pub struct Limit {
 }
 
 impl Limit {
+    /// Tells whether it is the same limit of a rule, if by another amount or with another consequence.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.measure, self.within_ms) == (other.measure, other.within_ms)
+    }
+
     /// Returns within how long.
     pub const fn within(&self) -> Duration {
         Duration::from_millis(self.within_ms)

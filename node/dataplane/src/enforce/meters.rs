@@ -190,7 +190,7 @@ impl Meters {
             for (limit, window) in &mut meter.counts {
                 let mut used = window.used(now);
                 // What is shut stays so after the window: the controller has to hear of it, whenever it can.
-                if meter.passed.is_some_and(|passed| passed == *limit && passed.then.shuts()) {
+                if meter.passed.is_some_and(|passed| passed.is_same(limit) && passed.then.shuts()) {
                     used = used.max(limit.most.saturating_add(1));
                 }
                 if !is_news && used == 0 {
@@ -232,19 +232,15 @@ impl Meter {
             .each
             .iter()
             .map(|limit| {
-                let same =
-                    |known: &&(Limit, Window)| known.0.measure == limit.measure && known.0.within_ms == limit.within_ms;
-                let window = before.iter().find(same).map(|(_, window)| window.clone());
+                let window = before.iter().find(|(known, _)| known.is_same(limit)).map(|(_, window)| window.clone());
                 (*limit, window.unwrap_or_else(|| Window::new(limit.within())))
             })
             .collect();
         // What was passed and is not limited any more, or only watched by now, shuts nothing; a greater amount does not open it again.
-        let still = |passed: &Limit| {
-            self.counts.iter().any(|(limit, _)| {
-                (limit.measure, limit.within_ms) == (passed.measure, passed.within_ms) && limit.then.shuts()
-            })
-        };
-        self.passed = self.passed.filter(still);
+        // It goes by what the document says of it now, amount and consequence.
+        self.passed = self.passed.and_then(|passed| {
+            self.counts.iter().map(|(limit, _)| *limit).find(|limit| limit.is_same(&passed) && limit.then.shuts())
+        });
     }
 }
 
@@ -305,6 +301,7 @@ mod tests {
         let raised = limit(Measure::Download, 9_000, 60, Consequence::Challenge);
         let raised = meters.hold(subject(1), &permission("r", 7, &[raised]), at(501));
         assert!(meters.shut_by(raised).is_some(), "nor does another amount");
+        assert_eq!(meters.usages(at(900))[0].used, 9_001, "and the controller hears of it under that amount");
         let fresh = meters.hold(subject(1), &permission("r", 8, &[down]), at(502));
         assert_eq!((fresh, meters.shut_by(fresh)), (meter, None));
         assert_eq!(meters.usages(at(502)).iter().map(|usage| usage.used).sum::<u64>(), 0);

@@ -202,7 +202,7 @@ impl Enforcer {
 
     /// Says how much of what is limited was used lately, and who scans.
     pub(crate) fn take_behaviour(&mut self, now: Now) -> Behaviour {
-        Behaviour { usages: self.meters.usages(now.monotonic), scans: self.scans.take() }
+        Behaviour { usages: self.meters.usages(now.monotonic), scans: self.scans_told() }
     }
 
     /// Hands over a record.

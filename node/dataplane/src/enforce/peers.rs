@@ -144,6 +144,8 @@ impl Enforcer {
         let peer = self.peers[slot.0 as usize].take()?;
         self.expiries.remove(&(peer.expires, slot));
         peer.inbound.meters().for_each(|meter| self.meters.let_go(meter, now.monotonic));
+        self.scans.were_permitted(&peer.inbound, &peer.outbound, &peer.addresses, now.monotonic);
+        self.scans.leave(device, peer.refused);
         for address in &peer.addresses {
             self.disown(*address, slot);
         }
@@ -198,7 +200,7 @@ impl Enforcer {
             inbound: Rules::default(),
             outbound: Rules::default(),
             expires: Monotonic::NEVER,
-            refused: Refused::default(),
+            refused: self.scans.come_back(grant.device),
         });
         self.peer_mut(slot).refused.set(grant.scan.as_ref());
         self.recompile(slot, identity, grant);
@@ -229,7 +231,8 @@ impl Enforcer {
         peer.addresses.clone_from(&grant.addresses);
         peer.generation = generation;
         let before = std::mem::replace(&mut peer.inbound, Rules::compile(grant.inbound.clone()));
-        peer.outbound = Rules::compile(grant.outbound.clone());
+        let reached = std::mem::replace(&mut peer.outbound, Rules::compile(grant.outbound.clone()));
+        self.scans.were_permitted(&before, &reached, &grant.addresses, self.clock.monotonic);
         self.hold_meters(slot, &before);
     }
 

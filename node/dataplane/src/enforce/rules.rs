@@ -20,7 +20,7 @@ use postern_common::{
     flow_record::PermitRecord,
     grant::{Mode, OnDeny, Permission},
     limit::Limit,
-    net::Protocol,
+    net::{Protocol, Service},
     reason::DenyReason,
     time::{Deadline, Now},
 };
@@ -173,6 +173,11 @@ impl Rules {
     pub(crate) fn rejects(&self, now: Now) -> bool {
         let rejects = |p: &Permission<Deadline>| p.on_deny == OnDeny::Reject && !p.until.has_passed(now);
         self.permissions.iter().any(|compiled| rejects(&compiled.permission))
+    }
+
+    /// Lists the services of every permission, open or not.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Service> {
+        self.permissions.iter().flat_map(|compiled| &compiled.permission.services)
     }
 
     /// Lists the deadlines.

@@ -7,30 +7,39 @@
 //!
 //! What counts: TCP openings, pings, and UDP to a port below the ephemeral ones (RFC 6335 §6 lets systems choose theirs; a late answer
 //! to a client's port must not look like a scan), refused because nothing names them. A repetition counts once. What is refused
-//! for another reason (a step-up, a lease that ran out) is no scan.
+//! for another reason (a step-up, a lease that ran out) is no scan. Of what this machine sends, neither answers of a service that a peer
+//! may open, or might until lately, count, nor what was permitted until lately.
+//!
+//! A scan is told again and again until another budget begins, so none is lost. Bounds: [`MAX_TOLD`], [`MAX_LEFT`], [`MAX_FORMER`]; the
+//! oldest is forgotten first.
 //!
 //! Threats: a peer that wants another to be taken for a scanner: it can only be counted itself, because the session that opened the
 //! packet says whose it is; what has a foreign source address is not counted at all. A peer that fills memory: a source has one
 //! place for each destination that its limit allows, [`MAX_REFUSED`] at most, and none once it is told of.
 
-use std::net::IpAddr;
+use std::{collections::VecDeque, net::IpAddr};
 
 use postern_common::{
     flow_record::{FlowEnd, Originator},
+    id::DeviceId,
     limit::{MAX_REFUSED, Scan, ScanLimit},
-    net::{FiveTuple, Protocol},
+    net::{FiveTuple, Protocol, Service},
     reason::DenyReason,
     time::{Monotonic, Now},
 };
 
-use super::{Enforcer, facts::PeerSlot};
+use super::{Enforcer, facts::PeerSlot, rules::Rules};
 use crate::{
     counters::Direction,
     packet::view::{PacketView, Transport},
 };
 
-/// The most scans that wait to be told of; more are counted.
+/// The most scans that are told at once.
 const MAX_TOLD: usize = 64;
+/// The most machines of which it is remembered what was refused to them when they were peers.
+const MAX_LEFT: usize = 256;
+/// The most services that are remembered after they are permitted no more.
+const MAX_FORMER: usize = 256;
 /// From here on systems choose ports for their clients.
 const FIRST_EPHEMERAL: u16 = 32_768;
 
@@ -70,7 +79,8 @@ struct Destination {
 pub(crate) struct Refused {
     limit: Option<ScanLimit>,
     seen: Vec<(Destination, Monotonic)>,
-    is_told: bool,
+    /// The scan, once it is one; it is told until another budget begins.
+    told: Option<Scan>,
 }
 
 impl Refused {
@@ -78,19 +88,19 @@ impl Refused {
     pub(crate) fn set(&mut self, limit: Option<&ScanLimit>) {
         if self.limit.as_ref().map(|limit| limit.budget) != limit.map(|limit| limit.budget) {
             self.seen = Vec::new();
-            self.is_told = false;
+            self.told = None;
         }
         self.limit = limit.cloned();
     }
 
     /// Tells whether the machine is shut out: it scans, and its limit is not only watched.
     pub(crate) fn shuts(&self) -> bool {
-        self.is_told && self.limit.as_ref().is_some_and(|limit| limit.then.shuts())
+        self.told.is_some() && self.limit.as_ref().is_some_and(|limit| limit.then.shuts())
     }
 
     /// Counts a refused destination, and returns how many there are once that is too many.
     fn add(&mut self, destination: Destination, now: Monotonic) -> Option<u32> {
-        let limit = self.limit.as_ref().filter(|_| !self.is_told)?;
+        let limit = self.limit.as_ref().filter(|_| self.told.is_none())?;
         let within = std::time::Duration::from_millis(limit.within_ms);
         if let Some(known) = self.seen.iter_mut().find(|(known, _)| *known == destination) {
             known.1 = now;
@@ -102,17 +112,33 @@ impl Refused {
         if count <= limit.most.min(MAX_REFUSED) {
             return None;
         }
-        self.is_told = true;
         self.seen = Vec::new();
         Some(count)
     }
+
+    /// Tells whether there is anything to remember of it.
+    fn is_empty(&self) -> bool {
+        self.seen.is_empty() && self.told.is_none()
+    }
 }
 
-/// Scans that wait to be told of.
+/// What was permitted until lately.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Former {
+    /// A peer could open it here: what still leaves from that port answers.
+    Served(Service),
+    /// This machine could open it there.
+    Reached(IpAddr, Service),
+}
+
+/// What was refused to this machine, and to machines that are no peers now.
 #[derive(Debug, Default)]
 pub(crate) struct Scans {
     own: Refused,
-    told: Vec<Scan>,
+    /// Of peers that were removed, the latest last: signing out and in again is no way to be forgotten.
+    left: VecDeque<(DeviceId, Refused)>,
+    /// The latest last.
+    former: VecDeque<(Former, Monotonic)>,
     /// Peers whose doors here have to be shut.
     shut: Vec<PeerSlot>,
 }
@@ -122,13 +148,55 @@ impl Scans {
         self.own.set(limit);
     }
 
-    /// Hands over the scans that were noticed.
-    pub(crate) fn take(&mut self) -> Vec<Scan> {
-        std::mem::take(&mut self.told)
-    }
-
     pub(crate) fn has_shut(&self) -> bool {
         !self.shut.is_empty()
+    }
+
+    /// Keeps what was refused to a peer that is removed.
+    pub(crate) fn leave(&mut self, device: DeviceId, refused: Refused) {
+        if refused.is_empty() {
+            return;
+        }
+        if self.left.len() >= MAX_LEFT {
+            self.left.pop_front();
+        }
+        self.left.push_back((device, refused));
+    }
+
+    /// Hands back what was refused to a machine when it was a peer before.
+    pub(crate) fn come_back(&mut self, device: DeviceId) -> Refused {
+        let at = self.left.iter().position(|(left, _)| *left == device);
+        at.and_then(|at| self.left.remove(at)).map(|(_, refused)| refused).unwrap_or_default()
+    }
+
+    /// Remembers what was permitted before rules change: it is used for a while by those who do not know yet.
+    pub(crate) fn were_permitted(&mut self, inbound: &Rules, outbound: &Rules, addresses: &[IpAddr], now: Monotonic) {
+        if self.own.limit.is_none() {
+            return;
+        }
+        let is_udp = |service: &&Service| service.protocol() == Protocol::Udp;
+        let served = inbound.services().filter(is_udp).map(|service| Former::Served(*service));
+        let reached =
+            outbound.services().flat_map(|service| addresses.iter().map(|address| Former::Reached(*address, *service)));
+        for former in served.chain(reached) {
+            self.former.retain(|(known, _)| *known != former);
+            if self.former.len() >= MAX_FORMER {
+                self.former.pop_front();
+            }
+            self.former.push_back((former, now));
+        }
+    }
+
+    /// Tells whether a flow that leaves was permitted lately, or answers what was.
+    fn was_permitted(&self, flow: &FiveTuple, now: Monotonic) -> bool {
+        let Some(limit) = &self.own.limit else { return false };
+        let within = std::time::Duration::from_millis(limit.within_ms);
+        self.former.iter().filter(|(_, at)| now.since(*at) < within).any(|(former, _)| match former {
+            Former::Served(service) => service.contains(flow.protocol, flow.source_port),
+            Former::Reached(address, service) => {
+                *address == flow.destination && service.contains(flow.protocol, flow.destination_port)
+            }
+        })
     }
 }
 
@@ -166,6 +234,14 @@ impl Enforcer {
                 if !overlay.iter().any(|net| net.contains(&flow.destination)) {
                     return;
                 }
+                // A peer that asks and goes away, or asks from low ports, must not make its server's answers look like a scan.
+                let peer = self.owner(flow.destination).and_then(|slot| self.peer_if_any(slot));
+                let serves = |service: &Service| service.contains(flow.protocol, flow.source_port);
+                let answers =
+                    flow.protocol == Protocol::Udp && peer.is_some_and(|peer| peer.inbound.services().any(serves));
+                if answers || self.scans.was_permitted(flow, now.monotonic) {
+                    return;
+                }
                 (&mut self.scans.own, None)
             }
             (Direction::Inbound, Some(slot)) => {
@@ -176,14 +252,18 @@ impl Enforcer {
         };
         let Some(count) = refused.add(destination, now.monotonic) else { return };
         let Some(limit) = refused.limit.clone() else { return };
+        let (rule, budget) = (limit.rule, limit.budget);
+        refused.told = Some(Scan { device, rule, budget, refused: count, last: *flow });
         self.counters.scans += 1;
         if let Some(slot) = slot.filter(|_| direction == Direction::Inbound && limit.then.shuts()) {
             self.scans.shut.push(slot);
         }
-        if self.scans.told.len() < MAX_TOLD {
-            let (rule, budget) = (limit.rule, limit.budget);
-            self.scans.told.push(Scan { device, rule, budget, refused: count, last: *flow });
-        }
+    }
+
+    /// Lists the scans to which the controller has not answered by another budget: whoever was not heard is heard later.
+    pub(crate) fn scans_told(&self) -> Vec<Scan> {
+        let peers = self.peers.iter().flatten().filter_map(|peer| peer.refused.told.as_ref());
+        self.scans.own.told.iter().chain(peers).take(MAX_TOLD).cloned().collect()
     }
 
     /// Shuts out peers that scan: everything that they have opened here is cut.

@@ -360,8 +360,11 @@ impl Core {
     /// Tells the controller how much of what is limited was used here, and who scans. Usage that nobody hears is said again with the
     /// next; a scan waits for the next stream.
     pub fn handle_behaviour(&mut self, usages: Vec<Usage>, scans: Vec<Scan>) {
-        let room = MAX_SCANS.saturating_sub(self.scans_untold.len());
-        self.scans_untold.extend(scans.into_iter().take(room));
+        for scan in scans {
+            if self.scans_untold.len() < MAX_SCANS && !self.scans_untold.contains(&scan) {
+                self.scans_untold.push(scan);
+            }
+        }
         let Stream::Live(_) = self.stream else { return };
         let mut scans = std::mem::take(&mut self.scans_untold);
         let mut usages = usages.into_iter().peekable();
