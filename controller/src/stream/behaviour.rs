@@ -86,9 +86,12 @@ impl Core {
 
     /// Finds the limit of which a node speaks, if it may: somebody's machine has it there now.
     fn limit_at(&self, node: DeviceId, usage: &Usage) -> Option<Limit> {
-        let mut meets = self.peers_of.get(&node)?.iter();
-        meets.find_map(|peer| {
-            let lease = self.leases.get(peer).filter(|lease| lease.record.subject == usage.subject)?;
+        // By subject: a busy node speaks of everybody whom it serves, every few seconds.
+        self.leases_of.get(&usage.subject)?.iter().find_map(|device| {
+            let lease = self
+                .leases
+                .get(device)
+                .filter(|lease| lease.record.subject == usage.subject && lease.destinations.contains(&node))?;
             let mut given = lease.granted.iter().map(|granted| &granted.entitlement);
             let given = given.find(|given| {
                 given.rule == usage.rule && given.resource == usage.resource && given.nodes.contains(&node)

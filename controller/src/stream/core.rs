@@ -109,6 +109,8 @@ pub struct Core {
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
     /// How much of limits every node says was used.
+    /// The devices of each subject that have leases.
+    pub(super) leases_of: HashMap<SubjectId, BTreeSet<DeviceId>>,
     /// Where each device's login session spoke from, as far as that was known.
     pub(super) known_places: HashMap<DeviceId, Place>,
     pub(super) usages: behaviour::Book,
@@ -181,6 +183,7 @@ impl Core {
             speed: Speed::default(),
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
+            leases_of: HashMap::new(),
             known_places: HashMap::new(),
             usages: behaviour::Book::default(),
             accusers: behaviour::Accusers::new(behaviour::MAX_ACCUSED),

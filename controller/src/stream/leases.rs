@@ -247,6 +247,7 @@ impl Core {
         let draw = self.draw_u32();
         let at = lease.next_look(self.can_renew(id), draw, now);
         self.timers.set(Due::Lease(id), at);
+        self.leases_of.entry(lease.record.subject).or_default().insert(id);
         self.leases.insert(id, lease);
     }
 
@@ -282,6 +283,12 @@ impl Core {
         self.timers.cancel(Due::Lease(device));
         self.out.store(StoreChange::DeleteLease(lease.record.id));
         let LeaseRecord { id: lease_id, subject, .. } = lease.record;
+        if let Some(devices) = self.leases_of.get_mut(&subject) {
+            devices.remove(&device);
+            if devices.is_empty() {
+                self.leases_of.remove(&subject);
+            }
+        }
         self.out.audit(AuditEvent::LeaseEnded { lease: lease_id, subject, device, why });
         for destination in lease.destinations {
             self.set_edge(device, destination, Arc::from([]), now);

@@ -8,7 +8,7 @@ use postern_common::{
 };
 use postern_controller::records::{
     Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, PostureRecord, QuarantineRecord,
-    Quarantined, RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
+    Quarantined, RestraintRecord, RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
 };
 
 /// The durable records.
@@ -25,6 +25,8 @@ pub(crate) struct Disk {
     pub(crate) revoked_rules: BTreeMap<RuleName, RevokedRule>,
     pub(crate) quarantines: BTreeMap<Quarantined, QuarantineRecord>,
     postures: BTreeMap<DeviceId, PostureRecord>,
+    /// By what they restrain, as the store names them.
+    restraints: BTreeMap<String, RestraintRecord>,
 }
 
 /// Whether a change can alter who may reach what.
@@ -51,6 +53,8 @@ impl Disk {
             StoreChange::DeleteQuarantine(target) => drop(self.quarantines.remove(&target)),
             StoreChange::PutPosture(posture) => drop(self.postures.insert(posture.device, posture)),
             StoreChange::DeletePosture(device) => drop(self.postures.remove(&device)),
+            StoreChange::PutRestraint(record) => drop(self.restraints.insert(record.name(), record)),
+            StoreChange::DeleteRestraint(record) => drop(self.restraints.remove(&record.name())),
             StoreChange::PutLease(lease) => {
                 self.leases.insert(lease.id, lease);
                 return Matters::No;
@@ -78,11 +82,9 @@ impl Disk {
             StoreChange::PutBreakGlass(_)
             | StoreChange::DeleteBreakGlass(_)
             | StoreChange::PutAlert(_)
-            | StoreChange::PutRestraint(_)
             | StoreChange::PutEventStream(_)
             | StoreChange::PutSeenEvent(_)
             | StoreChange::DeleteSeenEvent(_)
-            | StoreChange::DeleteRestraint(_)
             | StoreChange::PutScimToken(_)
             | StoreChange::DeleteScimToken(_)
             | StoreChange::PutScimUser(_)
@@ -127,7 +129,7 @@ impl Disk {
             quarantines: self.quarantines.values().cloned().collect(),
             requests: vec![],
             break_glass: vec![],
-            restraints: vec![],
+            restraints: self.restraints.values().cloned().collect(),
             token_uses: vec![],
             habits: vec![],
             event_streams: vec![],

@@ -254,6 +254,11 @@ fn a_watched_rule_alerts_once_in_its_window_and_takes_nothing() {
     }
     assert!(town.passes(town.laptop, "tcp/443"));
     assert_eq!(town.alerts(AlertKind::Volume), 1);
+    town.world.run(seconds(3_600));
+    town.world.join(town.laptop, &person("alice", &["staff"]));
+    town.world.run(seconds(1));
+    town.tell_used(town.one, Measure::Download, 5_000);
+    assert_eq!(town.alerts(AlertKind::Volume), 2, "in the next window again");
 }
 
 #[test]

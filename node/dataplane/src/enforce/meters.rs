@@ -30,6 +30,11 @@ use postern_common::{
 /// The most meters that are kept without a permission.
 const MAX_LEFT: usize = 4_096;
 
+/// The most meters that are told of at once, and of these the most whose permission is shut: a message to the controller each for a few,
+/// and no more than a stream has room for.
+const MAX_TOLD: usize = 512;
+const MAX_SHUT_TOLD: usize = MAX_TOLD / 2;
+
 /// The place of a meter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MeterIndex(u32);
@@ -69,6 +74,8 @@ pub(crate) struct Meters {
     /// Meters that passed a limit and whose permissions are still to be shut.
     passed: Vec<MeterIndex>,
     left: usize,
+    /// Where telling goes on.
+    turn: usize,
 }
 
 impl Meters {
@@ -182,10 +189,24 @@ impl Meters {
         std::mem::take(&mut self.passed)
     }
 
-    /// Says how much of every limit was used, of the meters that have something new to say.
+    /// Says how much of every limit was used, of the meters that have something new to say: of [`MAX_TOLD`] at once, those that shut
+    /// something first and the others in turn.
     pub(crate) fn usages(&mut self, now: Monotonic) -> Vec<Usage> {
         let mut usages = Vec::new();
-        for meter in self.places.iter_mut().flatten() {
+        let (count, turn) = (self.places.len(), self.turn);
+        let in_turn = (0..count).map(|step| (turn + step) % count);
+        let shuts = |meter: &Meter| meter.passed.is_some_and(|passed| passed.then.shuts());
+        let is_shut = |place: &usize| self.places[*place].as_ref().is_some_and(shuts);
+        let (mut order, others): (Vec<usize>, Vec<usize>) = in_turn.partition(is_shut);
+        order.truncate(MAX_SHUT_TOLD);
+        order.extend(others);
+        let mut told = 0;
+        for place in order {
+            let Some(meter) = self.places[place].as_mut() else { continue };
+            if told >= MAX_TOLD {
+                break;
+            }
+            let before = usages.len();
             let is_news = std::mem::take(&mut meter.is_news);
             for (limit, window) in &mut meter.counts {
                 let mut used = window.used(now);
@@ -207,6 +228,9 @@ impl Meters {
                     within_ms: limit.within_ms,
                     used,
                 });
+            }
+            if usages.len() > before {
+                (told, self.turn) = (told + 1, place + 1);
             }
         }
         usages
@@ -338,6 +362,25 @@ mod tests {
         assert_eq!(meters.usages(at(2))[0].used, 11, "what is in the window is told again");
         assert_eq!(meters.usages(at(30))[0].used, 0, "and once more when it is gone");
         assert!(meters.usages(at(31)).is_empty());
+    }
+
+    #[test]
+    fn many_meters_are_told_of_in_turn_and_what_is_shut_at_once() {
+        let mut meters = Meters::default();
+        let limit = limit(Measure::Download, 10, 3_600, Consequence::Challenge);
+        let each: Vec<MeterIndex> =
+            (0..2_000).map(|number| meters.hold(subject(number), &permission("r", 0, &[limit]), at(0))).collect();
+        each.iter().for_each(|meter| meters.count(*meter, Measure::Download, 1, at(1)));
+        let last = each[1_999];
+        meters.count(last, Measure::Download, 10, at(1));
+        let mut heard = std::collections::HashSet::new();
+        for second in 2..7 {
+            let told = meters.usages(at(second));
+            assert!(told.len() <= MAX_TOLD);
+            assert!(told.iter().any(|usage| usage.used == 11), "what is shut, each time");
+            heard.extend(told.into_iter().map(|usage| usage.subject));
+        }
+        assert_eq!(heard.len(), 2_000);
     }
 
     #[test]
