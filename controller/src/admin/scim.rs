@@ -71,7 +71,7 @@ pub(super) async fn respond(
             let revoked = handle.call(move |turn, _| turn.core.delete_scim_token(&token, &by)).await?;
             revoked.map(|hash| json!({ "token": hash.short() }))
         }
-        ScimRequest::Status => Ok(value(&handle.call(|turn, _| turn.core.scim_view()).await?)),
+        ScimRequest::Status => Ok(value(&handle.call(|turn, now| turn.core.scim_view(now)).await?)),
         ScimRequest::People { inactive } => {
             Ok(value(&handle.call(move |turn, _| turn.core.scim_people(inactive)).await?))
         }

@@ -171,6 +171,9 @@ fn a_name_that_others_can_get_is_no_name_for_provisioning() {
     for (issuer, scim, expected) in [
         ("https://idp.example", "claim = \"email\"", "somebody else can get it"),
         ("https://idp.example", "claim = \"UPN\"", "somebody else can get it"),
+        ("https://idp.example", "claim = \"email\"\nclaim_is_permanent = true", "somebody else can get it"),
+        ("https://idp.example", "claim = \"employee\"", "claim_is_permanent = true"),
+        ("https://idp.example", "silent_after = \"5m\"", "at least"),
         ("https://idp.example", "claim = \"\"", "the name of a claim"),
         ("https://idp.example", "match = \"emails\"", "emails"),
         ("https://idp.example", "groups = \"scm\"", "scm"),
@@ -180,7 +183,8 @@ fn a_name_that_others_can_get_is_no_name_for_provisioning() {
         let said = with(issuer, scim).expect_err("a mistake");
         assert!(said.contains(expected), "{scim}: {said}");
     }
-    let config = with("https://idp.example/", "match = \"userName\"\nclaim = \"employee\"\nrequired = true").unwrap();
+    let permanent = "match = \"userName\"\nclaim = \"employee\"\nclaim_is_permanent = true\nrequired = true";
+    let config = with("https://idp.example/", permanent).unwrap();
     let scim = config.core.scim.unwrap();
     assert_eq!((scim.issuer.as_str(), scim.claim.as_str()), ("https://idp.example", "employee"));
 }

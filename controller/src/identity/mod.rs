@@ -38,6 +38,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use postern_common::{id::SessionId, time::WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::records::ProvisionedName;
+
 pub mod local;
 pub mod machine;
 pub mod oidc;
@@ -70,7 +72,7 @@ pub(crate) struct Proof {
     pub(crate) auth_time: Option<WallTime>,
     /// By which name the provider provisions the person.
     #[serde(default)]
-    pub(crate) provisioned_as: Option<String>,
+    pub(crate) provisioned_as: Option<ProvisionedName>,
 }
 
 /// A person who has signed in, with a login session that was live when this value was made.
@@ -120,8 +122,8 @@ impl SignedIn {
     }
 
     /// Returns by which name the provider provisions the person (SCIM), if the sign-in told.
-    pub fn provisioned_as(&self) -> Option<&str> {
-        self.proof.provisioned_as.as_deref()
+    pub const fn provisioned_as(&self) -> Option<&ProvisionedName> {
+        self.proof.provisioned_as.as_ref()
     }
 
     /// Returns the identifier of the browser's login session (not its cookie).

@@ -248,8 +248,8 @@ impl WebSessions {
         let subjects = serde_json::to_string(subjects).expect("a list of texts");
         let done = sqlx::query(
             "DELETE FROM web_sessions WHERE issuer = ?1 AND (subject IN (SELECT value FROM json_each(?3))
-             OR json_extract(proof, '$.provisioned_as') = ?2
-             OR (?4 AND lower(json_extract(proof, '$.provisioned_as')) = lower(?2)))",
+             OR json_extract(proof, '$.provisioned_as.value') = ?2
+             OR (?4 AND lower(json_extract(proof, '$.provisioned_as.value')) = lower(?2)))",
         )
         .bind(issuer)
         .bind(name)
@@ -352,6 +352,7 @@ pub(crate) async fn test_pool() -> SqlitePool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::records::ProvisionedName;
 
     fn proof(subject: &str) -> Proof {
         SignedIn::for_test("https://idp.example", subject, "alice@corp.example", &["staff"]).proof
@@ -432,7 +433,10 @@ mod tests {
     #[tokio::test]
     async fn who_is_kept_out_is_signed_out_under_every_name_and_nobody_else() {
         let sessions = sessions().await;
-        let named = |subject: &str, name: &str| Proof { provisioned_as: Some(name.into()), ..proof(subject) };
+        let named = |subject: &str, name: &str| {
+            let name = ProvisionedName { claim: "oid".into(), value: name.into() };
+            Proof { provisioned_as: Some(name), ..proof(subject) }
+        };
         let elsewhere = Proof { issuer: "https://other.example".into(), ..named("5", "Alice") };
         let mut cookies = Vec::new();
         for proof in [proof("1"), named("2", "Alice"), named("3", "alice"), named("4", "bob"), elsewhere] {

@@ -10,6 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::identity::SignedIn;
 
+/// By which name a provider provisions a person, as a sign-in told: the value of one claim. Of another claim it says nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProvisionedName {
+    /// The claim.
+    pub claim: String,
+    /// Its value.
+    pub value: String,
+}
+
 /// What the core takes from a proven sign-in. The shell makes it from [`SignedIn`] alone, which only
 /// [`crate::identity`] can make; tests and simulations write it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,8 +37,8 @@ pub struct Person {
     pub amr: Vec<String>,
     /// When the person last proved who they are, if the issuer said.
     pub auth_time: Option<WallTime>,
-    /// By which name the provider provisions them, if the sign-in told: the value of the configured claim.
-    pub provisioned_as: Option<String>,
+    /// By which name the provider provisions them, if the sign-in told.
+    pub provisioned_as: Option<ProvisionedName>,
     /// The browser's login session in which this was done.
     pub web_session: SessionId,
     /// When that ends at the latest.
@@ -46,7 +55,7 @@ impl From<&SignedIn> for Person {
             acr: proven.acr().map(str::to_owned),
             amr: proven.amr().to_vec(),
             auth_time: proven.auth_time(),
-            provisioned_as: proven.provisioned_as().map(str::to_owned),
+            provisioned_as: proven.provisioned_as().cloned(),
             web_session: proven.session(),
             web_session_until: proven.session_until(),
         }
@@ -129,5 +138,5 @@ pub struct SubjectRecord {
     pub last_sign_in: WallTime,
     /// By which name the provider provisions a person, as their last sign-in told.
     #[serde(default)]
-    pub provisioned_as: Option<String>,
+    pub provisioned_as: Option<ProvisionedName>,
 }

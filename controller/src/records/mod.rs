@@ -34,7 +34,7 @@ use crate::signals::{
 };
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
-pub use identity::{Assurance, Person, Proven, SubjectKind, SubjectRecord};
+pub use identity::{Assurance, Person, Proven, ProvisionedName, SubjectKind, SubjectRecord};
 use ipnet::IpNet;
 pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
 use postern_common::{

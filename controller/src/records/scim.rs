@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::TokenHash;
 
-/// Names a user or group of SCIM (RFC 7643 §3.1): drawn here, never given to another, written as a UUID. It begins with the time, so
+/// Names a user or group of SCIM (RFC 7643 §3.1): drawn here, never given to another, written as a UUID and
+/// read in any case, as some clients write it. It begins with the time, so
 /// that lists in its order grow at their end.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ScimId([u8; 16]);
@@ -48,8 +49,7 @@ impl FromStr for ScimId {
 
     fn from_str(text: &str) -> Result<Self, NotAnId> {
         let shape = text.len() == 36
-            && text.bytes().enumerate().all(|(i, byte)| (byte == b'-') == matches!(i, 8 | 13 | 18 | 23))
-            && !text.bytes().any(|byte| byte.is_ascii_uppercase());
+            && text.bytes().enumerate().all(|(i, byte)| (byte == b'-') == matches!(i, 8 | 13 | 18 | 23));
         let mut bytes = [0; 16];
         let digits = if shape { text.replace('-', "") } else { String::new() };
         hex::decode_to_slice(digits, &mut bytes).map_err(|_| NotAnId)?;
@@ -185,6 +185,9 @@ pub struct ScimToken {
     pub created_by: String,
     /// When.
     pub created: WallTime,
+    /// When it was last used, within an hour.
+    #[serde(default)]
+    pub last_heard: Option<WallTime>,
 }
 
 /// Who is in which group, as the store has it: group, user.

@@ -61,7 +61,7 @@ impl Core {
     pub(super) fn context_of(&self, device: &DeviceRecord, now: Now) -> Option<RequestContext> {
         let owner = self.registry.subject(device.owner)?;
         let assurance = self.registry.session_on(device.id).map(|session| &session.assurance);
-        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), assurance);
+        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_ref(), assurance);
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let posture = self.evidence_of(device.id, now);
         let from = self.whence(address);

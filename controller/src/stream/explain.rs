@@ -121,7 +121,7 @@ impl Core {
         let owner = self.registry.subject(subject).cloned();
         let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
         let restraints = self.restraints_of_subject(owner.id);
-        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), None);
+        let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_ref(), None);
         let context = hypothetical(&self.config.url, &owner, assurance.as_ref(), None, Whence::default(), now.wall);
         Ok((RequestContext { restraints, ..context }, None))
     }

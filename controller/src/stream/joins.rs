@@ -363,7 +363,7 @@ impl Core {
     /// Returns what counts of a sign-in at this moment: as [`Core::assurance`], with the groups that are provisioned.
     pub(super) fn present_assurance(&self, who: &Person) -> Assurance {
         let signed_in = self.assurance(who);
-        let present = self.provisioned_assurance(&who.kind(), who.provisioned_as.as_deref(), Some(&signed_in));
+        let present = self.provisioned_assurance(&who.kind(), who.provisioned_as.as_ref(), Some(&signed_in));
         present.unwrap_or(signed_in)
     }
 

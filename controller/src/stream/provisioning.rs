@@ -13,16 +13,19 @@
 //! - A command decides those people anew whom it concerns, [`AT_ONCE`] devices in its own turn and the others in as small portions
 //!   afterwards, so that nobody waits for a group of ten thousand.
 //!
-//! Bounds: [`MAX_TOKENS`] tokens; refusals are counted as those of other signals ([`crate::signals::refusals`]).
+//! - Whom nobody can be told to be is out: a person whose last sign-in had no name by which provisioning knows people
+//!   ([`Core::withdrawn`]) could be anybody, also somebody who has left.
+//!
+//! Bounds: tokens, see [`clients`]; refusals are counted as those of other signals ([`crate::signals::refusals`]).
+
+mod clients;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
 
-use ipnet::IpNet;
 use postern_common::{
     id::{DeviceId, RequestId, SubjectId},
     time::{Now, WallTime},
@@ -32,8 +35,8 @@ use super::{api::CoreError, core::Core, timers::Due};
 use crate::{
     decision::Extend,
     records::{
-        Assurance, AuditEvent, Loaded, Person, RevokeTarget, ScimKey, ScimToken, ScimUser, StoreChange, SubjectKind,
-        SubjectRecord, TokenHash,
+        Assurance, AuditEvent, Loaded, Person, ProvisionedName, RevokeTarget, ScimKey, ScimToken, ScimUser,
+        StoreChange, SubjectKind, SubjectRecord, TokenHash,
     },
     signals::scim::{
         Answer, Command, Counts, Moment, Refusal,
@@ -46,12 +49,6 @@ use crate::{
 const SUB: &str = "sub";
 /// How many devices are decided anew in one turn.
 const AT_ONCE: usize = 32;
-/// The most tokens.
-const MAX_TOKENS: usize = 16;
-/// How long a token that has expired is still known as that.
-const KEPT_AFTER_END: Duration = Duration::from_secs(30 * 86_400);
-/// How tokens begin, so that scanners for leaked secrets find them.
-const TOKEN_PREFIX: &str = "pst_scim_";
 
 /// A client whose token was good a moment ago. Only [`Core::scim_client`] makes one, and [`Core::scim`] looks again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +91,12 @@ pub struct ScimView {
     pub issuer: Option<String>,
     /// How much there is.
     pub counts: Counts,
-    /// When a client with a good token was last heard since the controller started.
+    /// Active people who match nobody who ever signed in here: to put them out would concern nobody.
+    pub unmatched: usize,
+    /// When a client with a good token was last heard; within an hour, if that was before the controller started.
     pub last_heard: Option<WallTime>,
+    /// When the last token expires; absent if there is none that works.
+    pub token_until: Option<WallTime>,
     /// Requests that were refused since then, for want of authority or for what they asked.
     pub refused: u64,
     /// Devices that wait to be decided anew.
@@ -138,6 +139,9 @@ pub(super) struct Provisioning {
     queued: BTreeSet<DeviceId>,
     refused: u64,
     last_heard: Option<WallTime>,
+    /// Whether people were told that the provider is silent.
+    is_silent: bool,
+    told: clients::Told,
 }
 
 impl Provisioning {
@@ -153,10 +157,12 @@ impl Core {
 
     /// Returns by which name of the directory a person is known, as it is compared; `None` if provisioning is not about them, or if
     /// no sign-in has told yet.
-    fn provisioned_name(&self, kind: &SubjectKind, told: Option<&str>) -> Option<String> {
+    fn provisioned_name(&self, kind: &SubjectKind, told: Option<&ProvisionedName>) -> Option<String> {
         let settings = self.config.scim.as_ref()?;
         match kind {
             SubjectKind::Person { issuer, sub } if *issuer == settings.issuer => {
+                // What another claim said, before the configuration changed, may name somebody else here.
+                let told = told.filter(|told| told.claim == settings.claim).map(|told| told.value.as_str());
                 let name = if settings.claim == SUB { Some(sub.as_str()) } else { told };
                 name.map(|name| settings.key.compared(name))
             }
@@ -179,13 +185,18 @@ impl Core {
     }
 
     /// Says why the provider keeps a subject out; `None` if it does not.
-    fn withdrawn(&self, kind: &SubjectKind, told: Option<&str>) -> Option<String> {
+    fn withdrawn(&self, kind: &SubjectKind, told: Option<&ProvisionedName>) -> Option<String> {
         let settings = self.config.scim.as_ref().filter(|_| self.is_provisioned(kind))?;
         let unknown = match settings.admission {
             Admission::Anybody => None,
             Admission::Provisioned => Some("the identity provider has not provisioned this person (SCIM)".to_owned()),
         };
-        let Some(name) = self.provisioned_name(kind, told) else { return unknown };
+        let Some(name) = self.provisioned_name(kind, told) else {
+            let claim = &settings.claim;
+            return Some(format!(
+                "sign in again: the last sign-in had no `{claim}`, by which provisioning knows people"
+            ));
+        };
         match self.scim_standing(&name) {
             Standing::Active(_) => None,
             Standing::Inactive => Some("deactivated at the identity provider (SCIM)".into()),
@@ -199,17 +210,17 @@ impl Core {
         let kind = who.kind();
         let settings = self.config.scim.as_ref().filter(|_| self.is_provisioned(&kind))?;
         // Whom the token does not name could be anybody, also somebody who is out.
-        if self.provisioned_name(&kind, who.provisioned_as.as_deref()).is_none() {
+        if self.provisioned_name(&kind, who.provisioned_as.as_ref()).is_none() {
             return Some(format!("the sign-in has no `{}`, by which provisioning knows people", settings.claim));
         }
-        self.withdrawn(&kind, who.provisioned_as.as_deref())
+        self.withdrawn(&kind, who.provisioned_as.as_ref())
     }
 
     /// Returns what counts of a sign-in: its groups as the settings say where they come from.
     pub(super) fn provisioned_assurance(
         &self,
         kind: &SubjectKind,
-        told: Option<&str>,
+        told: Option<&ProvisionedName>,
         assurance: Option<&Assurance>,
     ) -> Option<Assurance> {
         let settings = self.config.scim.as_ref().filter(|_| self.is_provisioned(kind));
@@ -237,11 +248,11 @@ impl Core {
 
     /// Takes note of the name under which a person is provisioned, and of whether they are out.
     pub(super) fn index_provisioned(&mut self, subject: &SubjectRecord) {
-        let name = self.provisioned_name(&subject.kind, subject.provisioned_as.as_deref());
+        let name = self.provisioned_name(&subject.kind, subject.provisioned_as.as_ref());
         if let Some(name) = name {
             self.provisioning.subjects.entry(name).or_default().insert(subject.id);
         }
-        let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_deref());
+        let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_ref());
         self.registry.set_withdrawn(subject.id, reason);
     }
 
@@ -262,127 +273,6 @@ impl Core {
         }
     }
 
-    // --- clients
-
-    /// Makes a token for the client of the configured provider and returns its text, which is kept nowhere.
-    ///
-    /// # Errors
-    /// [`CoreError::NotPermitted`] without `[oidc.scim]` or for no life, [`CoreError::Exhausted`].
-    pub fn create_scim_token(
-        &mut self,
-        networks: Vec<IpNet>,
-        life: Duration,
-        by: &str,
-        now: Now,
-    ) -> Result<(String, ScimToken), CoreError> {
-        let Some(issuer) = self.config.scim.as_ref().map(|settings| settings.issuer.clone()) else {
-            let message = "there is no [oidc.scim] in controller.toml: add it and restart, then make a token";
-            return Err(CoreError::NotPermitted(message.into()));
-        };
-        if life.is_zero() {
-            return Err(CoreError::NotPermitted("a token needs some time to live".into()));
-        }
-        if self.provisioning.tokens.len() >= MAX_TOKENS {
-            return Err(CoreError::Exhausted(format!("there are {MAX_TOKENS} tokens: revoke some first")));
-        }
-        let token = self.draw_token(TOKEN_PREFIX);
-        let (expires, created_by) = (now.wall.saturating_add(life), by.to_owned());
-        let hash = TokenHash::of(&token);
-        let record = ScimToken { hash, issuer, networks, expires, created_by, created: now.wall };
-        self.out.store(StoreChange::PutScimToken(record.clone()));
-        let of = record.networks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let detail = format!("{} for {}, until {expires}, from [{of}]", hash.short(), record.issuer);
-        self.out.audit(AuditEvent::Administration { by: by.to_owned(), action: "scim token create".into(), detail });
-        self.provisioning.tokens.insert(hash, record.clone());
-        Ok((token, record))
-    }
-
-    /// Lists tokens, also those that have expired lately.
-    pub fn list_scim_tokens(&self) -> Vec<ScimToken> {
-        self.provisioning.tokens.values().cloned().collect()
-    }
-
-    /// Takes a token back, by its short name or hash.
-    ///
-    /// # Errors
-    /// [`CoreError::NotFound`].
-    pub fn delete_scim_token(&mut self, name: &str, by: &str) -> Result<TokenHash, CoreError> {
-        let known = self.provisioning.tokens.keys().find(|hash| hash.short() == name || hash.to_string() == name);
-        let missing = || CoreError::NotFound { what: "SCIM token", name: name.chars().take(80).collect() };
-        let hash = known.copied().ok_or_else(missing)?;
-        self.provisioning.tokens.remove(&hash);
-        self.out.store(StoreChange::DeleteScimToken(hash));
-        let action = "scim token revoke".to_owned();
-        self.out.audit(AuditEvent::Administration { by: by.to_owned(), action, detail: hash.short() });
-        Ok(hash)
-    }
-
-    /// Finds the client of a token, if it may be used from there and now. Every token is compared, each in constant time.
-    ///
-    /// # Errors
-    /// [`Refusal`], the same for every reason; which one it is stands in the audit log.
-    pub fn scim_client(&mut self, token: Option<TokenHash>, from: IpAddr, now: Now) -> Result<ScimClient, Refusal> {
-        match self.authorized(token, from, now) {
-            Ok(client) => {
-                self.provisioning.last_heard = Some(now.wall);
-                Ok(client)
-            }
-            Err((known, reason)) => {
-                self.count_refusal(known, from, reason, now);
-                Err(Refusal::unauthorized())
-            }
-        }
-    }
-
-    fn authorized(
-        &self,
-        token: Option<TokenHash>,
-        from: IpAddr,
-        now: Now,
-    ) -> Result<ScimClient, (Option<TokenHash>, &'static str)> {
-        let Some(settings) = &self.config.scim else { return Err((None, "SCIM is not configured")) };
-        let Some(presented) = token else { return Err((None, "without a token")) };
-        let mut found = None;
-        for record in self.provisioning.tokens.values() {
-            if record.hash.is_same(&presented) {
-                found = Some(record);
-            }
-        }
-        let Some(record) = found else { return Err((None, "with a token that nobody knows")) };
-        let refused = |reason| Err((Some(record.hash), reason));
-        if record.expires <= now.wall || now.wall < record.created {
-            return refused("with a token that has expired");
-        }
-        if !record.networks.is_empty() && !record.networks.iter().any(|network| network.contains(&from)) {
-            return refused("from a network that the token is not for");
-        }
-        if record.issuer != settings.issuer || settings.issuer == self.config.url {
-            return refused("with the token of another provider");
-        }
-        Ok(ScimClient { token: record.hash, issuer: record.issuer.clone() })
-    }
-
-    /// Records that a client with authority asked for something that was not done.
-    pub fn scim_refused(&mut self, client: &ScimClient, from: IpAddr, refusal: &Refusal, now: Now) {
-        self.count_refusal(Some(client.token), from, refusal.word(), now);
-    }
-
-    fn count_refusal(&mut self, token: Option<TokenHash>, from: IpAddr, reason: &'static str, now: Now) {
-        self.provisioning.refused += 1;
-        let source = token.map_or_else(|| "SCIM".to_owned(), |hash| format!("SCIM client {}", hash.short()));
-        self.refuse_signal(&source, reason, Some(from), now);
-    }
-
-    /// Forgets tokens that expired long ago.
-    pub(super) fn sweep_provisioning(&mut self, now: Now) {
-        let old = |token: &&ScimToken| token.expires.saturating_add(KEPT_AFTER_END) <= now.wall;
-        let old: Vec<TokenHash> = self.provisioning.tokens.values().filter(old).map(|token| token.hash).collect();
-        for hash in old {
-            self.provisioning.tokens.remove(&hash);
-            self.out.store(StoreChange::DeleteScimToken(hash));
-        }
-    }
-
     // --- commands
 
     /// Does what a client asks.
@@ -400,18 +290,33 @@ impl Core {
         let client = self.scim_client(Some(client.token), from, now)?;
         let random = self.draw();
         let realm = self.provisioning.directory.realm_mut(&client.issuer);
-        let done = realm.run(command, Moment { issuer: &client.issuer, now: now.wall, random })?;
+        let key = self.config.scim.as_ref().map_or(ScimKey::ExternalId, |settings| settings.key);
+        let mut done = realm.run(command, Moment { issuer: &client.issuer, key, now: now.wall, random })?;
         for change in done.store {
             self.out.store(change);
         }
         let token = client.token.short();
         if !done.said.is_empty() {
+            if self.puts_nobody_out(&done.people) {
+                done.said.push_str("; nobody who signed in here goes by that name");
+            }
             let (issuer, token) = (client.issuer.clone(), token.clone());
             self.out.audit(AuditEvent::Provisioned { issuer, token, from, what: done.said });
         }
         let closed = self.people_changed(&client.issuer, &done.people, &format!("SCIM client {token}"), now);
         self.flush(now);
         Ok((done.answer, closed))
+    }
+
+    /// Tells whether somebody was put out whom nobody here is known to be.
+    fn puts_nobody_out(&self, people: &[Arc<ScimUser>]) -> bool {
+        let Some(settings) = &self.config.scim else { return false };
+        let (Some(old), Some(new)) = (people.first(), people.last()) else { return false };
+        let is_out = new
+            .name_by(settings.key)
+            .is_none_or(|name| matches!(self.scim_standing(&name), Standing::Inactive | Standing::Gone));
+        let mut names = people.iter().filter_map(|user| user.name_by(settings.key));
+        people.len() <= 2 && old.active && is_out && !names.any(|name| self.provisioning.subjects.contains_key(&name))
     }
 
     /// Takes over what is different about people.
@@ -425,7 +330,7 @@ impl Core {
             let mut subs = Vec::new();
             for id in subjects {
                 let Some(subject) = self.registry.subject(id).cloned() else { continue };
-                let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_deref());
+                let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_ref());
                 self.registry.set_withdrawn(id, reason.clone());
                 match reason {
                     Some(reason) => self.close_person(id, &reason, by, now),
@@ -502,16 +407,27 @@ impl Core {
     // --- what people ask
 
     /// Tells how provisioning stands.
-    pub fn scim_view(&self) -> ScimView {
+    pub fn scim_view(&self, now: Now) -> ScimView {
         let issuer = self.config.scim.as_ref().map(|settings| settings.issuer.clone());
         let realm = issuer.as_ref().and_then(|issuer| self.provisioning.directory.realm(issuer));
         ScimView {
             counts: realm.map(Realm::counts).unwrap_or_default(),
             issuer,
-            last_heard: self.provisioning.last_heard,
+            unmatched: realm
+                .into_iter()
+                .flat_map(Realm::users)
+                .filter(|user| user.active && self.is_unmatched(user))
+                .count(),
+            last_heard: self.provider_last_heard(),
+            token_until: self.provisioning.tokens.values().map(|token| token.expires).filter(|at| *at > now.wall).max(),
             refused: self.provisioning.refused,
             waiting: self.provisioning.waiting.len(),
         }
+    }
+
+    fn is_unmatched(&self, user: &ScimUser) -> bool {
+        let name = self.config.scim.as_ref().and_then(|settings| user.name_by(settings.key));
+        name.is_none_or(|name| !self.provisioning.subjects.contains_key(&name))
     }
 
     /// Lists the people of the directory; with `inactive`, those who are deactivated.
@@ -548,7 +464,7 @@ impl Core {
         if !self.is_provisioned(&subject.kind) {
             return None;
         }
-        let told = subject.provisioned_as.as_deref();
+        let told = subject.provisioned_as.as_ref();
         if let Some(reason) = self.withdrawn(&subject.kind, told) {
             return Some(reason);
         }

@@ -161,7 +161,7 @@ impl Core {
         if let Subject::User { assurance: proof, groups, .. } = &mut context.subject {
             *proof = policy_assurance(Some(assurance));
             let owner = self.registry.subject(device.owner)?;
-            let present = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_deref(), Some(assurance));
+            let present = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_ref(), Some(assurance));
             *groups = present.and_then(|present| present.groups);
         }
         let mut step_ups = self.policy.step_ups(&context, &self.targets).into_iter();

@@ -1,6 +1,6 @@
 //! `scim`: what the identity provider provisions, and the tokens with which it does.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Subcommand;
 use ipnet::IpNet;
@@ -20,7 +20,7 @@ use crate::{
 /// People and groups that the identity provider provisions (SCIM 2.0).
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  postern-controller scim token create --from 20.0.0.0/8\n  postern-controller scim status\n  postern-controller scim people --inactive"
+    after_help = "Examples:\n  postern-controller scim token create --from 203.0.113.0/24\n  postern-controller scim status\n  postern-controller scim people --inactive"
 )]
 pub(super) enum Scim {
     /// Tokens with which the provider comes.
@@ -46,10 +46,10 @@ pub(super) enum Scim {
 pub(super) enum Token {
     /// Make a token for the provider of [oidc] and print it, once.
     #[command(
-        after_help = "Example:\n  postern-controller scim token create --from 20.0.0.0/8 --from 40.64.0.0/10 --ttl 90d"
+        after_help = "Example:\n  postern-controller scim token create --from 203.0.113.0/24 --from 198.51.100.7/32 --ttl 90d"
     )]
     Create {
-        /// From where it may be used, such as 20.0.0.0/8; may be repeated. From anywhere unless given.
+        /// From where it may be used, such as 203.0.113.0/24; may be repeated. From anywhere unless given.
         #[arg(long = "from", value_name = "NETWORK")]
         networks: Vec<IpNet>,
         /// How long it works.
@@ -66,6 +66,9 @@ pub(super) enum Token {
         token: String,
     },
 }
+
+/// How long before its end a token is soon over.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 86_400);
 
 fn about(request: ScimRequest) -> Request {
     Request::Scim { request }
@@ -120,13 +123,36 @@ fn status(value: &Value, now: WallTime) {
     let counts = &value["counts"];
     println!("{issuer}");
     for (what, is) in [
-        ("people", format!("{}, {} active", text(&counts["users"]), text(&counts["active"]))),
+        (
+            "people",
+            format!(
+                "{}, {} active; {} of these never signed in here",
+                text(&counts["users"]),
+                text(&counts["active"]),
+                text(&value["unmatched"])
+            ),
+        ),
         ("groups", text(&counts["groups"])),
         ("taken away", text(&counts["gone"])),
         ("last heard", when(&value["last_heard"], now)),
         ("refused", format!("{} requests since the start", text(&value["refused"]))),
+        ("token", token_state(time(&value["token_until"]), now)),
     ] {
         println!("{what:<12} {is}");
+    }
+}
+
+/// Says until when the provider can come, and what to do before.
+fn token_state(until: Option<WallTime>, now: WallTime) -> String {
+    let Some(until) = until else {
+        return "none that works: nobody is deactivated by SCIM. postern-controller scim token create".into();
+    };
+    let said = format!("until {}", print::clock_time(until, now));
+    match until.since(now) < EXPIRES_SOON {
+        true => {
+            format!("{said}. SOON OVER: make another (postern-controller scim token create), enter it at the provider")
+        }
+        false => said,
     }
 }
 

@@ -15,7 +15,7 @@ use postern_common::time::WallTime;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::identity::Proof;
+use crate::{identity::Proof, records::ProvisionedName};
 
 /// The most groups that are read from a token, and the longest name of one, bytes.
 const MAX_GROUPS: usize = 2_000;
@@ -115,7 +115,8 @@ pub(super) fn proof(
             .map(|time| WallTime::from_millis(time.timestamp_millis()))
             .filter(|at| *at <= latest)
             .map(|at| at.min(now)),
-        provisioned_as: provisioned_claim.and_then(|claim| name_at(claims, claim)),
+        provisioned_as: provisioned_claim
+            .and_then(|claim| name_at(claims, claim).map(|value| ProvisionedName { claim: claim.to_owned(), value })),
     })
 }
 

@@ -51,6 +51,8 @@ pub enum AlertKind {
     BreakGlass,
     /// A stream of signals that should speak is silent.
     StreamSilent,
+    /// A provider that provisions people (SCIM) is silent, comes in vain, or is refused that somebody goes out.
+    Provisioning,
     /// A platform's token was shown by a second machine.
     TokenReplayed,
     /// A machine has not changed its WireGuard key in time.

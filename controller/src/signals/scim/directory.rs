@@ -3,8 +3,9 @@
 //! A client's commands reach one [`Realm`], that of its provider, and nothing else: there is no way to name a resource of another
 //! one, so none can be read, changed or even told from one that is not there.
 //!
-//! Bounds: [`MAX_USERS`], [`MAX_GROUPS`] and [`MAX_MEMBERSHIPS`] of one provider; names of people who were taken away,
-//! [`MAX_GONE`]. What would be more is refused.
+//! Bounds: [`MAX_USERS`], [`MAX_GROUPS`], [`MAX_MEMBERSHIPS`] and [`MAX_BYTES`] of one provider; names of people who were taken away,
+//! [`MAX_GONE`]. What would be more is refused, but never that somebody is put out: each person has room kept for their names among
+//! those of people who were taken away, so that it is newcomers and new names that are refused.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -20,7 +21,12 @@ use crate::records::{Loaded, ScimGone, ScimGroup, ScimId, ScimKey, ScimUser, Sto
 pub(super) const MAX_USERS: usize = 50_000;
 pub(super) const MAX_GROUPS: usize = 5_000;
 pub(super) const MAX_MEMBERSHIPS: usize = 1_000_000;
-const MAX_GONE: usize = 200_000;
+/// The most names of people who were taken away, and of those who may yet be.
+pub(super) const MAX_GONE: usize = 200_000;
+/// The most that is kept of one provider's people, bytes.
+pub(super) const MAX_BYTES: usize = 256 << 20;
+/// How many names a person has: `userName` and `externalId`.
+const NAMES: usize = 2;
 
 /// What is answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,6 +51,8 @@ pub(super) enum Content {
         resources: Vec<Content>,
     },
     Document(Value),
+    /// The client has this version.
+    Unchanged(u64),
     Nothing,
 }
 
@@ -74,14 +82,14 @@ pub(crate) enum Standing {
     Gone,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Group {
     pub(super) record: Arc<ScimGroup>,
     pub(super) members: BTreeSet<ScimId>,
 }
 
 /// The people and groups of one provider.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Realm {
     pub(super) users: BTreeMap<ScimId, Arc<ScimUser>>,
     pub(super) groups: BTreeMap<ScimId, Group>,
@@ -92,6 +100,28 @@ pub(crate) struct Realm {
     pub(super) groups_of: HashMap<ScimId, BTreeSet<ScimId>>,
     gone: HashSet<(ScimKey, String)>,
     pub(super) memberships: usize,
+    /// How much is kept of the users, bytes.
+    pub(super) bytes: usize,
+    pub(super) room: Room,
+}
+
+/// The bounds that tests make smaller.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    pub(super) gone: usize,
+    pub(super) bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { gone: MAX_GONE, bytes: MAX_BYTES }
+    }
+}
+
+/// Tells how much is kept of a user, bytes.
+pub(super) fn weight(user: &ScimUser) -> usize {
+    let attributes = serde_json::to_vec(&user.attributes).map_or(usize::MAX / 2, |bytes| bytes.len());
+    attributes + user.user_name.len() + user.external_id.as_ref().map_or(0, String::len)
 }
 
 /// Everything that providers have provisioned.
@@ -184,6 +214,11 @@ impl Realm {
         }
     }
 
+    /// Finds somebody who may take part.
+    pub(crate) fn active(&self, id: ScimId) -> Option<&Arc<ScimUser>> {
+        self.users.get(&id).filter(|user| user.active)
+    }
+
     /// Lists people, in the order in which they were provisioned.
     pub(crate) fn users(&self) -> impl Iterator<Item = &Arc<ScimUser>> {
         self.users.values()
@@ -201,7 +236,10 @@ impl Realm {
         if let Some(external_id) = &user.external_id {
             self.by_external_id.insert(external_id.clone(), user.id);
         }
-        self.users.insert(user.id, user);
+        self.bytes += weight(&user);
+        if let Some(old) = self.users.insert(user.id, user) {
+            self.bytes -= weight(&old);
+        }
     }
 
     fn index_group(&mut self, record: Arc<ScimGroup>) {
@@ -228,6 +266,17 @@ impl Realm {
         keys.filter_map(|key| user.name_by(key).map(|name| (key, name)))
     }
 
+    /// Tells whether there is room among the names of people who were taken away for those of everybody, with `more` people, and
+    /// `dropped` names that somebody has no longer.
+    pub(super) fn has_room(&self, more: usize, dropped: usize) -> bool {
+        self.gone.len() + dropped + NAMES * (self.users.len() + more) <= self.room.gone
+    }
+
+    /// Counts the names that a user would have no longer.
+    pub(super) fn dropped(old: &ScimUser, new: &ScimUser) -> usize {
+        Self::names(old).filter(|(key, name)| new.name_by(*key).as_ref() != Some(name)).count()
+    }
+
     /// Writes a user; names that it has no longer stay out until somebody is provisioned under them again.
     pub(super) fn put_user(&mut self, user: ScimUser, store: &mut Vec<StoreChange>) -> Arc<ScimUser> {
         if let Some(old) = self.users.get(&user.id).cloned() {
@@ -250,7 +299,8 @@ impl Realm {
                 ScimKey::ExternalId => self.by_external_id.remove(&value),
                 ScimKey::UserName => self.by_user_name.remove(&value),
             };
-            if self.gone.len() < MAX_GONE && self.gone.insert((key, value.clone())) {
+            // Nothing is forgotten here for want of room: see [`Realm::has_room`].
+            if self.gone.insert((key, value.clone())) {
                 store.push(StoreChange::PutScimGone(ScimGone { issuer: user.issuer.clone(), key, value }));
             }
         }
@@ -269,6 +319,7 @@ impl Realm {
         }
         self.forget_names(&user, store);
         self.users.remove(&id);
+        self.bytes -= weight(&user);
         store.push(StoreChange::DeleteScimUser(id));
         Some(user)
     }
@@ -351,6 +402,8 @@ impl Realm {
     /// If they do not.
     pub(super) fn check(&self) {
         assert_eq!(self.by_user_name.len(), self.users.len(), "one user a userName");
+        assert!(self.has_room(0, 0), "nobody's names are without room");
+        assert_eq!(self.bytes, self.users.values().map(|user| weight(user)).sum::<usize>());
         for user in self.users.values() {
             for (key, value) in Self::names(user) {
                 let standing = if user.active { Standing::Active(user.id) } else { Standing::Inactive };

@@ -8,6 +8,7 @@ use super::{
     request::{self, Request},
     service::Moment,
 };
+use crate::records::ScimKey;
 
 /// Any bytes as a request, in four lines (method, path, query, body): no panic, and what is taken leaves a directory whose indexes
 /// agree, in which every name belongs to one person.
@@ -21,7 +22,8 @@ pub fn fuzz_scim(bytes: &[u8]) {
     let mut run = |method: &str, path: &str, query: &str, body: &[u8], random: [u8; 10]| {
         let asked = Request { method, path, query, if_match: None, if_none_match: None, body };
         let command = request::parse(&asked)?;
-        let done = realm.run(command, Moment { issuer: "https://idp.example", now, random })?;
+        let done =
+            realm.run(command, Moment { issuer: "https://idp.example", key: ScimKey::ExternalId, now, random })?;
         realm.check();
         Ok::<Option<Value>, super::Refusal>(done.answer.render("https://ctl.example/scim/v2").body)
     };

@@ -1,29 +1,34 @@
 //! The endpoints below `/scim/v2/`: who asks, what, how much at a time.
 //!
 //! Nothing of a body is read before the token is known to be good here and now. No page, no cookie, no same-site check: a server
-//! sends this, and a browser cannot have the token.
+//! sends this, and a browser cannot have the token. What has begun is done to its end, also if the client goes away meanwhile.
+//!
+//! Strangers may come from the provider's own networks, which are those of all customers of a cloud. So a token that was good before
+//! has a door of its own, past the limits for those of which nothing is known: its hash is compared in constant time.
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{ConnectInfo, Request as HttpRequest, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::any,
 };
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use postern_common::time::WallTime;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
+    directory::Answer,
     refusal::Refusal,
     render::Rendered,
-    request::{self, Request},
+    request::{self, Command, Request},
 };
 use crate::{
     identity::{
@@ -31,7 +36,7 @@ use crate::{
         rate::{AddressPrefix, Allowance, Buckets},
         sessions::WebSessions,
     },
-    records::{Person, TokenHash},
+    records::{Person, ScimId, TokenHash},
     serve::actor::Handle,
     stream::{ScimClient, ScimClosed},
 };
@@ -44,10 +49,15 @@ const MAX_BODY: usize = 8 << 20;
 const MAX_IN_FLIGHT: usize = 6;
 /// The most requests at a time whose token is being looked at.
 const MAX_AT_THE_DOOR: usize = 32;
+/// The most requests at a time with a token that was good before, while it is looked at.
+const MAX_KNOWN_AT_THE_DOOR: usize = 16;
+/// The most tokens that are known to have been good: as many as there are.
+const MAX_KNOWN: usize = 16;
 /// The longest token, bytes.
 const MAX_TOKEN: usize = 256;
-/// How long a request may take, its body's arrival included.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a request may take, its body's arrival included: less than what the listener gives every request, so that the answer is
+/// one of SCIM's.
+const PATIENCE: Duration = Duration::from_secs(50);
 
 /// What the endpoints work with.
 pub struct Service {
@@ -58,9 +68,11 @@ pub struct Service {
     /// Requests before their token is known, and those with a good one.
     strangers: Buckets<AddressPrefix>,
     clients: Buckets<TokenHash>,
-    in_flight: Semaphore,
+    in_flight: Arc<Semaphore>,
     /// Requests whose token is being looked at: a flood of strangers fills no queue of the core's.
     at_the_door: Semaphore,
+    known: Mutex<Vec<TokenHash>>,
+    known_at_the_door: Semaphore,
 }
 
 impl Service {
@@ -74,8 +86,10 @@ impl Service {
             base: format!("{}{PATH}", url.trim_end_matches('/')),
             strangers: Buckets::new(every(600, 10), 4_096),
             clients: Buckets::new(every(600, 10), 64),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
+            in_flight: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
             at_the_door: Semaphore::new(MAX_AT_THE_DOOR),
+            known: Mutex::new(vec![]),
+            known_at_the_door: Semaphore::new(MAX_KNOWN_AT_THE_DOOR),
         })
     }
 }
@@ -107,28 +121,34 @@ fn bearer(headers: &HeaderMap) -> Option<TokenHash> {
 impl Service {
     async fn answer(&self, from: IpAddr, request: HttpRequest) -> Response {
         let now: WallTime = (self.clock)();
-        if self.strangers.take(&AddressPrefix::from(from), now).is_err() {
+        let presented = bearer(request.headers());
+        let is_known = presented.is_some_and(|hash| self.is_known(hash));
+        if !is_known && self.strangers.take(&AddressPrefix::from(from), now).is_err() {
             return refused(&Refusal::too_many());
         }
-        let Ok(door) = self.at_the_door.try_acquire() else { return refused(&Refusal::too_many()) };
-        let presented = bearer(request.headers());
+        let door = if is_known { &self.known_at_the_door } else { &self.at_the_door };
+        let Ok(door) = door.try_acquire() else { return refused(&Refusal::too_many()) };
         let client = match self.handle.call(move |turn, now| turn.core.scim_client(presented, from, now)).await {
             Ok(Ok(client)) => client,
-            Ok(Err(refusal)) => return refused(&refusal),
+            Ok(Err(refusal)) => {
+                self.forget(presented);
+                return refused(&refusal);
+            }
             Err(_) => return refused(&Refusal::unavailable()),
         };
         drop(door);
+        self.remember(client.token());
         // Held until the answer is written: a body and what is made of it have the same bound.
-        let room = match (self.clients.take(&client.token(), now), self.in_flight.try_acquire()) {
-            (Ok(()), Ok(room)) => room,
+        let room = match (self.clients.take(&client.token(), now), Arc::clone(&self.in_flight).try_acquire_owned()) {
+            (Ok(()), Ok(room)) => Arc::new(room),
             (Err(_), _) | (_, Err(_)) => return refused(&Refusal::too_many()),
         };
-        let answer = match self.done(&client, from, request).await {
+        let answer = match self.done(&client, from, request, &room).await {
             Ok(rendered) => written(rendered),
-            Err(refusal) => {
+            Err((refusal, leaver)) => {
                 let (told, why) = (client.clone(), refusal.clone());
                 tracing::warn!(status = refusal.status, reason = %refusal.detail, "a SCIM request was refused");
-                match self.handle.call(move |turn, now| turn.core.scim_refused(&told, from, &why, now)).await {
+                match self.handle.call(move |turn, now| turn.core.scim_refused(&told, from, &why, leaver, now)).await {
                     Ok(()) => refused(&refusal),
                     Err(_) => refused(&Refusal::unavailable()),
                 }
@@ -138,9 +158,36 @@ impl Service {
         answer
     }
 
-    async fn done(&self, client: &ScimClient, from: IpAddr, request: HttpRequest) -> Result<Rendered, Refusal> {
+    fn is_known(&self, presented: TokenHash) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().fold(false, |found, hash| hash.is_same(&presented) | found)
+    }
+
+    fn remember(&self, token: TokenHash) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(&token) {
+            if known.len() >= MAX_KNOWN {
+                known.remove(0);
+            }
+            known.push(token);
+        }
+    }
+
+    fn forget(&self, token: Option<TokenHash>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|hash| Some(*hash) != token);
+    }
+
+    /// Does what is asked; if it is refused, says besides whom the client wanted out.
+    async fn done(
+        &self,
+        client: &ScimClient,
+        from: IpAddr,
+        request: HttpRequest,
+        room: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Rendered, (Refusal, Option<ScimId>)> {
         let (parts, body) = request.into_parts();
-        let body = self.body(&parts.headers, body).await?;
+        let body = self.body(&parts.headers, body).await.map_err(|refusal| (refusal, None))?;
         let text = |name| parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let asked = Request {
             method: parts.method.as_str(),
@@ -151,12 +198,34 @@ impl Service {
             body: &body,
         };
         // A body of megabytes takes its time: the other tasks of this thread need not wait for it.
-        let command = tokio::task::block_in_place(|| request::parse(&asked))?;
-        let client = client.clone();
-        let done = self.handle.call(move |turn, now| turn.core.scim(&client, command, from, now)).await;
-        let (answer, closed) = done.map_err(|_| Refusal::unavailable())??;
-        self.end_browsers(&closed).await?;
-        Ok(tokio::task::block_in_place(|| answer.render(&self.base)))
+        let done = match tokio::task::block_in_place(|| request::parse(&asked)) {
+            Ok(command) => self.to_its_end(client.clone(), command, from, Arc::clone(room)).await,
+            Err(refusal) => Err(refusal),
+        };
+        match done {
+            Ok(answer) => Ok(tokio::task::block_in_place(|| answer.render(&self.base))),
+            Err(refusal) => Err((refusal, request::leaver(&asked))),
+        }
+    }
+
+    /// Does a command, and what follows of it outside the core. A client that goes away, or whose patience ends, must not leave
+    /// somebody out of the directory and in on the pages.
+    async fn to_its_end(
+        &self,
+        client: ScimClient,
+        command: Command,
+        from: IpAddr,
+        room: Arc<OwnedSemaphorePermit>,
+    ) -> Result<Answer, Refusal> {
+        let (handle, sessions) = (self.handle.clone(), self.sessions.clone());
+        let done = tokio::spawn(async move {
+            let done = handle.call(move |turn, now| turn.core.scim(&client, command, from, now)).await;
+            let (answer, closed) = done.map_err(|_| Refusal::unavailable())??;
+            end_browsers(&sessions, &closed).await?;
+            drop(room);
+            Ok(answer)
+        });
+        done.await.unwrap_or_else(|_| Err(Refusal::unavailable()))
     }
 
     async fn body(&self, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
@@ -165,7 +234,11 @@ impl Service {
         if length.is_some_and(|length| length > MAX_BODY) {
             return Err(large());
         }
-        let bytes = to_bytes(body, MAX_BODY).await.map_err(|_| large())?;
+        let collected = Limited::new(body, MAX_BODY).collect().await;
+        let bytes = collected.map(Collected::to_bytes).map_err(|error| match error.is::<LengthLimitError>() {
+            true => large(),
+            false => Refusal::syntax("the body did not arrive whole"),
+        })?;
         if bytes.is_empty() {
             return Ok(vec![]);
         }
@@ -176,20 +249,20 @@ impl Service {
             false => Err(Refusal::not_served(415, "a body is application/scim+json")),
         }
     }
+}
 
-    /// Ends the browsers' login sessions of people who are out. The core, asked before, lets nobody of them do anything any more; if
-    /// this fails the provider is told so and asks again.
-    async fn end_browsers(&self, closed: &ScimClosed) -> Result<(), Refusal> {
-        let Some(key) = closed.key else { return Ok(()) };
-        for person in &closed.people {
-            let ended = self.sessions.end_provisioned(&closed.issuer, key, &person.name, &person.subjects).await;
-            if let Err(error) = ended {
-                tracing::error!(error = &error as &dyn std::error::Error, "browsers cannot be signed out");
-                return Err(Refusal::unavailable());
-            }
+/// Ends the browsers' login sessions of people who are out. The core, asked before, lets nobody of them do anything any more; if this
+/// fails the provider is told so and asks again.
+async fn end_browsers(sessions: &WebSessions, closed: &ScimClosed) -> Result<(), Refusal> {
+    let Some(key) = closed.key else { return Ok(()) };
+    for person in &closed.people {
+        let ended = sessions.end_provisioned(&closed.issuer, key, &person.name, &person.subjects).await;
+        if let Err(error) = ended {
+            tracing::error!(error = &error as &dyn std::error::Error, "browsers cannot be signed out");
+            return Err(Refusal::unavailable());
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// Ends the browsers' login sessions of people whom their provider keeps out: a stop may have come between the directory and them.
@@ -234,6 +307,11 @@ fn refused(refusal: &Refusal) -> Response {
         401 => {
             let asked = HeaderValue::from_static("Bearer realm=\"scim\"");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, asked);
+        }
+        405 => {
+            if let Some(allow) = refusal.allow {
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
         }
         429 | 503 => drop(response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"))),
         _ => {}

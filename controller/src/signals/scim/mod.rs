@@ -56,5 +56,7 @@ mod value;
 pub use directory::{Answer, Counts};
 pub use refusal::{Refusal, ScimType};
 pub use render::Rendered;
+#[cfg(test)]
+pub(crate) use request::leaver;
 pub use request::{Command, Request, parse};
-pub(crate) use service::Moment;
+pub(crate) use service::{Moment, described};

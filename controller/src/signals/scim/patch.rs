@@ -23,8 +23,10 @@ use crate::records::ScimId;
 
 /// The schema of the body.
 const PATCH_OP: &str = "urn:ietf:params:scim:api:messages:2.0:PatchOp";
-/// The most operations of one request.
+/// The most operations of one request on a group, each of which names members or changes a name.
 const MAX_OPERATIONS: usize = 1_000;
+/// The most operations of one request on a user, each of which goes through the user.
+const MAX_USER_OPERATIONS: usize = 100;
 /// The most members that one request names.
 pub(super) const MAX_MEMBERS: usize = 20_000;
 
@@ -63,7 +65,7 @@ pub(super) enum GroupOperation {
     Members(Vec<ScimId>),
 }
 
-fn field<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+pub(super) fn field<'a>(object: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     object.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
 }
 
@@ -84,6 +86,10 @@ pub(super) fn parse(kind: Kind, body: &Value) -> Result<Vec<Operation>, Refusal>
     only(body, &["schemas", "Operations"])?;
     let listed = field(body, "Operations").and_then(Value::as_array).filter(|listed| !listed.is_empty());
     let listed = listed.ok_or_else(|| Refusal::syntax("`Operations` is missing or empty"))?;
+    let most = match kind {
+        Kind::User => MAX_USER_OPERATIONS,
+        Kind::Group => MAX_OPERATIONS,
+    };
     let mut operations = Vec::new();
     for written in listed {
         let written = written.as_object().ok_or_else(|| Refusal::syntax("an operation is an object"))?;
@@ -93,10 +99,16 @@ pub(super) fn parse(kind: Kind, body: &Value) -> Result<Vec<Operation>, Refusal>
             .into_iter()
             .find(|(word, _)| op.eq_ignore_ascii_case(word));
         let (_, verb) = verb.ok_or_else(|| Refusal::syntax(format!("there is no operation {}", quoted(op))))?;
-        let value = field(written, "value").filter(|value| !value.is_null());
+        let value = field(written, "value");
+        let (value, is_null) = (value.filter(|value| !value.is_null()), value.is_some_and(Value::is_null));
         match (field(written, "path").filter(|path| !path.is_null()), verb) {
             (Some(Value::String(path)), _) if !path.is_empty() => {
-                operations.push(Operation { verb, at: target(kind, path)?, value: value.cloned() });
+                let at = target(kind, path)?;
+                // To leave it out means all of them; to write `null` mostly that somebody was not found.
+                if verb == Verb::Remove && is_null && at.is("members") {
+                    return Err(Refusal::value("`value` is null: which members are removed has to be said"));
+                }
+                operations.push(Operation { verb, at, value: value.cloned() });
             }
             (None, Verb::Add | Verb::Replace) => spread(kind, verb, value, &mut operations)?,
             (None, Verb::Remove) => {
@@ -104,8 +116,8 @@ pub(super) fn parse(kind: Kind, body: &Value) -> Result<Vec<Operation>, Refusal>
             }
             (Some(_), _) => return Err(Refusal::path("a path is a text")),
         }
-        if operations.len() > MAX_OPERATIONS {
-            return Err(Refusal::too_large(format!("more than {MAX_OPERATIONS} operations in one request")));
+        if operations.len() > most {
+            return Err(Refusal::too_large(format!("more than {most} operations in one request")));
         }
     }
     for operation in &operations {
@@ -139,6 +151,16 @@ fn spread(kind: Kind, verb: Verb, value: Option<&Value>, into: &mut Vec<Operatio
         into.push(Operation { verb, at, value: (!value.is_null()).then(|| value.clone()) });
     }
     Ok(())
+}
+
+impl Target {
+    /// Tells whether it is the whole of an attribute with this name.
+    fn is(&self, name: &str) -> bool {
+        match self {
+            Self::Path(Path::Attribute { attribute, filter, .. }) => filter.is_empty() && attribute.name == name,
+            Self::Path(Path::Enterprise) | Self::Id => false,
+        }
+    }
 }
 
 impl Operation {
@@ -195,6 +217,7 @@ pub(super) fn apply_user(operations: &[Operation], id: ScimId, whole: &mut Map<S
         if next.get(ENTERPRISE).and_then(Value::as_object).is_some_and(Map::is_empty) {
             next.remove(ENTERPRISE);
         }
+        value::check_size(&next)?; // before the next one goes through it
     }
     *whole = next;
     Ok(())
@@ -202,7 +225,7 @@ pub(super) fn apply_user(operations: &[Operation], id: ScimId, whole: &mut Map<S
 
 /// Checks the identifier that a client repeats.
 pub(super) fn is_own(id: ScimId, given: &str) -> Result<(), Refusal> {
-    match given == id.to_string() {
+    match given.eq_ignore_ascii_case(&id.to_string()) {
         true => Ok(()),
         false => Err(Refusal::bad(ScimType::Mutability, "`id` is given once and never changed")),
     }
@@ -277,8 +300,13 @@ fn change_many(
             Verb::Add => values.extend(new.into_iter().filter(|value| !values.contains(value)).collect::<Vec<_>>()),
             Verb::Replace => *values = new,
             Verb::Remove if given.is_none() => values.clear(),
-            // The value says which: the habit of providers for members, taken for everything.
-            Verb::Remove => values.retain(|value| !new.iter().any(|gone| gone["value"] == value["value"])),
+            // The value says which: the habit of providers for members, taken for everything. Addresses have no `value`.
+            Verb::Remove => values.retain(|value| {
+                !new.iter().any(|gone| match gone.get("value") {
+                    Some(named) => value.get("value") == Some(named),
+                    None => gone == value,
+                })
+            }),
         }
         return Ok(());
     }
@@ -397,7 +425,22 @@ pub(super) fn no_such_member(id: &str) -> Refusal {
 /// # Errors
 /// [`Refusal`] for what a group cannot have.
 pub(super) fn of_group(operations: &[Operation]) -> Result<Vec<GroupOperation>, Refusal> {
-    operations.iter().map(group_operation).collect()
+    let operations = operations.iter().map(group_operation).collect::<Result<Vec<_>, _>>()?;
+    let named: usize = operations.iter().map(GroupOperation::members).sum();
+    match named > MAX_MEMBERS {
+        false => Ok(operations),
+        true => Err(Refusal::too_large(format!("more than {MAX_MEMBERS} members in one request"))),
+    }
+}
+
+impl GroupOperation {
+    /// Counts the members that it names.
+    fn members(&self) -> usize {
+        match self {
+            Self::Add(members) | Self::Remove(members) | Self::Members(members) => members.len(),
+            Self::Is(_) | Self::Name(_) | Self::ExternalId(_) => 0,
+        }
+    }
 }
 
 fn group_operation(operation: &Operation) -> Result<GroupOperation, Refusal> {
@@ -430,8 +473,9 @@ fn group_operation(operation: &Operation) -> Result<GroupOperation, Refusal> {
                 ([Comparison { attribute, value: Value::String(id) }], Verb::Remove)
                     if attribute.eq_ignore_ascii_case("value") =>
                 {
-                    // Who is not there, by whatever name, is not a member.
-                    Ok(GroupOperation::Remove(id.parse().into_iter().collect()))
+                    // Who is not there is not a member; what is no identifier of ours was meant to name somebody.
+                    let id = id.parse().map_err(|_| no_such_member(id))?;
+                    Ok(GroupOperation::Remove(vec![id]))
                 }
                 (_, Verb::Add | Verb::Replace | Verb::Remove) => {
                     Err(Refusal::filter("members are named as members[value eq \"ID\"], to remove one"))

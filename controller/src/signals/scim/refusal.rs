@@ -46,6 +46,8 @@ pub struct Refusal {
     pub scim_type: Option<ScimType>,
     /// What happened and what to do, for the provider's administrator.
     pub detail: String,
+    /// The methods that there are, with status 405.
+    pub allow: Option<&'static str>,
 }
 
 /// The longest piece of a client's own words in a refusal, characters.
@@ -59,7 +61,7 @@ pub(super) fn quoted(text: &str) -> String {
 
 impl Refusal {
     fn of(status: u16, scim_type: Option<ScimType>, detail: impl Into<String>) -> Self {
-        Self { status, scim_type, detail: detail.into() }
+        Self { status, scim_type, detail: detail.into(), allow: None }
     }
 
     pub(super) fn bad(scim_type: ScimType, detail: impl Into<String>) -> Self {
@@ -113,6 +115,11 @@ impl Refusal {
     /// The method or the feature is not served.
     pub fn not_served(status: u16, detail: impl Into<String>) -> Self {
         Self::of(status, None, detail)
+    }
+
+    /// The resource is there, the method is not.
+    pub(super) fn not_by_this_method(allow: &'static str) -> Self {
+        Self { allow: Some(allow), ..Self::of(405, None, "not by this method") }
     }
 
     pub(super) fn full(detail: impl Into<String>) -> Self {

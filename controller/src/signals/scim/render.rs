@@ -94,7 +94,7 @@ impl Answer {
             Content::User(of) => user(base, of, &self.shown),
             Content::Group { group: of, members } => group(base, of, members.as_deref(), &self.shown),
             Content::Document(document) => document.clone(),
-            Content::List { .. } | Content::Nothing => Value::Null,
+            Content::List { .. } | Content::Unchanged(_) | Content::Nothing => Value::Null,
         };
         let (body, version, at) = match &self.content {
             Content::User(of) => (Some(resource(&self.content)), Some(of.version), Some((Kind::User, of.id))),
@@ -105,6 +105,7 @@ impl Answer {
             Content::List { total, start, resources } => {
                 (Some(list(*total, *start, resources.iter().map(resource).collect())), None, None)
             }
+            Content::Unchanged(version) => (None, Some(*version), None),
             Content::Nothing => (None, None, None),
         };
         let location = at.filter(|_| self.status == 201).map(|(kind, id)| location(base, kind, id));

@@ -16,8 +16,10 @@ pub(super) const MAX_COUNT: usize = 1_000;
 const DEFAULT_COUNT: usize = 100;
 /// The most attributes that a client chooses or leaves out.
 const MAX_CHOSEN: usize = 64;
-/// A flag that one provider leaves in the query of every request.
-const FLAG: &str = "aadoptscim062020";
+/// Flags that one provider leaves in the query of every request. What they ask for is what is done anyway.
+const FLAGS: [&str; 3] = ["aadoptscim062020", "azureadscimpatch062020", "azureadscimpatch2017"];
+/// The longest body about a user, bytes: a user of the most attributes, each said several times.
+const MAX_USER_BODY: usize = 256 << 10;
 
 /// A request, as the HTTP server has it.
 #[derive(Debug, Clone, Copy)]
@@ -94,7 +96,8 @@ pub(super) type OnlyIf = Option<Vec<u64>>;
 pub(super) struct GroupParts {
     pub(super) display_name: String,
     pub(super) external_id: Option<String>,
-    pub(super) members: Vec<ScimId>,
+    /// `None` if nothing was said.
+    pub(super) members: Option<Vec<ScimId>>,
 }
 
 /// What is asked of the directory.
@@ -167,6 +170,9 @@ pub fn parse(request: &Request<'_>) -> Result<Command, Refusal> {
         }
         _ => return Err(Refusal::not_found("such endpoint")),
     };
+    if kind == Kind::User && request.body.len() > MAX_USER_BODY {
+        return Err(Refusal::too_large(format!("a body about a user has at most {MAX_USER_BODY} bytes")));
+    }
     let query = query(kind, request.query, second.is_none() && request.method == "GET")?;
     // An identifier that cannot be one of ours is nobody's.
     let id = second.map(|id| id.parse::<ScimId>().map_err(|_| Refusal::not_found(kind.word()))).transpose()?;
@@ -187,14 +193,43 @@ pub fn parse(request: &Request<'_>) -> Result<Command, Refusal> {
             What::PatchGroup { id, operations, only_if }
         }
         ("DELETE", Some(id), _) => What::Delete { kind, id, only_if },
-        _ => return Err(Refusal::not_served(405, "not by this method")),
+        (_, None, _) => return Err(Refusal::not_by_this_method("GET, POST")),
+        (_, Some(_), _) => return Err(Refusal::not_by_this_method("GET, PUT, PATCH, DELETE")),
     };
     Ok(Command { what, shown: query.shown })
 }
 
+/// Tells whom a request wants out, as far as it can be told of one that is refused: never for anything but to tell people.
+pub(crate) fn leaver(request: &Request<'_>) -> Option<ScimId> {
+    let id = request.path.trim_end_matches('/').strip_prefix("/Users/")?.parse().ok()?;
+    if request.method == "DELETE" {
+        return Some(id);
+    }
+    if !["PUT", "PATCH"].contains(&request.method) || request.body.len() > MAX_USER_BODY {
+        return None;
+    }
+    let body: Value = serde_json::from_slice(request.body).ok()?;
+    let is_active = |name: &str| name.rsplit(':').next().is_some_and(|name| name.eq_ignore_ascii_case("active"));
+    let off = |object: &Map<String, Value>| {
+        object.iter().any(|(name, value)| is_active(name) && value::truth(value) == Some(false))
+    };
+    let body = body.as_object()?;
+    let operations = patch::field(body, "Operations").and_then(Value::as_array);
+    let mut written = operations.into_iter().flatten().filter_map(Value::as_object);
+    let is_out = off(body)
+        || written.any(|operation| {
+            let value = patch::field(operation, "value").unwrap_or_default();
+            match patch::field(operation, "path").and_then(Value::as_str).filter(|path| !path.is_empty()) {
+                Some(path) => is_active(path) && value::truth(value) == Some(false),
+                None => value.as_object().is_some_and(off),
+            }
+        });
+    is_out.then_some(id)
+}
+
 fn document(request: &Request<'_>, which: &str, name: Option<&str>) -> Result<Command, Refusal> {
     if request.method != "GET" {
-        return Err(Refusal::not_served(405, "not by this method"));
+        return Err(Refusal::not_by_this_method("GET"));
     }
     if which == "ServiceProviderConfig" {
         return match name {
@@ -224,7 +259,7 @@ fn user(body: &Value) -> Result<UserParts, Refusal> {
 
 fn group(body: &Value) -> Result<GroupParts, Refusal> {
     let body = body.as_object().ok_or_else(|| Refusal::syntax("the body is no object"))?;
-    value::schemas(body, schema::GROUP, &[])?;
+    value::schemas(body, schema::GROUP, &[schema::ENTRA_GROUP])?;
     let mut known: Map<String, Value> = Map::new();
     for (key, value) in body.iter().filter(|(key, _)| !value::is_common(key)) {
         let attribute = schema::find(schema::GROUP_ATTRIBUTES, key);
@@ -239,7 +274,11 @@ fn group(body: &Value) -> Result<GroupParts, Refusal> {
     Ok(GroupParts {
         display_name: value::name("displayName", known.get("displayName").unwrap_or_default())?,
         external_id: value::external_id(known.get("externalId").unwrap_or_default())?,
-        members: patch::members(known.get("members").filter(|members| !members.is_null()))?,
+        members: match known.get("members") {
+            None => None,
+            Some(Value::Null) => return Err(Refusal::value("members are a list: leave them out, or name them")),
+            Some(listed) => Some(patch::members(Some(listed))?),
+        },
     })
 }
 
@@ -275,7 +314,7 @@ fn query(kind: Kind, text: &str, list: bool) -> Result<Query, Refusal> {
             "count" if list => read.page.count = number("count", &value)?.min(MAX_COUNT),
             "attributes" => read.shown = Shown::Only(chosen(&value)?),
             "excludedattributes" => read.shown = Shown::Without(chosen(&value)?),
-            FLAG => {}
+            flag if FLAGS.contains(&flag) => {}
             _ => return Err(Refusal::value(format!("there is no parameter {} here", quoted(&name)))),
         }
     }

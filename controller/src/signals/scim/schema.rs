@@ -11,6 +11,9 @@ pub(super) const ENTERPRISE: &str = "urn:ietf:params:scim:schemas:extension:ente
 /// The core schema of groups.
 pub(super) const GROUP: &str = "urn:ietf:params:scim:schemas:core:2.0:Group";
 
+/// What Entra writes beside the schema of groups; no attribute is of it.
+pub(super) const ENTRA_GROUP: &str = "http://schemas.microsoft.com/2006/11/ResourceManagement/ADSCIM/2.0/Group";
+
 /// What a resource is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -179,7 +182,18 @@ pub(super) fn find(among: &'static [Attribute], name: &str) -> Option<&'static A
     among.iter().find(|attribute| attribute.name.eq_ignore_ascii_case(name))
 }
 
-fn described(attribute: &Attribute) -> Value {
+/// Describes an attribute of users, of groups, or of another one (`None`).
+fn described(of: Option<Kind>, attribute: &Attribute) -> Value {
+    let unique = match of {
+        Some(Kind::User) => matches!(attribute.name, "userName" | "externalId"),
+        Some(Kind::Group) => attribute.name == "displayName",
+        None => false,
+    };
+    let required = match of {
+        Some(Kind::User) => attribute.name == "userName",
+        Some(Kind::Group) => attribute.name == "displayName",
+        None => false,
+    };
     let kind = match attribute.kind {
         Type::Text => "string",
         Type::Truth => "boolean",
@@ -187,21 +201,21 @@ fn described(attribute: &Attribute) -> Value {
     };
     let (mutability, returned) = match attribute.keep {
         Keep::Kept => ("readWrite", "default"),
-        Keep::ReadOnly => ("readOnly", "request"),
+        Keep::ReadOnly => ("readOnly", "never"),
         Keep::Secret => ("writeOnly", "never"),
     };
     let mut said = json!({
         "name": attribute.name,
         "type": kind,
         "multiValued": attribute.plurality == Plurality::Many,
-        "required": matches!(attribute.name, "userName"),
+        "required": required,
         "caseExact": matches!(attribute.name, "externalId"),
         "mutability": mutability,
         "returned": returned,
-        "uniqueness": if matches!(attribute.name, "userName" | "externalId") { "server" } else { "none" },
+        "uniqueness": if unique { "server" } else { "none" },
     });
     if !attribute.parts.is_empty() {
-        said["subAttributes"] = attribute.parts.iter().map(described).collect();
+        said["subAttributes"] = attribute.parts.iter().map(|part| described(None, part)).collect();
     }
     said
 }
@@ -210,14 +224,14 @@ const SCHEMA: &str = "urn:ietf:params:scim:schemas:core:2.0:Schema";
 
 /// Lists the schemas: identifier, description.
 pub(super) fn schemas() -> Vec<(&'static str, Value)> {
-    let schema = |id: &'static str, name: &str, attributes: &[Attribute]| {
-        let attributes: Vec<Value> = attributes.iter().map(described).collect();
+    let schema = |id: &'static str, name: &str, of: Option<Kind>, attributes: &[Attribute]| {
+        let attributes: Vec<Value> = attributes.iter().map(|attribute| described(of, attribute)).collect();
         (id, json!({"schemas": [SCHEMA], "id": id, "name": name, "attributes": attributes}))
     };
     vec![
-        schema(USER, "User", USER_ATTRIBUTES),
-        schema(ENTERPRISE, "EnterpriseUser", ENTERPRISE_ATTRIBUTES),
-        schema(GROUP, "Group", GROUP_ATTRIBUTES),
+        schema(USER, "User", Some(Kind::User), USER_ATTRIBUTES),
+        schema(ENTERPRISE, "EnterpriseUser", None, ENTERPRISE_ATTRIBUTES),
+        schema(GROUP, "Group", Some(Kind::Group), GROUP_ATTRIBUTES),
     ]
 }
 

@@ -6,7 +6,7 @@ use postern_common::time::WallTime;
 use serde_json::{Map, Value};
 
 use super::{
-    directory::{Answer, Content, Done, Group, MAX_GROUPS, MAX_MEMBERSHIPS, MAX_USERS, Realm},
+    directory::{Answer, Content, Done, Group, MAX_GROUPS, MAX_MEMBERSHIPS, MAX_USERS, Realm, weight},
     patch::{self, GroupOperation, MAX_MEMBERS, Operation},
     refusal::{Refusal, quoted},
     request::{Command, GroupParts, OnlyIf, Page, Shown, Wanted, What},
@@ -24,6 +24,8 @@ const MAX_SAID: usize = 20;
 pub(crate) struct Moment<'a> {
     /// The issuer of the provider.
     pub(crate) issuer: &'a str,
+    /// By which attribute people who sign in are found.
+    pub(crate) key: ScimKey,
     /// The time.
     pub(crate) now: WallTime,
     /// Random bytes, for the one identifier that a command may need.
@@ -50,7 +52,7 @@ impl Realm {
             What::Read { kind, id, unless } => {
                 let (content, version) = self.read(kind, id, &shown)?;
                 match unless.is_some_and(|known| known.contains(&version)) {
-                    true => Ok(found(304, Content::Nothing, shown)),
+                    true => Ok(found(304, Content::Unchanged(version), shown)),
                     false => Ok(found(200, content, shown)),
                 }
             }
@@ -59,6 +61,9 @@ impl Realm {
                     return Err(Refusal::full(format!("a provider may have {MAX_USERS} users")));
                 }
                 self.check_user(None, &parts)?;
+                if !self.has_room(1, 0) {
+                    return Err(no_room_for_names());
+                }
                 let id = ScimId::new(at.now, at.random);
                 let user = ScimUser {
                     id,
@@ -71,7 +76,7 @@ impl Realm {
                     modified: at.now,
                     version: 1,
                 };
-                Ok(self.user_changed(None, user, 201, shown))
+                self.user_changed(None, user, &at, 201, shown)
             }
             What::ReplaceUser { id, parts, only_if: condition } => {
                 let old = self.user(id)?;
@@ -88,8 +93,9 @@ impl Realm {
             }
             What::CreateGroup(parts) => self.create_group(parts, &at, shown),
             What::ReplaceGroup { id, parts, only_if: condition } => {
-                let mut operations =
-                    vec![GroupOperation::Name(parts.display_name), GroupOperation::Members(parts.members)];
+                let mut operations = vec![GroupOperation::Name(parts.display_name)];
+                // Who is in it stays as well, unless it is said.
+                operations.extend(parts.members.map(GroupOperation::Members));
                 operations.extend(parts.external_id.map(|id| GroupOperation::ExternalId(Some(id))));
                 let mut done = self.change_group(id, &operations, &condition, at.now)?;
                 done.answer = Answer { status: 200, content: self.read(Kind::Group, id, &shown)?.0, shown };
@@ -240,15 +246,48 @@ impl Realm {
             return Ok(Done { people, ..found(200, Content::User(Arc::clone(old)), shown) });
         }
         let user = ScimUser { modified: at.now, version: old.version + 1, ..user };
-        Ok(self.user_changed(Some(old), user, 200, shown))
+        let dropped = Self::dropped(old, &user);
+        if dropped > 0 && !self.has_room(0, dropped) {
+            return Err(no_room_for_names());
+        }
+        self.user_changed(Some(old), user, at, 200, shown)
     }
 
-    fn user_changed(&mut self, old: Option<&Arc<ScimUser>>, user: ScimUser, status: u16, shown: Shown) -> Done {
+    fn user_changed(
+        &mut self,
+        old: Option<&Arc<ScimUser>>,
+        user: ScimUser,
+        at: &Moment<'_>,
+        status: u16,
+        shown: Shown,
+    ) -> Result<Done, Refusal> {
+        // Whom nobody can be found to be, nobody can let go either. It is still heard that somebody like that is out.
+        if user.name_by(at.key).is_none() && (user.active || old.is_none_or(|old| old.name_by(at.key).is_some())) {
+            let (key, help) = (at.key.word(), "map an attribute that names one person for ever to it at the provider");
+            return Err(Refusal::value(format!("{key} is missing, by which people are found here: {help}")));
+        }
+        let (was, is) = (old.map_or(0, |old| weight(old)), weight(&user));
+        if is > was && self.bytes - was + is > self.room.bytes {
+            return Err(Refusal::full("the provider's users have more attributes than there is room for"));
+        }
         let mut store = vec![];
-        let said = said_of_user(old.map(|old| &**old), &user);
+        let mut said = said_of_user(old.map(|old| &**old), &user);
+        // The client has found an old record by another name, such as an address that somebody new has got, and makes it theirs. What
+        // its groups open was given to somebody else.
+        if let Some(old) = old.filter(|old| old.external_id.is_some() && old.external_id != user.external_id) {
+            let groups = self.groups_of(old.id);
+            for group in self.groups_of.get(&old.id).cloned().unwrap_or_default() {
+                self.change_members(group, &[], &[old.id], at.now, &mut store);
+            }
+            if !groups.is_empty() {
+                let (few, count) = (groups.iter().take(MAX_SAID).map(|name| quoted(name)), groups.len());
+                let few: Vec<String> = few.collect();
+                said.push_str(&format!("; somebody else now, so out of {count} groups: {}", few.join(", ")));
+            }
+        }
         let user = self.put_user(user, &mut store);
         let people = old.cloned().into_iter().chain([Arc::clone(&user)]).collect();
-        Done { store, people, said, ..found(status, Content::User(user), shown) }
+        Ok(Done { store, people, said, ..found(status, Content::User(user), shown) })
     }
 
     // --- groups
@@ -273,8 +312,9 @@ impl Realm {
             return Err(Refusal::full(format!("a provider may have {MAX_GROUPS} groups")));
         }
         self.check_group_name(None, &parts.display_name)?;
-        self.check_members(&parts.members)?;
-        self.check_room(parts.members.len())?;
+        let members = parts.members.unwrap_or_default();
+        self.check_members(&members)?;
+        self.check_room(members.len())?;
         let group = ScimGroup {
             id: ScimId::new(at.now, at.random),
             issuer: at.issuer.to_owned(),
@@ -288,7 +328,7 @@ impl Realm {
         let mut said = format!("created the group {}", quoted(&group.display_name));
         let mut store = vec![];
         self.put_group(group, &mut store);
-        let (came, _) = self.change_members(id, &parts.members, &[], at.now, &mut store);
+        let (came, _) = self.change_members(id, &members, &[], at.now, &mut store);
         said.push_str(&self.said_of_members("with", &came));
         let people = self.people(&came);
         let (content, _) = self.read(Kind::Group, id, &shown)?;
@@ -314,8 +354,9 @@ impl Realm {
         only_if(condition, group.record.version)?;
         let old = Arc::clone(&group.record);
         let mut record = ScimGroup::clone(&old);
-        // As differences, in order: the group itself may be large, what is said of it mostly is not.
-        let (mut come, mut go) = (BTreeSet::new(), BTreeSet::new());
+        // As differences, in order: the group itself may be large, what is said of it mostly is not. It is gone through at most once,
+        // however many operations name all of its members.
+        let (mut come, mut go, mut anew) = (BTreeSet::new(), BTreeSet::new(), false);
         for operation in operations {
             match operation {
                 GroupOperation::Is(given) => patch::is_own(id, given)?,
@@ -334,12 +375,15 @@ impl Realm {
                 }),
                 GroupOperation::Members(members) => {
                     self.check_members(members)?;
-                    come = members.iter().copied().collect();
-                    go = group.members.difference(&come).copied().collect();
+                    (come, anew) = (members.iter().copied().collect(), true);
+                    go.clear();
                 }
             }
         }
         self.check_group_name(Some(id), &record.display_name)?;
+        if anew {
+            go = group.members.difference(&come).copied().collect();
+        }
         let come: Vec<ScimId> = come.into_iter().filter(|member| !group.members.contains(member)).collect();
         let go: Vec<ScimId> = go.into_iter().filter(|member| group.members.contains(member)).collect();
         if group.members.len() + come.len() - go.len() > MAX_MEMBERS {
@@ -384,6 +428,11 @@ impl Realm {
     }
 }
 
+fn no_room_for_names() -> Refusal {
+    let help = "people who are there can still be deactivated and deleted";
+    Refusal::full(format!("there are too many names of people who were taken away to take up new ones: {help}"))
+}
+
 fn found(status: u16, content: Content, shown: Shown) -> Done {
     Done { answer: Answer { status, content, shown }, store: vec![], people: vec![], said: String::new() }
 }
@@ -400,7 +449,8 @@ fn patched(old: &ScimUser, operations: &[Operation]) -> Result<UserParts, Refusa
     value::settled(whole)
 }
 
-fn described(user: &ScimUser) -> String {
+/// Names a person, for people.
+pub(crate) fn described(user: &ScimUser) -> String {
     let external_id = user.external_id.as_ref().map(|id| format!(" (externalId {})", quoted(id)));
     format!("{}{}", quoted(&user.user_name), external_id.unwrap_or_default())
 }

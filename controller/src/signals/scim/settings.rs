@@ -5,11 +5,18 @@
 //! groups, and whoever leaves while somebody else has their name is not let go. An e-mail address is such a name nowhere; people
 //! marry, leave and come back, and mailboxes are handed on. So claims that people or help desks can change are refused.
 
+use std::time::Duration;
+
+use postern_common::diagnostics::HumanDuration;
 use serde::Deserialize;
 
 use crate::records::ScimKey;
 
-/// Claims that name nobody for ever (OpenID Connect Core §5.7: only `iss` and `sub` together do).
+/// Claims that name one person for ever: OpenID Connect Core §2, and the object's identifier at Entra.
+const PERMANENT: [&str; 2] = ["sub", "oid"];
+/// The shortest silence that means something: providers work in cycles.
+const LEAST_SILENCE: Duration = Duration::from_secs(600);
+/// Claims that name nobody for ever, whatever an operator says (OpenID Connect Core §5.7: only `iss` and `sub` together do).
 const CHANGING: [&str; 11] = [
     "email",
     "preferred_username",
@@ -70,6 +77,33 @@ pub struct ScimSection {
     /// Whether only people whom SCIM knows may sign in.
     #[serde(default, rename = "required")]
     pub admission: Admission,
+    /// Whether the claim, other than those that are known to, names one person for ever.
+    #[serde(default, rename = "claim_is_permanent")]
+    pub permanence: Permanence,
+    /// After how long without a request of the provider's there is an alert.
+    #[serde(default = "default_silent_after")]
+    pub silent_after: HumanDuration,
+}
+
+/// What the operator says of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(from = "bool")]
+pub enum Permanence {
+    /// Nothing.
+    #[default]
+    Unknown,
+    /// It names one person for ever.
+    Promised,
+}
+
+impl From<bool> for Permanence {
+    fn from(permanent: bool) -> Self {
+        if permanent { Self::Promised } else { Self::Unknown }
+    }
+}
+
+fn default_silent_after() -> HumanDuration {
+    HumanDuration::new(Duration::from_secs(7 * 86_400))
 }
 
 const fn default_key() -> ScimKey {
@@ -94,9 +128,20 @@ impl ScimSection {
                 "Entra's `sub` is another value for each application, and its SCIM client does not know it".to_owned();
             return Some((what, "write claim = \"oid\", and map objectId to externalId at Entra".into()));
         }
-        CHANGING.iter().any(|changing| changing.eq_ignore_ascii_case(claim)).then(|| {
-            let what = format!("`{claim}` does not name a person for ever: somebody else can get it, and with it their groups");
+        if self.silent_after.get() < LEAST_SILENCE {
+            let help = "Entra works in cycles of 40 minutes, and Okta comes when something changes: write some days";
+            return Some(("`silent_after` is at least \"10m\"".into(), help.into()));
+        }
+        if CHANGING.iter().any(|changing| changing.eq_ignore_ascii_case(claim)) {
+            let what = format!(
+                "`{claim}` does not name a person for ever: somebody else can get it, and with it their groups"
+            );
             let help = "write claim = \"sub\" (Okta) or claim = \"oid\" (Entra), and let the provider send the same value as externalId";
+            return Some((what, help.into()));
+        }
+        (!PERMANENT.contains(&claim) && self.permanence == Permanence::Unknown).then(|| {
+            let what = format!("does `{claim}` name one person for ever? Whoever else gets the name gets their groups");
+            let help = "write claim = \"sub\" (Okta) or claim = \"oid\" (Entra); if nobody but its owner can ever have it, add claim_is_permanent = true";
             (what, help.into())
         })
     }
@@ -115,12 +160,14 @@ pub struct ScimSettings {
     pub groups: GroupSource,
     /// Whether people have to be provisioned.
     pub admission: Admission,
+    /// After how long without a request of the provider's there is an alert.
+    pub silent_after: Duration,
 }
 
 impl ScimSettings {
     /// Takes the section of the provider with this issuer.
     pub fn new(issuer: String, section: &ScimSection) -> Self {
-        let ScimSection { key, claim, groups, admission } = section.clone();
-        Self { issuer, key, claim, groups, admission }
+        let ScimSection { key, claim, groups, admission, permanence: _, silent_after } = section.clone();
+        Self { issuer, key, claim, groups, admission, silent_after: silent_after.get() }
     }
 }

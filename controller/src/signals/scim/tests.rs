@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::{directory::*, request::*, *};
 use crate::records::{ScimId, ScimKey};
 
+mod attacks;
+
 const BASE: &str = "https://ctl.corp.example/scim/v2";
 const ISSUER: &str = "https://idp.example";
 
@@ -15,6 +17,7 @@ const ISSUER: &str = "https://idp.example";
 struct Office {
     realm: Realm,
     now: i64,
+    key: Option<ScimKey>,
 }
 
 impl Office {
@@ -37,7 +40,8 @@ impl Office {
         let mut random = [0; 10];
         random[2..].copy_from_slice(&self.now.to_be_bytes());
         let now = WallTime::from_millis(self.now);
-        let done = self.realm.run(command, Moment { issuer: ISSUER, now, random });
+        let key = self.key.unwrap_or(ScimKey::ExternalId);
+        let done = self.realm.run(command, Moment { issuer: ISSUER, key, now, random });
         self.realm.check();
         Ok(done?.answer.render(BASE))
     }
@@ -217,8 +221,8 @@ fn who_was_taken_away_stays_out_until_somebody_is_provisioned_under_that_name() 
     let renamed = json!([{"op": "replace", "path": "externalId", "value": "y"}, {"op": "replace", "path": "active", "value": false}]);
     office.patch(&format!("/Users/{again}"), &renamed).expect("renamed");
     assert_eq!((stands(&office, "x-alice"), stands(&office, "y")), (Standing::Gone, Standing::Inactive));
-    office.patch(&format!("/Users/{again}"), &json!([{"op": "remove", "path": "externalId"}])).expect("unnamed");
-    assert_eq!(stands(&office, "y"), Standing::Gone);
+    let unnamed = office.patch(&format!("/Users/{again}"), &json!([{"op": "remove", "path": "externalId"}]));
+    assert_eq!((unnamed.map(drop), stands(&office, "y")), (Err((400, "invalidValue")), Standing::Inactive));
 }
 
 #[test]
@@ -233,7 +237,8 @@ fn a_request_for_an_older_version_is_refused_and_nothing_changes() {
     assert!(matches!(office.realm.standing(ScimKey::ExternalId, "x-alice"), Standing::Active(_)));
     let done = office.ask_if("PATCH", &target, off, Some("W/\"1\""), None).expect("of this version");
     assert_eq!(done.etag.as_deref(), Some("W/\"2\""));
-    assert_eq!(office.ask_if("GET", &target, "", None, Some("W/\"2\"")).map(|r| r.status), Ok(304));
+    let same = office.ask_if("GET", &target, "", None, Some("W/\"2\"")).expect("unchanged");
+    assert_eq!((same.status, same.body, same.etag.as_deref()), (304, None, Some("W/\"2\"")));
     assert_eq!(office.ask_if("GET", &target, "", None, Some("W/\"1\"")).map(|r| r.status), Ok(200));
     assert_eq!(office.ask_if("DELETE", &target, "", Some("W/\"1\""), None).expect_err("stale").status, 412);
     assert_eq!(office.ask_if("DELETE", &target, "", Some("*"), None).map(|r| r.status), Ok(204));
@@ -295,7 +300,9 @@ fn what_is_not_served_is_said_not_to_be() {
     ] {
         let refused = office.ask(method, target, "").expect_err("refused");
         assert_eq!(refused.status, status, "{method} {target}");
+        assert_eq!(refused.allow.is_some(), status == 405, "{method} {target}");
     }
+    assert_eq!(office.ask("PUT", "/Users", "").expect_err("refused").allow, Some("GET, POST"));
     for kind in ["User", "Group"] {
         assert_eq!(office.ask("GET", &format!("/ResourceTypes/{kind}"), "").map(|r| r.status), Ok(200));
     }

@@ -200,6 +200,14 @@ pub(super) fn enterprise(value: &Value) -> Result<Map<String, Value>, Refusal> {
     Ok(kept)
 }
 
+/// Checks that a user is not too large to be kept.
+pub(super) fn check_size(whole: &Map<String, Value>) -> Result<(), Refusal> {
+    match serde_json::to_vec(whole).is_ok_and(|bytes| bytes.len() <= MAX_USER) {
+        true => Ok(()),
+        false => Err(Refusal::too_large(format!("a user has at most {MAX_USER} bytes of attributes"))),
+    }
+}
+
 /// A user's attributes, apart.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct UserParts {
@@ -212,10 +220,7 @@ pub(super) struct UserParts {
 
 /// Takes a whole user apart, and checks what has to hold of it.
 pub(super) fn settled(mut whole: Map<String, Value>) -> Result<UserParts, Refusal> {
-    let bytes = serde_json::to_vec(&whole).map_or(usize::MAX, |bytes| bytes.len());
-    if bytes > MAX_USER {
-        return Err(Refusal::too_large(format!("a user has at most {MAX_USER} bytes of attributes")));
-    }
+    check_size(&whole)?;
     let user_name = whole.remove("userName").unwrap_or_default();
     let user_name = name("userName", &user_name)?;
     let external_id = external_id(&whole.remove("externalId").unwrap_or_default())?;

@@ -11,13 +11,15 @@ use super::{
     world::{ISSUER, URL, World, config, person},
 };
 use crate::{
-    records::{AuditEvent, Person, RevokeTarget, ScimKey, TokenHash},
+    records::{AuditEvent, Person, ProvisionedName, RevokeTarget, ScimKey, TokenHash},
     signals::scim::{
         self, Refusal, Rendered, Request,
         settings::{Admission, GroupSource, ScimSettings},
     },
     stream::{CoreConfig, CoreError, Decider, Decision, ScimClosed},
 };
+
+mod leavers;
 
 const USER: &str = "urn:ietf:params:scim:schemas:core:2.0:User";
 const GROUP: &str = "urn:ietf:params:scim:schemas:core:2.0:Group";
@@ -29,7 +31,8 @@ const fn seconds(n: u64) -> Duration {
 
 fn settings(groups: GroupSource, admission: Admission) -> CoreConfig {
     let (issuer, claim) = (ISSUER.to_owned(), "sub".to_owned());
-    CoreConfig { scim: Some(ScimSettings { issuer, key: ScimKey::ExternalId, claim, groups, admission }), ..config() }
+    let (key, silent_after) = (ScimKey::ExternalId, seconds(7 * 86_400));
+    CoreConfig { scim: Some(ScimSettings { issuer, key, claim, groups, admission, silent_after }), ..config() }
 }
 
 /// A world with a client of the provider's.
@@ -42,6 +45,11 @@ struct Corp {
     bob: usize,
     /// What the last request closed.
     closed: ScimClosed,
+}
+
+/// What a sign-in told by a claim.
+fn told(claim: &str, value: &str) -> Option<ProvisionedName> {
+    Some(ProvisionedName { claim: claim.to_owned(), value: value.to_owned() })
 }
 
 fn from() -> IpAddr {
@@ -63,7 +71,8 @@ impl Corp {
         corp.group("staff", &[&alice, &bob]);
         corp.group("payroll", &[&alice]);
         // Where the claim is another one than `sub`, this is its value.
-        let named = |name: &str| Person { provisioned_as: Some(name.into()), ..person(name, &[]) };
+        let claim = corp.world.config.scim.as_ref().expect("settings").claim.clone();
+        let named = |name: &str| Person { provisioned_as: told(&claim, name), ..person(name, &[]) };
         corp.alice = corp.world.laptop("alice-laptop", &named("alice"));
         corp.bob = corp.world.laptop("bob-laptop", &named("bob"));
         corp.world.run(seconds(1));
@@ -292,7 +301,7 @@ fn a_name_that_is_not_the_sub_is_taken_from_the_sign_in_and_one_without_it_is_tu
     let scim = config.scim.as_mut().expect("settings");
     (scim.key, scim.claim) = (ScimKey::UserName, "employee".into());
     let mut corp = Corp::new(6, config);
-    let named = |name: &str| Person { provisioned_as: Some(name.into()), ..person("a-sub", &[]) };
+    let named = |name: &str| Person { provisioned_as: told("employee", name), ..person("a-sub", &[]) };
     assert!(
         corp.confirms("without", &person("a-sub", &[]))
             .expect_err("nobody knows who")
@@ -416,12 +425,12 @@ fn a_large_group_is_decided_in_portions() {
     let before = corp.decisions();
     corp.group("crowd", &members);
     assert_eq!(corp.decisions() - before, 32, "a portion in the turn of the request");
-    assert_eq!(corp.world.core.scim_view().waiting, 48);
+    assert_eq!(corp.world.core.scim_view(corp.world.now).waiting, 48);
     let staff = corp.id("/Groups", "staff");
     let all: Vec<Value> = ids.iter().map(|id| json!({"value": id})).collect();
     let body = json!({"schemas": [PATCH], "Operations": [{"op": "add", "path": "members", "value": all}]});
     corp.ask("PATCH", &format!("/Groups/{staff}"), &body).expect("added");
     corp.world.run(seconds(1));
-    assert_eq!(corp.world.core.scim_view().waiting, 0);
+    assert_eq!(corp.world.core.scim_view(corp.world.now).waiting, 0);
     assert!(nodes.iter().all(|node| corp.world.passes(*node, corp.wiki, "tcp/80")), "everybody in the end");
 }
