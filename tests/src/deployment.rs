@@ -283,8 +283,14 @@ impl Deployment {
     /// # Errors
     /// Fails with the page that was not as it should be.
     pub fn confirm_page(&self, browser: &Browser, code: &str, login: &str) -> Result<Page> {
-        let page = browser.get(&format!("https://ctl/join?code={code}"))?;
-        let page = browser.submit(&page.form("password")?, &[("login", login), ("password", PASSWORD)])?;
+        let link = format!("https://ctl/join?code={code}");
+        let page = browser.get(&link)?;
+        let mut page = browser.submit(&page.form("password")?, &[("login", login), ("password", PASSWORD)])?;
+        if page.status == 429 {
+            // The page says what to do: wait, and try again.
+            let again = || browser.get(&link).ok().filter(|page| page.status != 429);
+            page = eventually(PATIENCE, "the pages have too many attempts for ever", again)?;
+        }
         ensure!(page.body.contains("/join/confirm"), "no question on {} ({}): {}", page.url, page.status, page.text());
         Ok(page)
     }
