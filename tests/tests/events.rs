@@ -103,7 +103,9 @@ fn push(corp: &Corp, token: &str) -> Result<(u64, String)> {
     Ok((said["status"].as_u64().context("no status")?, body["err"].as_str().unwrap_or_default().to_owned()))
 }
 
-fn tell(corp: &Corp, kind: &str, payload: Value, subject: Value) -> Result<()> {
+fn tell(corp: &Corp, kind: &str, mut payload: Value, subject: Value) -> Result<()> {
+    // to the millisecond: of two events of one moment the one that takes away counts
+    payload["event_timestamp"] = corp.idp.sh("date +%s.%3N")?.trim().parse::<f64>()?.into();
     let text = token(corp, &format!("{CAEP}{kind}"), payload, subject, json!({}))?;
     let said = push(corp, &text)?;
     ensure!(said.0 == 202, "{kind}: {said:?}\n{}", corp.world.controller_log());
@@ -241,7 +243,6 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
         (json!({"aud": null}), "invalid_audience"),
         (json!({"iss": PROVIDER}), "invalid_issuer"),
         (json!({"iat": now - 8 * 86_400}), "invalid_request"),
-        (json!({"iat": now + 600}), "invalid_request"),
         (json!({"jti": null}), "invalid_request"),
         (json!({"sub": "bob"}), "invalid_request"),
         (json!({"exp": now + 600}), "invalid_request"),
@@ -259,6 +260,9 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
         let shown: String = claims.to_string().chars().take(80).collect();
         ensure!(said == (400, code.to_owned()), "{shown}: {said:?}");
     }
+    // from the future: a clock is wrong, and to refuse it would lose it
+    ensure!(push(&corp, &with(json!({"iat": now + 600}))?)?.0 == 503);
+    ensure!(corp.world.controller.sh("grep -c 'set the clock' /etc/postern-controller/alerts.jsonl")?.trim() == "1");
     // the signature of one token under the claims of another, many times
     let (one, other) = (with(json!({}))?, with(json!({"sub_id": user("nobody")}))?);
     let forged =
@@ -291,7 +295,8 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
 
     // the transmitter has new keys; the event is taken once
     ask(&corp, "/test/rotate", "")?;
-    let good = with(json!({}))?;
+    // its time is whenever it is taken: were it taken twice, it would end the next session too
+    let good = token(&corp, &revoked, json!({"event_timestamp": now + 3_600}), user("bob"), json!({}))?;
     // it has to come again where keys were read too often just now: a forger's keys do not lose a true event
     eventually(PATIENCE, "an event under a new key is not taken", || {
         push(&corp, &good).ok().filter(|said| said.0 == 202).map(drop)
@@ -320,6 +325,10 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
     ensure!(status.contains("! events corp (push): silent since"), "{status}");
     let _transmitter = corp.transmitter()?;
     eventually(PATIENCE, "nobody says that it speaks again", || alerts().contains("speaks again").then_some(()))?;
-    ensure!(alerts().lines().count() == 2, "{}", alerts());
+    ensure!(
+        alerts().lines().count() == 3, // the clock, the silence, its end
+        "{}",
+        alerts()
+    );
     Ok(())
 }

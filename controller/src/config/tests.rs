@@ -159,6 +159,11 @@ fn every_mistake_in_a_stream_of_events_says_what_to_do() {
     }
     let twice = with_events(|stream| format!("{stream}\n{stream}")).expect_err("two of one name").to_string();
     assert!(twice.contains("one name"), "{twice}");
+    let (other, own) = ("name = \"other\"\naudience = \"https://ctl.corp.example/events/corp\"", "name = \"corp\"");
+    let both = with_events(|stream| format!("{stream}\n{}", stream.replace(own, other)));
+    let both = both.expect_err("one audience").to_string();
+    assert!(both.contains("one `issuer` and one `audience`"), "{both}");
+    with_events(|stream| format!("{stream}\n{}", stream.replace(own, "name = \"other\""))).expect("an audience each");
 }
 
 #[test]

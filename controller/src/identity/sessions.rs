@@ -233,6 +233,15 @@ impl WebSessions {
         Ok(sqlx::query_scalar(named).bind(issuer).bind(name).fetch_all(&self.pool).await?.into_iter().collect())
     }
 
+    /// Tells whether a person of an issuer is signed in.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn knows(&self, issuer: &str, subject: &str) -> Result<bool, StoreFailed> {
+        let theirs = "SELECT 1 FROM web_sessions WHERE issuer = ?1 AND subject = ?2 LIMIT 1";
+        Ok(sqlx::query(theirs).bind(issuer).bind(subject).fetch_optional(&self.pool).await?.is_some())
+    }
+
     /// Ends every session of a person whom a provider keeps out: by the name under which they are provisioned, and by those under
     /// which they are known to have signed in.
     ///

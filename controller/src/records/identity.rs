@@ -139,4 +139,7 @@ pub struct SubjectRecord {
     /// By which name the provider provisions a person, as their last sign-in told.
     #[serde(default)]
     pub provisioned_as: Option<ProvisionedName>,
+    /// Only a sign-in that was proven after this opens anything: the provider has revoked those before.
+    #[serde(default)]
+    pub proven_after: Option<WallTime>,
 }

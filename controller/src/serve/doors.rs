@@ -23,6 +23,9 @@ use crate::{
     web::event::IdentityEvent,
 };
 
+/// Why somebody is turned away with a proof from before a security event.
+const OVERTAKEN: &str = "your identity provider has ended this sign-in: sign in there anew";
+
 /// Returns the address of the browser whose request this task answers.
 fn browser() -> IpAddr {
     REMOTE.try_with(|remote| *remote).unwrap_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED))
@@ -145,12 +148,16 @@ impl Doors for Handle {
 
     fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()> {
         let refuse = self.call(move |turn, now| turn.core.refuse_signal(source, reason, Some(from), now));
-        Box::pin(async move { Ok(refuse.await?) })
+        Box::pin(async move { Ok(refuse.await.map(drop)?) })
     }
 
     fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<String>> {
         let who = Person::from(who);
-        Box::pin(async move { Ok(self.call(move |turn, _| turn.core.turned_away(&who)).await?) })
+        let asked = self.call(move |turn, now| {
+            let ended = || turn.core.is_overtaken(&who, now).then(|| OVERTAKEN.to_owned());
+            turn.core.turned_away(&who).or_else(ended)
+        });
+        Box::pin(async move { Ok(asked.await?) })
     }
 
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {

@@ -332,8 +332,9 @@ impl Core {
         let SubjectKind::Person { sub, .. } = &kind else { return None };
         let name = sub.clone();
         let (id, created, last_sign_in) = (SubjectId::from_bytes(self.draw()), now.wall, now.wall);
-        let provisioned_as = None;
-        let subject = SubjectRecord { id, kind, name, disabled: None, created, last_sign_in, provisioned_as };
+        let (provisioned_as, proven_after) = (None, None);
+        let subject =
+            SubjectRecord { id, kind, name, disabled: None, created, last_sign_in, provisioned_as, proven_after };
         self.registry.put_subject(subject.clone(), &mut self.out);
         Some(subject)
     }

@@ -22,6 +22,7 @@ use super::{
     limits::Limit,
     node::{Connected, Pace},
     outbox::Outbox,
+    overtaken::Overtaken,
     peering::{Peering, PeeringName},
     plan::Plans,
     platform::{Platform, RUN_OUT},
@@ -121,8 +122,8 @@ pub struct Core {
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
-    /// People whose sign-ins until then an event has just overtaken, and when it came.
-    pub(super) overtaken: HashMap<SubjectKind, (WallTime, Monotonic)>,
+    /// People whose sign-ins an event has just overtaken.
+    pub(super) overtaken: HashMap<SubjectKind, Overtaken>,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,

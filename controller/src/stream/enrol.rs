@@ -203,6 +203,7 @@ impl Core {
             created: now.wall,
             last_sign_in: now.wall,
             provisioned_as: None,
+            proven_after: None,
         };
         self.registry.put_subject(subject.clone(), &mut self.out);
         subject

@@ -19,7 +19,7 @@
 use std::collections::BTreeSet;
 
 use postern_common::{
-    id::{DeviceId, SubjectId},
+    id::{DeviceId, SessionId, SubjectId},
     policy::Assurance as PolicyAssurance,
     time::{Now, WallTime},
 };
@@ -27,11 +27,11 @@ use postern_common::{
 use super::{core::Core, timers::Due};
 use crate::{
     decision::{Extend, policy_assurance},
-    records::{Assurance, AuditEvent, Person, Proven, Restrained, SessionRecord, StoreChange, SubjectKind},
+    records::{Assurance, AuditEvent, Proven, Restrained, SessionRecord, StoreChange, SubjectKind},
     signals::{
         alerts::{About, AlertKind},
         events::{
-            Binding, SpeaksOfDevices, Whom,
+            Binding, Named, SpeaksOfDevices, Whom,
             event::{Claims, Compliance, Direction, Level, NewGroups, StreamStatus, Told},
             memory::{Look, StreamView, Watched},
             set::SecurityEvent,
@@ -43,9 +43,6 @@ use crate::{
 
 /// The most names of tokens that one look at the clock forgets.
 const FORGOTTEN_AT_ONCE: usize = 512;
-/// For how long sign-ins from before an event are turned away that were under way when it came, and of how many people at most.
-const UNDER_WAY: std::time::Duration = std::time::Duration::from_secs(90);
-const MAX_UNDER_WAY: usize = 4_096;
 /// Methods of which none can be phished; what is left without them is what a lower level leaves.
 const SEVERAL: &str = "mfa";
 
@@ -60,6 +57,15 @@ pub enum TakenEvent {
     Forgotten,
     /// It is a verification that nobody asked for.
     NobodyAsked,
+}
+
+/// Whether a refusal of this kind was told of just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counted {
+    /// It is the first of its kind within a minute: it stands in the audit log.
+    First,
+    /// It is counted, and told of later.
+    Again,
 }
 
 /// What an event did.
@@ -80,8 +86,11 @@ enum Applied {
 impl Core {
     /// Takes over which streams are configured.
     pub fn watch_events(&mut self, streams: Vec<Watched>, now: Now) {
-        self.event_streams.configure(streams, now);
+        for change in self.event_streams.configure(streams, now) {
+            self.out.store(change);
+        }
         self.watch_for_silence();
+        self.flush(now);
     }
 
     /// Tells whether an event was seen before, and whom it names.
@@ -89,14 +98,36 @@ impl Core {
         let look = self.event_streams.look(&binding.name, &event.hash, event.issued);
         let mut whom = Whom::default();
         let (Look::New, Some(people_of)) = (look, &binding.people_of) else { return (look, whom) };
-        for one in event.subject.user().map(Identifier::each).unwrap_or_default() {
+        let Some(user) = event.subject.user() else { return (look, whom) };
+        let (mut is_known, mut is_elsewhere) = (false, false);
+        for one in user.each() {
             match one {
-                Identifier::Person { issuer, sub } if issuer == people_of => drop(whom.surely.insert(sub.clone())),
-                Identifier::Opaque(sub) => drop(whom.surely.insert(sub.clone())),
-                Identifier::Name(name) => whom.perhaps.extend(self.people_called(people_of, name)),
-                Identifier::Person { .. } | Identifier::Aliases(_) | Identifier::Elsewhere => {}
+                Identifier::Person { issuer, sub } if issuer == people_of => {
+                    whom.surely.insert(sub.clone());
+                    is_known = true;
+                }
+                // What another than the provider calls somebody need not be the provider's name for them.
+                Identifier::Opaque(sub) => {
+                    let is_providers = binding.issuer == *people_of;
+                    let named = if is_providers { &mut whom.surely } else { &mut whom.perhaps };
+                    named.insert(sub.clone());
+                    let kind = SubjectKind::Person { issuer: people_of.clone(), sub: sub.clone() };
+                    is_known |= self.registry.subject_of(&kind).is_some();
+                }
+                Identifier::Name(name) => {
+                    let called = self.people_called(people_of, name);
+                    is_known |= !called.is_empty();
+                    whom.perhaps.extend(called);
+                }
+                Identifier::Person { .. } => is_elsewhere = true,
+                Identifier::Aliases(_) | Identifier::Elsewhere => {}
             }
         }
+        whom.user = match (is_known, is_elsewhere) {
+            (true, _) => Named::Known,
+            (false, true) => Named::Elsewhere,
+            (false, false) => Named::Unresolved,
+        };
         (look, whom)
     }
 
@@ -130,7 +161,7 @@ impl Core {
         for change in self.event_streams.take(&binding.name, event.hash, event.issued) {
             self.out.store(change);
         }
-        self.stream_heard(binding, now);
+        self.stream_heard(binding, event.issued, now);
         let applied = match whom {
             Some(whom) => self.apply_event(binding, event, &whom, now),
             None => Applied::Nothing("a critical part of its subject is not understood"),
@@ -147,7 +178,7 @@ impl Core {
                 reason: event.reason.clone(),
                 at: event.at,
             }),
-            Applied::Nothing(why) => self.refuse_signal(&source, why, None, now),
+            Applied::Nothing(why) => drop(self.refuse_signal(&source, why, None, now)),
         }
         self.flush(now);
         TakenEvent::Done
@@ -180,11 +211,10 @@ impl Core {
         };
         let surely: BTreeSet<SubjectId> = whom.surely.iter().filter_map(subject_of).collect();
         let people: BTreeSet<SubjectId> = whom.everybody().filter_map(subject_of).collect();
-        let concerned = self.sessions_concerned(people_of, event, whom, &people);
+        let concerned = self.sessions_concerned(binding, people_of, event, whom, &people);
+        let sure = self.surely_meant(binding, event, whom, &surely, &people, &concerned);
         if event.told.overtakes_sign_ins() {
-            for sub in whom.everybody() {
-                self.turn_away(SubjectKind::Person { issuer: people_of.to_owned(), sub: sub.clone() }, event.at, now);
-            }
+            self.sign_ins_overtaken(people_of, event, whom, now);
         }
         let subject = concerned.first().map(|session| session.subject).or(people.first().copied());
         if subject.is_none() && whom.browsers_ended == 0 {
@@ -200,15 +230,21 @@ impl Core {
             }
             Told::CredentialChange { credential, .. } => {
                 let (reason, by) = ("their credentials were changed", format!("events {}", binding.name));
-                for person in &people {
-                    self.challenge_proofs_until(Restrained::Subject(*person), event.at, reason, &by, now);
+                // Who is named by a session or device alone is whoever is signed in there.
+                for person in people
+                    .iter()
+                    .copied()
+                    .chain(concerned.iter().map(|session| session.subject))
+                    .collect::<BTreeSet<_>>()
+                {
+                    self.challenge_proofs_until(Restrained::Subject(person), event.at, reason, &by, now);
                 }
                 format!("a fresh sign-in is asked for: {credential}")
             }
             Told::AssuranceLevelChange { level, direction } => {
                 let mut changed = 0;
                 for session in concerned {
-                    let is_sure = surely.contains(&session.subject);
+                    let is_sure = sure.contains(&session.id);
                     changed += usize::from(self.level_changed(session, level, *direction, is_sure, event.at, now));
                 }
                 format!("what the proof of sign-in counts for changed in {changed} login sessions")
@@ -216,7 +252,7 @@ impl Core {
             Told::TokenClaimsChange(claims) => {
                 let groups = claims.groups(&binding.groups_claim);
                 for session in concerned {
-                    let is_sure = surely.contains(&session.subject);
+                    let is_sure = sure.contains(&session.id);
                     self.claims_changed(session, &groups, claims, is_sure, event.at, now);
                 }
                 match groups {
@@ -235,6 +271,7 @@ impl Core {
     /// Lists the open login sessions that an event is about.
     fn sessions_concerned(
         &self,
+        binding: &Binding,
         people_of: &str,
         event: &SecurityEvent,
         whom: &Whom,
@@ -244,7 +281,7 @@ impl Core {
             Some(SubjectKind::Person { issuer, .. }) => issuer == people_of,
             Some(SubjectKind::Service { .. }) | None => false,
         };
-        let devices = event.subject.device().map(|device| self.devices_named(device));
+        let devices = event.subject.device().map(|device| self.devices_named(binding, device));
         let by_browser = |session: &SessionRecord| match (&whom.browsers, session.vouched) {
             (Some(browsers), Some(vouched)) => browsers.contains(&vouched),
             (Some(_), None) | (None, _) => false,
@@ -252,7 +289,7 @@ impl Core {
         let is_meant = |session: &&SessionRecord| match &event.subject {
             Subject::Simple(_) => people.contains(&session.subject) || by_browser(session),
             Subject::Complex(members) => {
-                let has_user = members.user.is_some();
+                let has_user = whom.user == Named::Known;
                 let is_narrow = |known_here: bool| known_here || !has_user;
                 let user = !has_user || people.contains(&session.subject);
                 let browser = match (&members.session, &whom.browsers) {
@@ -266,7 +303,7 @@ impl Core {
                     Some(_) | None => true,
                 };
                 let names_somebody = has_user || members.session.is_some() || members.device.is_some();
-                names_somebody && user && browser && device
+                names_somebody && whom.user != Named::Elsewhere && user && browser && device
             }
         };
         let is_before = |session: &&SessionRecord| match session.assurance.auth_time {
@@ -277,19 +314,35 @@ impl Core {
         meant.cloned().collect()
     }
 
-    /// Remembers for a moment that sign-ins of a person from before count no more: a page may be under way with one.
-    fn turn_away(&mut self, who: SubjectKind, proven_until: WallTime, now: Now) {
-        self.overtaken.retain(|_, (_, since)| now.monotonic.since(*since) < UNDER_WAY);
-        if self.overtaken.len() < MAX_UNDER_WAY {
-            self.overtaken.insert(who, (proven_until, now.monotonic));
+    /// Lists those of the sessions concerned that an event surely means, with every part of its subject: it may give to these alone.
+    fn surely_meant(
+        &self,
+        binding: &Binding,
+        event: &SecurityEvent,
+        whom: &Whom,
+        surely: &BTreeSet<SubjectId>,
+        people: &BTreeSet<SubjectId>,
+        concerned: &[SessionRecord],
+    ) -> BTreeSet<SessionId> {
+        if surely.len() != 1 || people != surely {
+            return BTreeSet::new();
         }
-    }
-
-    /// Tells whether an event has just overtaken the sign-in with which a page comes.
-    pub(super) fn is_overtaken(&self, who: &Person, now: Now) -> bool {
-        self.overtaken.get(&who.kind()).is_some_and(|(proven_until, since)| {
-            now.monotonic.since(*since) < UNDER_WAY && who.auth_time.is_none_or(|proven| proven <= *proven_until)
-        })
+        let is_meant = |session: &&SessionRecord| match &event.subject {
+            Subject::Simple(_) => surely.contains(&session.subject),
+            Subject::Complex(members) => {
+                let in_browser = session.vouched.is_some_and(|browser| whom.exactly.contains(&browser));
+                let on_device = members.device.as_ref().is_none_or(|device| {
+                    let devices = self.devices_named(binding, device);
+                    devices.len() == 1 && devices.contains(&session.device)
+                });
+                let all_understood = members.others.is_empty();
+                surely.contains(&session.subject)
+                    && (members.session.is_none() || in_browser)
+                    && on_device
+                    && all_understood
+            }
+        };
+        concerned.iter().filter(is_meant).map(|session| session.id).collect()
     }
 
     /// Makes a session's proof count for a level; tells whether that changed anything.
@@ -312,7 +365,9 @@ impl Core {
         let Some(counts) = self.counts_for(&verified, level) else { return false };
         let other_class = counts.acr.is_some() && counts.acr != session.assurance.acr;
         let raises = direction == Direction::Up || other_class || !self.is_at_most(&counts, &session.assurance);
-        if raises && !is_sure {
+        // Of two that happened at one time nobody knows which was the last: the one that takes away counts.
+        let is_tie = session.proven.as_ref().is_some_and(|proven| at == proven.told);
+        if raises && (!is_sure || is_tie) {
             return false;
         }
         if counts == session.assurance && session.proven.is_none() {
@@ -367,7 +422,9 @@ impl Core {
         if let NewGroups::Now(groups) = groups
             && session.claims_told.is_none_or(|told| told <= at)
         {
-            session.assurance.groups = groups.clone().filter(|_| is_sure);
+            // Of two that happened at one time nobody knows which was the last.
+            let is_clear = session.claims_told != Some(at) || session.assurance.groups == *groups;
+            session.assurance.groups = groups.clone().filter(|_| is_sure && is_clear);
             session.claims_told = Some(at);
             let device = session.device;
             self.registry.put_session(session.clone(), &mut self.out);
@@ -380,12 +437,13 @@ impl Core {
 
     // --- devices
 
-    fn devices_named(&self, device: &Identifier) -> BTreeSet<DeviceId> {
+    fn devices_named(&self, binding: &Binding, device: &Identifier) -> BTreeSet<DeviceId> {
         let by_handle = |handle: &str| {
             let by_id = handle.parse::<DeviceId>().ok().filter(|id| self.registry.device(*id).is_some());
             by_id.or_else(|| self.postures.by_serial(handle))
         };
-        device.handles().filter_map(by_handle).collect()
+        let issuers: Vec<&str> = binding.people_of.iter().chain([&binding.issuer]).map(String::as_str).collect();
+        device.handles(&issuers).filter_map(by_handle).collect()
     }
 
     fn device_told(&mut self, binding: &Binding, event: &SecurityEvent, compliance: Compliance, now: Now) -> Applied {
@@ -397,7 +455,7 @@ impl Core {
             Subject::Simple(one) => Some(one),
             Subject::Complex(members) => members.device.as_ref(),
         };
-        let devices = named.map(|one| self.devices_named(one)).unwrap_or_default();
+        let devices = named.map(|one| self.devices_named(binding, one)).unwrap_or_default();
         let Some(first) = devices.first().copied() else { return Applied::Nothing("no device here is meant") };
         if devices.len() > 1 && compliance == Compliance::Compliant {
             return Applied::Nothing("its aliases name several devices");
@@ -414,13 +472,17 @@ impl Core {
 
     // --- streams
 
-    fn stream_heard(&mut self, binding: &Binding, now: Now) {
-        let Some((record, silent_since)) = self.event_streams.heard(&binding.name, now) else { return };
+    fn stream_heard(&mut self, binding: &Binding, issued: WallTime, now: Now) {
+        let Some((record, silent_since)) = self.event_streams.heard(&binding.name, issued, now) else { return };
         self.out.store(StoreChange::PutEventStream(record));
         self.watch_for_silence();
         let Some(since) = silent_since else { return };
         let silent = postern_common::diagnostics::HumanDuration::rounded(now.wall.since(since));
-        let text = format!("the stream of events {} speaks again, after {silent} of alarm", binding.name);
+        let vouched = self.postures.vouched_by(&binding.name).len();
+        let mut text = format!("the stream of events {} speaks again, after {silent} of alarm", binding.name);
+        if vouched > 0 {
+            text += &format!(": what it said before of {vouched} machines counts again");
+        }
         self.stream_changed(&binding.name, text, now);
     }
 
@@ -431,6 +493,7 @@ impl Core {
             let text = format!("the transmitter of {} calls the stream {}{why}", binding.name, status.word());
             let text = text.chars().filter(|c| !c.is_control()).take(300).collect();
             self.alert(AlertKind::StreamSilent, text, About::default(), now);
+            self.decide_vouched(&binding.name, now);
         }
         let what = format!("the stream is {}", status.word());
         Applied::Done(Effect { subject: None, device: None, what, sessions: 0 })
@@ -439,7 +502,11 @@ impl Core {
     fn stream_changed(&mut self, stream: &str, text: String, now: Now) {
         self.out.audit(AuditEvent::SignalStream { stream: stream.to_owned(), what: text.clone() });
         self.alert(AlertKind::StreamSilent, text, About::default(), now);
-        // What the stream vouches for counts, or counts no more.
+        self.decide_vouched(stream, now);
+    }
+
+    /// What a stream vouches for counts, or counts no more.
+    fn decide_vouched(&mut self, stream: &str, now: Now) {
         for device in self.postures.vouched_by(stream) {
             self.decide(device, Extend::No, now);
         }
@@ -488,11 +555,30 @@ impl Core {
     // --- refusals
 
     /// Counts a signal that was refused, or that had no effect; the first of a kind within a minute is audited at once.
-    pub fn refuse_signal(&mut self, source: &str, reason: &'static str, from: Option<std::net::IpAddr>, now: Now) {
+    pub fn refuse_signal(
+        &mut self,
+        source: &str,
+        reason: &'static str,
+        from: Option<std::net::IpAddr>,
+        now: Now,
+    ) -> Counted {
         self.counters.signals_refused += 1;
-        if let Some(line) = self.refusals.count(source, reason, from, now.monotonic) {
-            self.audit_refusal(line);
+        let Some(line) = self.refusals.count(source, reason, from, now.monotonic) else { return Counted::Again };
+        self.audit_refusal(line);
+        Counted::First
+    }
+
+    /// Counts an event that was issued later than now: it is left with the transmitter, and somebody has to set a clock right.
+    pub fn event_not_yet(&mut self, stream: &str, now: Now) {
+        let why = "issued in the future";
+        if self.refuse_signal(&format!("events {stream}"), why, None, now) == Counted::First {
+            let text = format!(
+                "an event of the stream {stream} was issued in the future: set the clock of the controller right, or the transmitter's; \
+                 what it tells waits there meanwhile"
+            );
+            self.alert(AlertKind::StreamSilent, text, About::default(), now);
         }
+        self.flush(now);
     }
 
     fn audit_refusal(&mut self, line: Line) {

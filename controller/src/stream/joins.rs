@@ -344,6 +344,7 @@ impl Core {
                 created: now.wall,
                 last_sign_in: now.wall,
                 provisioned_as: who.provisioned_as.clone(),
+                proven_after: None,
             },
         };
         self.registry.put_subject(subject.clone(), &mut self.out);

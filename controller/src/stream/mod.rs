@@ -44,6 +44,7 @@
 //! | `alarms`, `habits` | what alerts are raised for; what is new of a service, keys that are too old |
 //! | `stale` | what nobody uses |
 //! | `events` | what security events of other systems change |
+//! | `overtaken` | the door behind them: sign-ins from before that were under way |
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
 //! | `quarantine` | nothing in and nothing out, until it is released |
@@ -74,6 +75,7 @@ mod limits;
 mod list;
 mod node;
 mod outbox;
+mod overtaken;
 mod peering;
 mod plan;
 mod platform;
@@ -95,7 +97,7 @@ pub use api::*;
 
 pub use self::{
     core::{Core, restored},
-    events::TakenEvent,
+    events::{Counted, TakenEvent},
     provisioning::{ScimClient, ScimClosed, ScimClosedPerson, ScimGroupView, ScimPersonView, ScimView},
     requests::{Decider, Decision},
     restraint::SignalResponse,

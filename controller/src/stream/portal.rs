@@ -38,6 +38,7 @@ impl Core {
             created: now.wall,
             last_sign_in: now.wall,
             provisioned_as: who.provisioned_as.clone(),
+            proven_after: None,
         })
     }
 

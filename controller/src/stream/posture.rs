@@ -168,6 +168,12 @@ impl Core {
         let Some(told) = self.postures.compliance(id).filter(|told| self.event_streams.vouches(&told.stream)) else {
             return evidence;
         };
+        // The import may be newer; of two words of one time the one that takes away counts.
+        let imported = self.postures.compliance_imported(id);
+        let is_newer = |at: WallTime, compliant: bool| at > told.at || (at == told.at && !compliant);
+        if imported.is_some_and(|(compliant, at)| is_newer(at, compliant)) {
+            return evidence;
+        }
         let heard = self.event_streams.last_heard(&told.stream).unwrap_or(told.at).max(told.at).min(now.wall);
         let empty = Report { facts: Facts::default(), observed_at: heard };
         evidence.attested.get_or_insert(empty).facts.compliant = Some(told.compliant);
@@ -238,7 +244,11 @@ impl Core {
         if taken == Taken::Outdated {
             return Err("what is known of this device is newer".into());
         }
+        let is_same = taken == Taken::Younger;
         let changed = self.posture_taken(id, taken, by, now);
+        if is_same && self.postures.compliance(id).is_some() {
+            self.decide(id, Extend::No, now); // the same word as before may now be newer than a stream's
+        }
         // What management says comes seldom: each time is worth a record.
         self.store_posture(id, now);
         Ok(changed.then(|| self.registry.machine_name(id)))

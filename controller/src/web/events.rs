@@ -34,18 +34,24 @@ pub(super) async fn receive(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    let address = from.ip().to_canonical();
-    if pages.limits.events.take(&AddressPrefix::from(address), (pages.web.clock)()).is_err() {
-        return plain(StatusCode::TOO_MANY_REQUESTS);
-    }
-    let Some(receiver) = pages.web.events.named(&name) else { return plain(StatusCode::NOT_FOUND) };
+    let (address, now) = (from.ip().to_canonical(), (pages.web.clock)());
     let text = |name: header::HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    if !receiver.is_from_transmitter(text(header::AUTHORIZATION)) {
+    let receiver = pages.web.events.named(&name);
+    let Some(receiver) = receiver.filter(|receiver| receiver.is_from_transmitter(text(header::AUTHORIZATION))) else {
+        // Strangers have their own limit, so that they use up nothing of the transmitter's.
+        if pages.limits.strangers.take(&AddressPrefix::from(address), now).is_err() {
+            return plain(StatusCode::TOO_MANY_REQUESTS);
+        }
+        let Some(receiver) = receiver else { return plain(StatusCode::NOT_FOUND) };
+        let Ok(_permit) = pages.in_flight.try_acquire() else { return plain(StatusCode::SERVICE_UNAVAILABLE) };
         let refused = Refused { code: ErrorCode::AuthenticationFailed, why: "the transmitter's token is not shown" };
         receiver.refused(refused, Some(address)).await;
         let mut answer = refusal(StatusCode::UNAUTHORIZED, refused);
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
         return answer;
+    };
+    if pages.limits.events.take(&name, now).is_err() {
+        return plain(StatusCode::TOO_MANY_REQUESTS);
     }
     let refuse = async |why: &'static str| {
         let refused = Refused { code: ErrorCode::InvalidRequest, why };

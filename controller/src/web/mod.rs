@@ -172,8 +172,9 @@ struct Limits {
     links: Buckets<AddressPrefix>,
     /// Logout tokens.
     logouts: Buckets<AddressPrefix>,
-    /// Security events.
-    events: Buckets<AddressPrefix>,
+    /// Security events, by stream, and those who try to send some without being its transmitter.
+    events: Buckets<String>,
+    strangers: Buckets<AddressPrefix>,
 }
 
 impl Limits {
@@ -189,7 +190,8 @@ impl Limits {
             links: Buckets::new(every(20, 6_000), 8_192),
             // a provider that signs everybody out at once tells each of them
             logouts: Buckets::new(every(500, 20), 1_024),
-            events: Buckets::new(every(1_000, 10), 1_024),
+            events: Buckets::new(every(1_000, 10), 16),
+            strangers: Buckets::new(every(20, 1_000), 1_024),
         }
     }
 }

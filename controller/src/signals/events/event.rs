@@ -229,6 +229,20 @@ impl Told {
         }
     }
 
+    /// Tells whether it is about a person, or a session of theirs.
+    pub(crate) const fn is_of_people(&self) -> bool {
+        match self {
+            Self::SessionRevoked
+            | Self::CredentialChange { .. }
+            | Self::AssuranceLevelChange { .. }
+            | Self::TokenClaimsChange(_) => true,
+            Self::DeviceComplianceChange(_)
+            | Self::Verification { .. }
+            | Self::StreamUpdated { .. }
+            | Self::Unknown { .. } => false,
+        }
+    }
+
     /// Tells whether sign-ins of the person from before it count for less, or for nothing, after it.
     pub(crate) const fn overtakes_sign_ins(&self) -> bool {
         match self {

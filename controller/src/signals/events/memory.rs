@@ -47,12 +47,15 @@ pub struct StreamRecord {
     pub why: Option<String>,
     /// Since when it counts as silent.
     pub silent_since: Option<WallTime>,
+    /// When it was configured first: the silence of one that never speaks begins there.
+    #[serde(default)]
+    pub watched_since: Option<WallTime>,
 }
 
 /// A token that was taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenRecord {
-    /// SHA-256 of its issuer and `jti`, in hexadecimal.
+    /// SHA-256 of its stream, issuer and `jti`, in hexadecimal.
     pub token: String,
     /// The stream on which it came.
     pub stream: String,
@@ -179,8 +182,9 @@ impl Streams {
         Self { streams, born }
     }
 
-    /// Takes over which streams are configured.
-    pub(crate) fn configure(&mut self, all: Vec<Watched>, now: Now) {
+    /// Takes over which streams are configured; returns what has to be durable for it.
+    pub(crate) fn configure(&mut self, all: Vec<Watched>, now: Now) -> Vec<StoreChange> {
+        let mut changes = Vec::new();
         self.streams.values_mut().for_each(|stream| stream.watched = None);
         for watched in all.into_iter().take(MAX_STREAMS) {
             let born = self.born;
@@ -192,16 +196,23 @@ impl Streams {
                     status: StreamStatus::Enabled,
                     why: None,
                     silent_since: None,
+                    watched_since: None,
                 };
                 Stream::new(record, now)
             });
-            let away = stream.record.last_heard.map_or(Duration::ZERO, |heard| now.wall.since(heard));
+            if stream.record.watched_since.is_none() {
+                stream.record.watched_since = Some(now.wall);
+                changes.push(StoreChange::PutEventStream(stream.record.clone()));
+            }
+            let last = stream.record.last_heard.or(stream.record.watched_since);
+            let away = last.map_or(Duration::ZERO, |heard| now.wall.since(heard));
             let left = AFTER_START.min(watched.silent_after);
             let away = away.min(watched.silent_after.saturating_sub(left));
             let away = u64::try_from(away.as_nanos()).unwrap_or(u64::MAX);
             stream.heard = Monotonic::from_nanos(now.monotonic.as_nanos().saturating_sub(away));
             stream.watched = Some(watched);
         }
+        changes
     }
 
     /// Tells whether a token may be taken.
@@ -236,12 +247,17 @@ impl Streams {
         }
     }
 
-    /// Notes that the transmitter spoke. Returns the record, to be stored, and since when the stream was silent until now.
-    pub(crate) fn heard(&mut self, name: &str, now: Now) -> Option<(StreamRecord, Option<WallTime>)> {
+    /// Notes that the transmitter spoke, at the time at which it issued what came now: what lay somewhere says nothing of today. Returns
+    /// the record, to be stored, and since when the stream was silent until now, if it is not any more.
+    pub(crate) fn heard(&mut self, name: &str, issued: WallTime, now: Now) -> Option<(StreamRecord, Option<WallTime>)> {
         let stream = self.streams.get_mut(name)?;
-        stream.heard = now.monotonic;
-        stream.record.last_heard = Some(now.wall);
-        let silent = stream.record.silent_since.take();
+        let age = u64::try_from(now.wall.since(issued).as_nanos()).unwrap_or(u64::MAX);
+        let spoken = Monotonic::from_nanos(now.monotonic.as_nanos().saturating_sub(age));
+        stream.heard = stream.heard.max(spoken);
+        stream.record.last_heard = stream.record.last_heard.max(Some(issued.min(now.wall)));
+        let limit = stream.watched.as_ref().map_or(Duration::MAX, |watched| watched.silent_after);
+        let is_news = now.wall.since(issued) < limit;
+        let silent = if is_news { stream.record.silent_since.take() } else { None };
         Some((stream.record.clone(), silent))
     }
 
@@ -290,9 +306,16 @@ impl Streams {
         silent
     }
 
-    /// Tells until when what a stream said last still holds: while it is not silent, the transmitter would have told of a change.
+    /// Tells whether what a stream said last still holds: while it is not silent and the transmitter has not stopped it, a change would
+    /// have been told.
     pub(crate) fn vouches(&self, name: &str) -> bool {
-        self.streams.get(name).is_some_and(|stream| stream.watched.is_some() && stream.record.silent_since.is_none())
+        self.streams.get(name).is_some_and(|stream| {
+            let is_on = match stream.record.status {
+                StreamStatus::Enabled => true,
+                StreamStatus::Paused | StreamStatus::Disabled => false,
+            };
+            stream.watched.is_some() && stream.record.silent_since.is_none() && is_on
+        })
     }
 
     /// Returns when a stream was last heard.
@@ -390,7 +413,8 @@ mod tests {
         let mut streams = streams();
         assert_eq!(streams.look("okta", &hash(1), issued(10)), Look::New);
         let mut changes = streams.take("okta", hash(1), issued(10));
-        changes.extend(streams.heard("okta", at(10)).map(|(record, _)| StoreChange::PutEventStream(record)));
+        changes
+            .extend(streams.heard("okta", issued(10), at(10)).map(|(record, _)| StoreChange::PutEventStream(record)));
         assert_eq!(streams.look("okta", &hash(1), issued(10)), Look::Replayed);
         let (records, seen) = stored(changes);
         let mut again = Streams::load(records, seen.into_values(), issued(0), at(20));
@@ -426,7 +450,8 @@ mod tests {
     fn a_start_forgets_nothing_before_it_knows_what_is_configured() {
         let mut streams = streams();
         let mut changes = streams.take("okta", hash(1), issued(10));
-        changes.extend(streams.heard("okta", at(10)).map(|(record, _)| StoreChange::PutEventStream(record)));
+        changes
+            .extend(streams.heard("okta", issued(10), at(10)).map(|(record, _)| StoreChange::PutEventStream(record)));
         let (records, seen) = stored(changes);
         let mut again = Streams::load(records, seen.into_values(), issued(0), at(3_000));
         assert_eq!(again.sweep(at(3_000).wall, 100), []);
@@ -444,26 +469,62 @@ mod tests {
     #[test]
     fn silence_is_told_once_and_ends_when_something_is_heard() {
         let mut streams = streams();
-        streams.heard("okta", at(100));
+        streams.heard("okta", issued(100), at(100));
         assert_eq!(streams.next_silence(), Some(at(700).monotonic));
         assert!(streams.fall_silent(at(699)).is_empty());
         assert_eq!(streams.fall_silent(at(700)).len(), 1);
         assert!(streams.fall_silent(at(900)).is_empty() && streams.next_silence().is_none());
         assert!(!streams.vouches("okta"));
-        let (record, silent) = streams.heard("okta", at(1_000)).expect("a stream");
+        let (record, silent) = streams.heard("okta", issued(1_000), at(1_000)).expect("a stream");
         assert_eq!((record.silent_since, silent), (None, Some(at(700).wall)));
         assert!(streams.vouches("okta") && streams.next_silence() == Some(at(1_600).monotonic));
     }
 
     #[test]
     fn a_start_leaves_the_transmitter_time_to_speak_and_does_not_forget_how_long_it_was_silent() {
-        let (record, _) = streams().heard("okta", at(10)).expect("a stream");
+        let (record, _) = streams().heard("okta", issued(10), at(10)).expect("a stream");
         let mut again = Streams::load([record.clone()], [], issued(0), at(5_000));
         again.configure(vec![watched(600)], at(5_000));
         assert_eq!(again.next_silence(), Some(at(5_120).monotonic));
         let mut soon = Streams::load([record], [], issued(0), at(70));
         soon.configure(vec![watched(600)], at(70));
         assert_eq!(soon.next_silence(), Some(at(610).monotonic));
+    }
+
+    #[test]
+    fn what_lay_somewhere_does_not_end_silence() {
+        let mut streams = streams();
+        assert_eq!(streams.fall_silent(at(600)).len(), 1);
+        let (record, silent) = streams.heard("okta", issued(50), at(5_000)).expect("a stream");
+        assert_eq!((silent, record.last_heard), (None, Some(issued(50))), "it was said long ago");
+        assert!(!streams.vouches("okta"));
+        let (record, silent) = streams.heard("okta", issued(4_900), at(5_000)).expect("a stream");
+        assert_eq!((silent.is_some(), record.last_heard), (true, Some(issued(4_900))));
+        assert_eq!(streams.next_silence(), Some(at(5_500).monotonic), "its silence begins when it was issued");
+        streams.heard("okta", issued(4_800), at(5_001));
+        assert_eq!(streams.next_silence(), Some(at(5_500).monotonic));
+    }
+
+    #[test]
+    fn a_stream_that_never_spoke_is_silent_over_restarts_too() {
+        let mut first = Streams::load([], [], issued(0), at(0));
+        let (records, _) = stored(first.configure(vec![watched(600)], at(0)));
+        assert_eq!(records.len(), 1, "since when it is watched is durable");
+        let mut again = Streams::load(records, [], issued(0), at(550));
+        assert_eq!(again.configure(vec![watched(600)], at(550)), []);
+        assert_eq!(again.next_silence(), Some(at(670).monotonic), "two minutes to speak, and no more");
+    }
+
+    #[test]
+    fn a_stream_that_its_transmitter_stops_vouches_for_nothing() {
+        let mut streams = streams();
+        assert!(streams.vouches("okta"));
+        for status in [StreamStatus::Paused, StreamStatus::Disabled] {
+            streams.update("okta", status, None);
+            assert!(!streams.vouches("okta"));
+        }
+        streams.update("okta", StreamStatus::Enabled, None);
+        assert!(streams.vouches("okta"));
     }
 
     #[test]

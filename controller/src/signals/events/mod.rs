@@ -85,6 +85,20 @@ pub enum SpeaksOfDevices {
     No,
 }
 
+/// What is known of the person whom an event names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Named {
+    /// The event names none.
+    #[default]
+    NotAtAll,
+    /// Somebody of another provider: nobody here.
+    Elsewhere,
+    /// In a way that is not understood here: a session or device beside the name decides.
+    Unresolved,
+    /// Somebody of the provider.
+    Known,
+}
+
 /// About whom an event is, as far as names go; the core knows the machines.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Whom {
@@ -92,8 +106,12 @@ pub struct Whom {
     pub surely: BTreeSet<String>,
     /// People whose name it is today, by `sub`.
     pub perhaps: BTreeSet<String>,
+    /// What is known of the person who is named.
+    pub user: Named,
     /// The browsers' login sessions that the session at the provider stands for; `None` if none is named.
     pub browsers: Option<BTreeSet<SessionId>>,
+    /// Those of them of which the provider said that they stand for it.
+    pub exactly: BTreeSet<SessionId>,
     /// How many browsers' login sessions ended.
     pub browsers_ended: usize,
     /// Browsers' login sessions of these people that were proven after the event.
@@ -117,6 +135,7 @@ pub fn fuzz_security_event(bytes: &[u8]) {
         audience: "https://ctl.example/events/okta",
         stream_id: Some("s-1"),
         max_age: 3_600,
+        stream: "okta",
     };
     let unverified = std::str::from_utf8(bytes).ok().and_then(|text| set::parse(text).ok());
     // The signature is not what is looked for: bare claims, too, reach their checks.

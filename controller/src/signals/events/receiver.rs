@@ -1,6 +1,11 @@
 //! One token, from its text to what is answered.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use postern_common::time::WallTime;
 use sha2::{Digest, Sha256};
@@ -10,12 +15,12 @@ use url::Url;
 use zeroize::Zeroizing;
 
 use super::{
-    Binding, SpeaksOfDevices, Whom,
+    Binding, Named, SpeaksOfDevices, Whom,
     event::Told,
     memory::{Look, Watched},
-    set::{self, ErrorCode, Expected, Refused, SecurityEvent},
+    set::{self, ErrorCode, Expected, Refused, SecurityEvent, Unread},
     settings::EventStream,
-    subject::Subject,
+    subject::{Identifier, Subject},
     transmitter::{Transmitter, Unverifiable},
 };
 use crate::{
@@ -25,7 +30,7 @@ use crate::{
         clock, files, listener,
     },
     signals::provider::Vouchers,
-    stream::TakenEvent,
+    stream::{Counted, TakenEvent},
 };
 
 /// How often within the time after which a stream is silent a verification is asked for, and how often at most.
@@ -126,7 +131,8 @@ impl Receiver {
     fn new(settings: EventStream, around: Around) -> Result<Self, String> {
         let jwks_url = settings.jwks_url.as_deref().map(Url::parse).transpose();
         let jwks_url = jwks_url.map_err(|error| format!("jwks_url: {error}"))?;
-        let transmitter = Transmitter::new(&settings.issuer, jwks_url, settings.ca_file.as_deref());
+        let poll_url = settings.poll_url.as_deref().and_then(|url| Url::parse(url).ok());
+        let transmitter = Transmitter::new(&settings.issuer, jwks_url, poll_url, settings.ca_file.as_deref());
         let push_token = settings.push_token_file.as_deref().map(token).transpose()?;
         let bearer = settings.api_token_file.as_deref().map(token).transpose()?;
         Ok(Self {
@@ -157,15 +163,17 @@ impl Receiver {
         }
     }
 
-    /// Counts a refusal, for the audit log.
+    /// Counts a refusal, for the audit log; a log line is written as often as one there.
     pub(crate) async fn refused(&self, refused: Refused, from: Option<IpAddr>) {
         let source = format!("events {}", self.binding.name);
-        tracing::warn!(stream = self.binding.name, reason = refused.why, "a security event was refused");
-        let counted = self.around.handle.call(move |turn, now| {
-            turn.core.refuse_signal(&source, refused.why, from, now);
-        });
-        if counted.await.is_err() {
-            tracing::debug!("the core has ended: it says why itself");
+        let counted =
+            self.around.handle.call(move |turn, now| turn.core.refuse_signal(&source, refused.why, from, now));
+        match counted.await {
+            Ok(Counted::First) => {
+                tracing::warn!(stream = self.binding.name, reason = refused.why, "a security event was refused");
+            }
+            Ok(Counted::Again) => {}
+            Err(_) => tracing::debug!("the core has ended: it says why itself"),
         }
     }
 
@@ -191,7 +199,16 @@ impl Receiver {
         let audience = self.settings.audience.as_deref().unwrap_or_default();
         let (issuer, stream_id) = (self.settings.issuer.as_str(), self.settings.stream_id.as_deref());
         let max_age = i64::try_from(self.settings.max_age.get().as_secs()).unwrap_or(i64::MAX);
-        let event = set::read(&token.payload, Expected { issuer, audience, stream_id, max_age }, now)?;
+        let expected = Expected { issuer, audience, stream_id, max_age, stream: &self.settings.name };
+        let event = match set::read(&token.payload, expected, now) {
+            Ok(event) => event,
+            Err(Unread::Refused(refused)) => return Err(refused.into()),
+            Err(Unread::NotYet) => {
+                let name = self.binding.name.clone();
+                self.around.handle.call(move |turn, now| turn.core.event_not_yet(&name, now)).await?;
+                return Err(NotTaken::Later("issued in the future: one of the clocks is wrong".into()));
+            }
+        };
         if named.is_some_and(|named| named != event.jti) {
             return Err(Refused { code: ErrorCode::InvalidRequest, why: "it stands under another name" }.into());
         }
@@ -217,18 +234,37 @@ impl Receiver {
     }
 
     /// Ends the browsers' sign-ins that an event overtakes, and adds to `whom` what only the pages know.
-    async fn end_browsers(&self, event: &SecurityEvent, mut whom: Whom) -> Result<Whom, StoreFailed> {
-        let Some(people_of) = self.binding.people_of.as_deref().filter(|_| event.told.overtakes_sign_ins()) else {
+    async fn end_browsers(&self, event: &SecurityEvent, mut whom: Whom) -> Result<Whom, NotTaken> {
+        let Some(people_of) = self.binding.people_of.as_deref().filter(|_| event.told.is_of_people()) else {
             return Ok(whom);
         };
         let (sessions, vouchers) = (&self.around.sessions, &self.around.vouchers);
         let user = event.subject.user().map(|user| user.each()).unwrap_or_default();
         for one in user {
-            if let super::subject::Identifier::Name(name) = one {
-                whom.perhaps.extend(sessions.subjects_named(people_of, name).await?);
+            let is_found = match one {
+                Identifier::Name(name) => {
+                    let named = sessions.subjects_named(people_of, name).await?;
+                    let is_found = !named.is_empty();
+                    whom.perhaps.extend(named);
+                    is_found
+                }
+                Identifier::Opaque(sub) => sessions.knows(people_of, sub).await?,
+                Identifier::Person { .. } | Identifier::Aliases(_) | Identifier::Elsewhere => false,
+            };
+            if is_found {
+                whom.user = Named::Known;
             }
         }
-        let everybody = whom.everybody().cloned().collect();
+        if whom.user == Named::Elsewhere {
+            return Ok(whom);
+        }
+        let everybody: BTreeSet<String> = whom.everybody().cloned().collect();
+        let ends = event.told.overtakes_sign_ins();
+        if ends {
+            // First the door, then the rooms: a sign-in that finds its way in meanwhile is turned away when it asks.
+            let (closed, at) = ((people_of.to_owned(), everybody.clone()), event.at);
+            self.around.handle.call(move |turn, now| turn.core.turn_away_people(&closed.0, &closed.1, at, now)).await?;
+        }
         let named_session = match (&event.subject, &event.told) {
             (Subject::Complex(members), _) => members.session.as_ref(),
             // CAEP 1.0 §3.1: an opaque subject may be the session itself.
@@ -237,21 +273,23 @@ impl Receiver {
         };
         if let Some(session) = named_session {
             // A simple subject is the session *or* the person: whose the session is does not matter then.
-            let people = match &event.subject {
-                Subject::Complex(_) => everybody,
-                Subject::Simple(_) => Default::default(),
+            let people = match (&event.subject, whom.user) {
+                (Subject::Complex(_), Named::Known) => everybody,
+                (Subject::Complex(_), Named::NotAtAll | Named::Elsewhere | Named::Unresolved)
+                | (Subject::Simple(_), _) => Default::default(),
             };
-            let browsers = vouchers.browsers_of(people_of, session.handles(), &people).await?;
-            for browser in &browsers {
+            let browsers = vouchers.browsers_of(people_of, session.handles(&[people_of]), &people).await?;
+            for browser in browsers.iter().filter(|_| ends) {
                 whom.browsers_ended += usize::from(sessions.end(*browser).await?);
             }
+            whom.exactly = vouchers.browsers_of(people_of, session.handles(&[people_of]), &BTreeSet::new()).await?;
             let is_narrowed = event.subject.session().is_some() && !browsers.is_empty();
             whom.browsers = Some(browsers);
             if is_narrowed {
                 return Ok(whom);
             }
         }
-        for person in whom.surely.union(&whom.perhaps) {
+        for person in whom.surely.union(&whom.perhaps).filter(|_| ends) {
             let (ended, kept) = sessions.end_proven_until(people_of, person, event.at).await?;
             whom.browsers_ended += ended;
             whom.kept.extend(kept);
@@ -321,3 +359,7 @@ pub(crate) async fn verify_now_and_then(receiver: Arc<Receiver>, mut stop: watch
         }
     }
 }
+
+#[cfg(test)]
+#[path = "receiver_tests.rs"]
+mod tests;

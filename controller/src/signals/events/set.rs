@@ -85,6 +85,8 @@ pub struct Expected<'a> {
     pub stream_id: Option<&'a str>,
     /// For how long a token is taken after it was issued, seconds.
     pub max_age: i64,
+    /// The stream's name here.
+    pub stream: &'a str,
 }
 
 /// An event whose token holds in every part.
@@ -92,7 +94,7 @@ pub struct Expected<'a> {
 pub struct SecurityEvent {
     /// The token's name, as its issuer gives it.
     pub jti: String,
-    /// Names the token: SHA-256 of issuer and `jti`.
+    /// Names the token: SHA-256 of the stream's name, issuer and `jti`. Two streams of one transmitter may use the same `jti`.
     pub hash: [u8; 32],
     /// When the token was issued.
     pub issued: WallTime,
@@ -114,15 +116,46 @@ pub fn parse(text: &str) -> Result<Unverified<'_>, Refused> {
     jws::parse(text.trim(), TYPE, MAX_TOKEN).map_err(malformed)
 }
 
+/// Why a token whose signature holds is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unread {
+    /// It does not hold.
+    Refused(Refused),
+    /// It was issued later than now: one of the two clocks is wrong, and to refuse it would lose what it tells.
+    NotYet,
+}
+
+impl From<Refused> for Unread {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
+/// Returns when that happened of which a token tells, and when it was issued, milliseconds, before anything of it is checked: for putting
+/// what came together in order, and for nothing else.
+pub(super) fn moments(text: &str) -> (i64, i64) {
+    let claims: Option<Map<String, Value>> =
+        parse(text).ok().and_then(|token| serde_json::from_slice(&token.payload).ok());
+    let Some(claims) = claims else { return (i64::MAX, i64::MAX) };
+    let issued = claims.get("iat").and_then(Value::as_i64).map_or(i64::MAX, |at| at.saturating_mul(1_000));
+    let payloads = claims.get("events").and_then(Value::as_object).into_iter().flatten();
+    let told = payloads.filter_map(|(_, payload)| payload.get("event_timestamp")).next().or(claims.get("toe"));
+    (told.and_then(Value::as_f64).map_or(issued, milliseconds), issued)
+}
+
+fn milliseconds(seconds: f64) -> i64 {
+    (seconds * 1_000.0).ceil() as i64
+}
+
 /// Reads the claims of a token whose signature was checked.
 ///
 /// # Errors
-/// [`Refused`].
-pub fn read(payload: &[u8], expected: Expected<'_>, now: WallTime) -> Result<SecurityEvent, Refused> {
+/// [`Unread`].
+pub fn read(payload: &[u8], expected: Expected<'_>, now: WallTime) -> Result<SecurityEvent, Unread> {
     let claims: Map<String, Value> =
         serde_json::from_slice(payload).map_err(|_| malformed("its claims cannot be read"))?;
     if claims.get("iss").and_then(Value::as_str) != Some(expected.issuer) {
-        return Err(Refused { code: ErrorCode::InvalidIssuer, why: "of another issuer" });
+        return Err(Refused { code: ErrorCode::InvalidIssuer, why: "of another issuer" }.into());
     }
     let audience = match claims.get("aud") {
         Some(Value::String(one)) => one == expected.audience,
@@ -132,39 +165,40 @@ pub fn read(payload: &[u8], expected: Expected<'_>, now: WallTime) -> Result<Sec
         Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) | None => false,
     };
     if !audience {
-        return Err(Refused { code: ErrorCode::InvalidAudience, why: "for another audience" });
+        return Err(Refused { code: ErrorCode::InvalidAudience, why: "for another audience" }.into());
     }
     // SSF 1.0 §4.1.3, and what only ID tokens have.
     if ["sub", "exp", "nonce", "azp", "at_hash"].iter().any(|claim| claims.contains_key(*claim)) {
-        return Err(malformed("it has claims of another kind of token"));
+        return Err(malformed("it has claims of another kind of token").into());
     }
     let seconds = now.as_millis().div_euclid(1_000);
     let issued = claims.get("iat").and_then(Value::as_i64).ok_or(malformed("it does not tell when it was issued"))?;
     let age = seconds.saturating_sub(issued);
     if age > expected.max_age {
-        return Err(malformed("too old"));
+        return Err(malformed("too old").into());
     }
     if age < -CLOCK_SKEW {
-        return Err(malformed("issued in the future"));
+        return Err(Unread::NotYet);
     }
     let jti = match claims.get("jti") {
         Some(Value::String(jti)) if !jti.is_empty() && jti.len() <= MAX_NAME && !jti.chars().any(char::is_control) => {
             jti.clone()
         }
-        Some(_) | None => return Err(malformed("it has no name of its own")),
+        Some(_) | None => return Err(malformed("it has no name of its own").into()),
     };
     let subject = Subject::read(claims.get("sub_id").ok_or(malformed("it is about nobody"))?).map_err(malformed)?;
     let (told, payload) = told(&claims)?;
     check_stream(&told, &subject, expected.stream_id)?;
     let happened = payload.get("event_timestamp").or_else(|| claims.get("toe"));
     let happened = match happened {
-        None => issued,
+        None => issued.saturating_mul(1_000),
         Some(value) => {
-            value.as_f64().filter(|at| at.is_finite()).ok_or(malformed("its time is no time"))?.ceil() as i64
+            milliseconds(value.as_f64().filter(|at| at.is_finite()).ok_or(malformed("its time is no time"))?)
         }
     };
-    let at = WallTime::from_millis(happened.saturating_mul(1_000)).min(now);
-    let hash = Sha256::new().chain_update(expected.issuer).chain_update([0]).chain_update(&jti).finalize().into();
+    let at = WallTime::from_millis(happened).min(now);
+    let name = Sha256::new().chain_update(expected.stream).chain_update([0]).chain_update(expected.issuer);
+    let hash = name.chain_update([0]).chain_update(&jti).finalize().into();
     let issued = WallTime::from_millis(issued.saturating_mul(1_000));
     Ok(SecurityEvent { jti, hash, issued, at, subject, told, reason: reason(payload) })
 }

@@ -220,16 +220,25 @@ pub(crate) fn check_all(
         }
     }
     let all: Vec<EventStream> = streams.iter().map(|stream| stream.get_ref().clone()).collect();
-    if let (Some((what, help)), Some(last)) = (mistakes_of_all(&all), streams.last()) {
+    if let (Some((what, help)), Some(last)) = (mistakes_of_all(&all, own_url), streams.last()) {
         wrong.push(Diagnostic::at(last.span(), what).help(help));
     }
 }
 
 /// Says what is wrong with all of them together.
-fn mistakes_of_all(streams: &[EventStream]) -> Option<Mistake> {
+fn mistakes_of_all(streams: &[EventStream], own_url: &str) -> Option<Mistake> {
     let names: std::collections::BTreeSet<&str> = streams.iter().map(|stream| stream.name.as_str()).collect();
     if names.len() < streams.len() {
         return Some(("two [[events]] have one name".into(), "give each a name of its own".into()));
+    }
+    let audience = |stream: &EventStream| {
+        stream.audience.clone().unwrap_or_else(|| format!("{}/events/{}", own_url.trim_end_matches('/'), stream.name))
+    };
+    let ends: std::collections::BTreeSet<_> = streams.iter().map(|stream| (&stream.issuer, audience(stream))).collect();
+    if ends.len() < streams.len() {
+        let what =
+            "two [[events]] have one `issuer` and one `audience`: a token of one would be taken on the other too";
+        return Some((what.into(), "leave `audience` out: it is the endpoint's URL then".into()));
     }
     let many = streams.len() > MAX_STREAMS;
     many.then(|| (format!("at most {MAX_STREAMS} [[events]]"), "one for each transmitter".into()))

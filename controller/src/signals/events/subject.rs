@@ -112,11 +112,11 @@ impl Identifier {
         })
     }
 
-    /// Lists what may name a machine or a session: opaque texts, and what an issuer calls it.
-    pub fn handles(&self) -> impl Iterator<Item = &str> {
+    /// Lists what may name a machine or a session: opaque texts, and what one of `issuers` calls it.
+    pub fn handles<'a>(&'a self, issuers: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
         self.each().iter().filter_map(|one| match one {
             Self::Opaque(id) => Some(id.as_str()),
-            Self::Person { sub, .. } => Some(sub.as_str()),
+            Self::Person { issuer, sub } => issuers.contains(&issuer.as_str()).then_some(sub.as_str()),
             Self::Name(_) | Self::Aliases(_) | Self::Elsewhere => None,
         })
     }

@@ -4,7 +4,11 @@
 //! transmitter is away, and read again when a token is signed by a key that is not known. How often is limited, so that tokens with
 //! invented keys do not become requests.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use openidconnect::{AsyncHttpClient, JsonWebKey, core::CoreJsonWebKeySet};
 use postern_common::time::WallTime;
@@ -28,6 +32,9 @@ use crate::{
 
 /// How old metadata and keys may be before they are read again.
 const AGE: Duration = Duration::from_secs(3_600);
+/// How old they may become while they cannot be read again; and how young they are current for sure.
+const LONGEST_AGE: Duration = Duration::from_secs(24 * 3_600);
+const CURRENT: Duration = Duration::from_secs(60);
 /// How often they are read at most.
 const FETCHES: Allowance = Allowance { burst: 6, interval: Duration::from_secs(10) };
 /// The most keys that are tried, and members that are critical.
@@ -41,7 +48,9 @@ pub(super) struct Transmitter {
     issuer: String,
     jwks_url: Option<Url>,
     pub(super) http: Http,
-    known: Mutex<Option<(Arc<Known>, WallTime)>>,
+    known: Mutex<Option<Arc<Known>>>,
+    /// Where the bearer may go beside the issuer's own host.
+    poll_url: Option<Url>,
     fetches: Buckets<()>,
 }
 
@@ -51,6 +60,8 @@ pub(super) struct Known {
     keys: CoreJsonWebKeySet,
     verification: Option<Url>,
     pub(super) critical: BTreeSet<String>,
+    /// When they were read: on the monotonic clock, which nobody sets.
+    read_at: Instant,
 }
 
 impl Known {
@@ -75,11 +86,13 @@ impl Transmitter {
     pub(super) fn new(
         issuer: &str,
         jwks_url: Option<Url>,
+        poll_url: Option<Url>,
         ca_file: Option<&std::path::Path>,
     ) -> Result<Self, SettingsError> {
         Ok(Self {
             issuer: issuer.to_owned(),
             jwks_url,
+            poll_url,
             http: http::client(ca_file)?,
             known: Mutex::new(None),
             fetches: Buckets::new(FETCHES, 1),
@@ -97,42 +110,44 @@ impl Transmitter {
         match self.again(&known, now).await {
             Ok(known) if is_signed(&known.keys, token, &algorithm) => Ok(known),
             Ok(_) => Err(refused("not signed by the transmitter")),
-            // It names a key that may be a new one: the transmitter sends it again when keys can be read again.
-            Err(why) if !known.lists(token.key.as_deref()) => Err(Unverifiable::Unavailable(why)),
+            // It may be signed by a new key, also by one under an old name: the transmitter sends it again when keys can be read again.
+            Err(why) if !known.lists(token.key.as_deref()) || known.read_at.elapsed() > CURRENT => {
+                Err(Unverifiable::Unavailable(why))
+            }
             Err(_) => Err(refused("not signed by the transmitter")),
         }
     }
 
     async fn known(&self, now: WallTime) -> Result<Arc<Known>, String> {
         let mut known = self.known.lock().await; // held while asking: one fetch serves all who wait
-        if let Some((metadata, read_at)) = known.as_ref()
-            && now.since(*read_at) < AGE
+        if let Some(metadata) = known.as_ref()
+            && metadata.read_at.elapsed() < AGE
         {
             return Ok(metadata.clone());
         }
         match (self.read(now).await, known.as_ref()) {
             (Ok(fresh), _) => {
                 let fresh = Arc::new(fresh);
-                *known = Some((fresh.clone(), now));
+                *known = Some(fresh.clone());
                 Ok(fresh)
             }
-            (Err(why), Some((metadata, _))) => {
+            (Err(why), Some(metadata)) if metadata.read_at.elapsed() < LONGEST_AGE => {
                 tracing::warn!(why, "a transmitter's metadata are out of date and cannot be read again");
                 Ok(metadata.clone())
             }
-            (Err(why), None) => Err(why),
+            (Err(why), Some(_) | None) => Err(why),
         }
     }
 
     async fn again(&self, old: &Arc<Known>, now: WallTime) -> Result<Arc<Known>, String> {
         let mut known = self.known.lock().await;
-        if let Some((metadata, _)) = known.as_ref()
+        if let Some(metadata) = known.as_ref()
             && !Arc::ptr_eq(metadata, old)
         {
             return Ok(metadata.clone()); // somebody else has just read them
         }
         let fresh = Arc::new(self.read(now).await?);
-        *known = Some((fresh.clone(), now));
+        *known = Some(fresh.clone());
         Ok(fresh)
     }
 
@@ -148,7 +163,7 @@ impl Transmitter {
             return Err(format!("{count} keys at {jwks_url}"));
         }
         let keys = serde_json::from_value(keys).map_err(|error| format!("the keys at {jwks_url}: {error}"))?;
-        Ok(Known { keys, verification, critical })
+        Ok(Known { keys, verification, critical, read_at: Instant::now() })
     }
 
     /// Reads `/.well-known/ssf-configuration`.
@@ -160,7 +175,9 @@ impl Transmitter {
         }
         let url = |key: &str| {
             let url = Url::parse(metadata[key].as_str()?).ok()?;
-            (url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))).then_some(url)
+            // Metadata from afar do not send us to our own machine.
+            let is_near = url.scheme() == "http" && url.host_str() == Some("127.0.0.1");
+            (url.scheme() == "https" || (is_near && url.host() == configuration.host())).then_some(url)
         };
         let jwks = url("jwks_uri").ok_or_else(|| format!("the metadata at {configuration} name no keys"))?;
         let critical = metadata["critical_subject_members"].as_array().into_iter().flatten();
@@ -191,12 +208,26 @@ impl Transmitter {
     ) -> Result<bool, String> {
         let known = self.known(now).await?;
         let Some(endpoint) = &known.verification else { return Ok(false) };
+        if !self.may_have_bearer(endpoint) {
+            return Err(format!(
+                "the metadata name {endpoint} as `verification_endpoint`: that is neither the issuer's nor the poll's host, \
+                 so the token is not shown there"
+            ));
+        }
         let body = json!({ "stream_id": stream_id, "state": state });
         match self.http.post_json(endpoint, Some(bearer), &body, ASK).await {
             Ok((200..=299, _)) => Ok(true),
             Ok((status, _)) => Err(format!("{endpoint} answers with {status}")),
             Err(error) => Err(format!("{endpoint}: {}", chain(&error))),
         }
+    }
+}
+
+impl Transmitter {
+    /// Tells whether the operator's token may be shown there: metadata alone do not decide who gets it.
+    fn may_have_bearer(&self, endpoint: &Url) -> bool {
+        let issuer = Url::parse(&self.issuer).ok();
+        issuer.iter().chain(&self.poll_url).any(|known| known.origin() == endpoint.origin())
     }
 }
 
@@ -211,6 +242,22 @@ fn configuration_url(issuer: &str) -> Option<Url> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bearer_goes_to_hosts_that_the_operator_named_alone() {
+        let poll = Url::parse("https://poll.example.com/p").expect("a URL");
+        let transmitter = Transmitter::new("https://tr.example.com/a", None, Some(poll), None).expect("a transmitter");
+        for (endpoint, may) in [
+            ("https://tr.example.com/verify", true),
+            ("https://poll.example.com/verify", true),
+            ("https://tr.example.com:8443/verify", false),
+            ("https://evil.example.com/verify", false),
+            ("http://127.0.0.1/verify", false),
+        ] {
+            let endpoint = Url::parse(endpoint).expect("a URL");
+            assert_eq!(transmitter.may_have_bearer(&endpoint), may, "{endpoint}");
+        }
+    }
 
     #[test]
     fn the_configuration_stands_between_host_and_path() {

@@ -174,7 +174,11 @@ impl Book {
     /// Takes what a stream of events says of a device; returns what changed, one line each, unless something newer is known.
     pub(crate) fn comply(&mut self, device: DeviceId, told: ComplianceRecord) -> Option<Vec<String>> {
         let known = self.devices.entry(device).or_default();
-        if known.compliance.as_ref().is_some_and(|known| known.at > told.at) {
+        let is_newer = |known: &ComplianceRecord| {
+            // Of two that happened at one time nobody knows which was the last: the one that takes away counts.
+            known.at > told.at || (known.at == told.at && !known.compliant && told.compliant)
+        };
+        if known.compliance.as_deref().is_some_and(is_newer) {
             return None;
         }
         let facts = |told: &ComplianceRecord| Facts { compliant: Some(told.compliant), ..Facts::default() };
@@ -182,6 +186,12 @@ impl Book {
         let changes = facts(&told).changes_since(&before);
         known.compliance = Some(Box::new(told));
         Some(changes)
+    }
+
+    /// Returns whether an import called a device compliant, and when that was observed.
+    pub(crate) fn compliance_imported(&self, device: DeviceId) -> Option<(bool, WallTime)> {
+        let held = self.devices.get(&device)?.attested.as_ref()?;
+        Some((held.facts.compliant?, held.observed_at))
     }
 
     /// Returns what a stream of events last said of a device.

@@ -139,7 +139,14 @@ impl Vouchers {
             let sealed: Vec<u8> = row.try_get("refresh_token")?;
             let Some(refresh_token) = open(&self.key, session, &sealed) else {
                 tracing::error!(%session, "a refresh token does not open under the sealing key: it is not checked any more");
-                self.forget(&BTreeSet::from([session])).await?;
+                // The session at the provider stays known: a logout still finds it.
+                sqlx::query(
+                    "UPDATE provider_sessions SET refresh_token = NULL WHERE session = ?1 AND refresh_token = ?2",
+                )
+                .bind(&session.as_bytes()[..])
+                .bind(&sealed)
+                .execute(&self.pool)
+                .await?;
                 continue;
             };
             let failing_since: Option<i64> = row.try_get("failing_since")?;

@@ -98,3 +98,15 @@ async fn sessions_at_the_provider_are_found_by_their_names_and_of_a_person_those
         assert_eq!(found, expected.into_iter().map(session).collect(), "{sids:?} {people:?}");
     }
 }
+
+#[tokio::test]
+async fn a_token_that_does_not_open_is_not_asked_about_and_its_session_is_still_found() {
+    let pool = test_pool().await;
+    let before = Vouchers::new(pool.clone(), SealingKey::from_bytes([7; 32]));
+    before.put(session(1), ALICE, &vouching(Some("s1"), Some("token")), at(1)).await.expect("put");
+    let vouchers = Vouchers::new(pool, SealingKey::from_bytes([8; 32]));
+    assert_eq!(vouchers.due(at(2), at(3), 64).await.expect("due").len(), 0);
+    assert_eq!(vouchers.count().await.expect("counted"), 0);
+    let ends = vouchers.ends(&logout(None, Some("s1"))).await.expect("ends");
+    assert_eq!(ends, Ends::Sessions([session(1)].into()), "a logout finds it");
+}

@@ -113,7 +113,8 @@ async fn check_one(
         Err(_) if !vouchers.stands(&due).await? => Ok(()),
         Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await,
         Err(Refusal::Away(why)) => {
-            let since = due.failing_since.unwrap_or(now);
+            // A clock that was set back makes the time short, never the grace long.
+            let since = due.failing_since.map_or(now, |since| since.min(now));
             tracing::warn!(why, "the identity provider cannot be asked whether a sign-in still stands");
             if now.since(since) >= settings.grace {
                 let reason = "the identity provider could not be asked for too long whether this sign-in still stands";

@@ -24,6 +24,7 @@ fn subject(number: u64) -> SubjectRecord {
         created: WallTime::from_millis(1),
         last_sign_in: WallTime::from_millis(1),
         provisioned_as: None,
+        proven_after: None,
     }
 }
 

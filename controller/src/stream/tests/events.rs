@@ -11,7 +11,7 @@ use crate::{
     signals::{
         alerts::AlertKind,
         events::{
-            Binding, SpeaksOfDevices,
+            Binding, SpeaksOfDevices, Whom,
             memory::{Look, Watched},
             set::{self, Expected},
         },
@@ -52,27 +52,27 @@ from = ["group:staff"]
 to = ["hr"]
 when = { posture = "content" }
 "#;
-const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type/";
-const SSF: &str = "https://schemas.openid.net/secevent/ssf/event-type/";
-const WIKI: &str = "tcp/80";
-const VAULT: &str = "tcp/443";
-const HR: &str = "tcp/90";
+pub(super) const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type/";
+pub(super) const SSF: &str = "https://schemas.openid.net/secevent/ssf/event-type/";
+pub(super) const WIKI: &str = "tcp/80";
+pub(super) const VAULT: &str = "tcp/443";
+pub(super) const HR: &str = "tcp/90";
 
-struct Scene {
-    world: World,
-    wiki: usize,
-    bob: usize,
-    eve: usize,
-    binding: Binding,
-    number: u64,
+pub(super) struct Scene {
+    pub(super) world: World,
+    pub(super) wiki: usize,
+    pub(super) bob: usize,
+    pub(super) eve: usize,
+    pub(super) binding: Binding,
+    pub(super) number: u64,
 }
 
-fn watched(name: &str) -> Watched {
+pub(super) fn watched(name: &str) -> Watched {
     let (silent_after, max_age) = (Duration::from_secs(600), Duration::from_secs(86_400));
     Watched { name: name.into(), delivery: "push", silent_after, max_age }
 }
 
-fn scene() -> Scene {
+pub(super) fn scene() -> Scene {
     let mut world = World::new(47, POLICY);
     let wiki = world.server("wiki-1", Some("wiki"), &["wiki"]);
     let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
@@ -90,42 +90,48 @@ fn scene() -> Scene {
     Scene { world, wiki, bob, eve, binding, number: 0 }
 }
 
-fn bob() -> Value {
+pub(super) fn bob() -> Value {
     json!({"format": "iss_sub", "iss": ISSUER, "sub": "sub-bob"})
 }
 
 impl Scene {
-    fn passes(&self, node: usize, service: &str) -> bool {
+    pub(super) fn passes(&self, node: usize, service: &str) -> bool {
         self.world.passes(node, self.wiki, service)
     }
 
-    fn seconds(&self) -> i64 {
+    pub(super) fn seconds(&self) -> i64 {
         self.world.now.wall.as_millis() / 1_000
     }
 
-    fn claims(&mut self, kind: &str, payload: Value, subject: Value) -> Value {
+    pub(super) fn claims(&mut self, kind: &str, payload: Value, subject: Value) -> Value {
         self.number += 1;
         json!({"iss": ISSUER, "aud": "us", "iat": self.seconds(), "jti": format!("j-{}", self.number), "sub_id": subject,
             "events": {kind: payload}})
     }
 
     /// Has the stream tell something, as a token that holds.
-    fn tell(&mut self, kind: &str, payload: Value, subject: Value) -> TakenEvent {
+    pub(super) fn tell(&mut self, kind: &str, payload: Value, subject: Value) -> TakenEvent {
         let claims = self.claims(&format!("{CAEP}{kind}"), payload, subject);
         self.take(&claims)
     }
 
-    fn take(&mut self, claims: &Value) -> TakenEvent {
-        let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400 };
+    pub(super) fn take(&mut self, claims: &Value) -> TakenEvent {
+        self.take_with(claims, |_| ())
+    }
+
+    /// As [`Scene::take`], with what the pages add to whom it names.
+    pub(super) fn take_with(&mut self, claims: &Value, add: impl FnOnce(&mut Whom)) -> TakenEvent {
+        let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400, stream: "corp" };
         let event = set::read(claims.to_string().as_bytes(), expected, self.world.now.wall).expect("an event");
-        let (_, whom) = self.world.core.look_at_event(&self.binding, &event);
+        let (_, mut whom) = self.world.core.look_at_event(&self.binding, &event);
+        add(&mut whom);
         let taken = self.world.core.take_event(&self.binding, &event, Some(whom), self.world.now);
         self.world.pump();
         self.world.run(Duration::from_secs(1));
         taken
     }
 
-    fn refusals(&self) -> Vec<&str> {
+    pub(super) fn refusals(&self) -> Vec<&str> {
         let reason = |event: &'_ AuditEvent| match event {
             AuditEvent::SignalRefused { reason, .. } => Some(reason.clone().leak() as &str),
             _other => None,
@@ -250,7 +256,7 @@ fn a_session_at_the_provider_means_what_was_confirmed_in_its_browsers_alone() {
         let mut scene = scene();
         let second = scene.world.laptop("bob-second", &in_browser(5));
         let claims = scene.claims(&format!("{CAEP}session-revoked"), json!({}), subject.clone());
-        let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400 };
+        let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400, stream: "corp" };
         let event = set::read(claims.to_string().as_bytes(), expected, scene.world.now.wall).expect("an event");
         let (_, mut whom) = scene.world.core.look_at_event(&scene.binding, &event);
         whom.browsers = found.map(|found| found.into_iter().collect());
@@ -408,7 +414,7 @@ fn an_event_decides_its_subject_alone() {
     let before = scene.world.core.status().counters.decisions;
     let claims = json!({"claims": {"groups": ["guests"]}});
     let event = scene.claims(&format!("{CAEP}token-claims-change"), claims, bob());
-    let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400 };
+    let expected = Expected { issuer: ISSUER, audience: "us", stream_id: None, max_age: 86_400, stream: "corp" };
     let event = set::read(event.to_string().as_bytes(), expected, scene.world.now.wall).expect("an event");
     let (look, whom) = scene.world.core.look_at_event(&scene.binding, &event);
     assert_eq!(look, Look::New);

@@ -10,6 +10,7 @@ mod claims;
 mod documents;
 mod enrolling;
 mod events;
+mod events_meant;
 mod joining;
 mod keys;
 mod node;
