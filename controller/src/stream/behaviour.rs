@@ -9,7 +9,10 @@
 //!
 //! Invariants:
 //! - A node is believed about those alone who may open something on it, under the limit that its document carries: another rule,
-//!   measure, window or budget is dropped and counted. What it says of itself, it may.
+//!   measure, window or budget is dropped and counted. Of itself it may say that it
+//!   scans; of a server that is an alert and no more, because whoever talks to its programs may bring it to that.
+//! - A response begins the budgets of what it covers: a challenge of what one rule gives of one resource is no way round another limit.
+//!   All limits of that pair begin anew with it, the harsher ones too; the worst of what one message tells of is done before.
 //! - A limit is passed once for a budget: the response begins another one. What is taken already is not taken again, nor told again.
 //! - The word of one node closes a few in an hour, whatever it says ([`crate::signals::behaviour`]): its own doors it shuts anyway.
 //! - Where a rule is only watched, an alert is all that follows.
