@@ -155,7 +155,7 @@ impl Provisioning {
 impl Core {
     // --- who is who
 
-    /// Returns by which name of the directory a person is known, as it is compared; `None` if provisioning is not about them, or if
+    /// Returns by which name of the directory a person is known, as they are called; `None` if provisioning is not about them, or if
     /// no sign-in has told yet.
     fn provisioned_name(&self, kind: &SubjectKind, told: Option<&ProvisionedName>) -> Option<String> {
         let settings = self.config.scim.as_ref()?;
@@ -164,7 +164,7 @@ impl Core {
                 // What another claim said, before the configuration changed, may name somebody else here.
                 let told = told.filter(|told| told.claim == settings.claim).map(|told| told.value.as_str());
                 let name = if settings.claim == SUB { Some(sub.as_str()) } else { told };
-                name.map(|name| settings.key.compared(name))
+                name.map(str::to_owned)
             }
             SubjectKind::Person { .. } | SubjectKind::Service { .. } => None,
         }
@@ -201,6 +201,9 @@ impl Core {
             Standing::Active(_) => None,
             Standing::Inactive => Some("deactivated at the identity provider (SCIM)".into()),
             Standing::Gone => Some("removed at the identity provider (SCIM)".into()),
+            Standing::Otherwise => Some(format!(
+                "the sign-in says `{name}`, and the identity provider provisioned (SCIM) that name in another case: it has to be the same"
+            )),
             Standing::Unknown => unknown,
         }
     }
@@ -231,7 +234,7 @@ impl Core {
             let realm = self.provisioning.directory.realm(&settings.issuer)?;
             match realm.standing(settings.key, &name) {
                 Standing::Active(id) => Some(realm.groups_of(id)),
-                Standing::Inactive | Standing::Gone | Standing::Unknown => None,
+                Standing::Inactive | Standing::Gone | Standing::Otherwise | Standing::Unknown => None,
             }
         };
         let groups = match settings.groups {
@@ -249,7 +252,8 @@ impl Core {
     /// Takes note of the name under which a person is provisioned, and of whether they are out.
     pub(super) fn index_provisioned(&mut self, subject: &SubjectRecord) {
         let name = self.provisioned_name(&subject.kind, subject.provisioned_as.as_ref());
-        if let Some(name) = name {
+        if let (Some(name), Some(settings)) = (name, &self.config.scim) {
+            let name = settings.key.compared(&name);
             self.provisioning.subjects.entry(name).or_default().insert(subject.id);
         }
         let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_ref());
@@ -471,7 +475,9 @@ impl Core {
         let name = self.provisioned_name(&subject.kind, told);
         Some(match name.map(|name| self.scim_standing(&name)) {
             Some(Standing::Active(_)) => "provisioned (SCIM)".into(),
-            Some(Standing::Inactive | Standing::Gone | Standing::Unknown) | None => "not provisioned (SCIM)".into(),
+            Some(Standing::Inactive | Standing::Gone | Standing::Otherwise | Standing::Unknown) | None => {
+                "not provisioned (SCIM)".into()
+            }
         })
     }
 }

@@ -80,6 +80,8 @@ pub(crate) enum Standing {
     Inactive,
     /// They were taken away.
     Gone,
+    /// Somebody who may take part is called the same but for its case.
+    Otherwise,
 }
 
 #[derive(Debug, Clone)]
@@ -183,7 +185,8 @@ impl Directory {
 }
 
 impl Realm {
-    /// Tells how a person stands.
+    /// Tells how a person stands, by a name as their sign-in told it. Who is out is out however it is written; who may take part has to be
+    /// called exactly so, because a claim may tell two people by the case alone.
     pub(crate) fn standing(&self, key: ScimKey, value: &str) -> Standing {
         let compared = key.compared(value);
         let index = match key {
@@ -191,8 +194,9 @@ impl Realm {
             ScimKey::UserName => &self.by_user_name,
         };
         match index.get(&compared).and_then(|id| self.users.get(id)) {
-            Some(user) if user.active => Standing::Active(user.id),
-            Some(_) => Standing::Inactive,
+            Some(user) if !user.active => Standing::Inactive,
+            Some(user) if key == ScimKey::UserName && user.user_name != value => Standing::Otherwise,
+            Some(user) => Standing::Active(user.id),
             None if self.gone.contains(&(key, compared)) => Standing::Gone,
             None => Standing::Unknown,
         }
@@ -407,7 +411,8 @@ impl Realm {
         for user in self.users.values() {
             for (key, value) in Self::names(user) {
                 let standing = if user.active { Standing::Active(user.id) } else { Standing::Inactive };
-                assert_eq!(self.standing(key, &value), standing);
+                let written = if key == ScimKey::UserName { &user.user_name } else { &value };
+                assert_eq!(self.standing(key, written), standing);
                 assert!(!self.gone.contains(&(key, value)));
             }
         }
