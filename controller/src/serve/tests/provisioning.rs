@@ -6,9 +6,17 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::admin::scim::ScimRequest;
+use crate::{
+    admin::scim::ScimRequest,
+    identity::SignedIn,
+    web::doors::{Doors, StockRequest},
+};
+
+/// How many of a large group are signed in.
+const SIGNED_IN: usize = 100;
 
 const USER: &str = "urn:ietf:params:scim:schemas:core:2.0:User";
+const GROUP: &str = "urn:ietf:params:scim:schemas:core:2.0:Group";
 
 fn about(request: ScimRequest) -> Request {
     Request::Scim { request }
@@ -23,7 +31,11 @@ struct Answer {
 
 impl Controller {
     async fn with_scim() -> Self {
-        let mut controller = Self::prepare("");
+        Self::with_scim_and("").await
+    }
+
+    async fn with_scim_and(policy: &str) -> Self {
+        let mut controller = Self::prepare(policy);
         let file = controller.file("controller.toml");
         let text = std::fs::read_to_string(&file).unwrap();
         let oidc = "[oidc]\nissuer = \"https://idp.example\"\nclient_id = \"postern\"\n[oidc.scim]\n";
@@ -135,8 +147,12 @@ async fn what_is_too_large_of_another_type_or_no_json_is_refused_in_the_words_of
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_of_ten_thousand_keeps_nobody_waiting_and_is_there_after_a_restart() {
-    let mut controller = Controller::with_scim().await;
+    let policy = POLICY.replace("\"service:app\"", "\"group:staff\"") + "stock_clients = true\n";
+    let mut controller = Controller::with_scim_and(&policy).await;
     let token = controller.scim_token().await;
+    let mut database = Machine::new("db-1", 1);
+    database.enrol(&controller, &controller.token("db", "db", 1).await).await;
+    let _stream = database.hello(&controller).await;
     // The people come in through the actor, as requests do, without their round trips.
     let handle = controller.running().handle.clone();
     let hash = crate::records::TokenHash::of(&token);
@@ -165,8 +181,24 @@ async fn a_group_of_ten_thousand_keeps_nobody_waiting_and_is_there_after_a_resta
         });
         ids.extend(made.await.unwrap());
     }
+    // A hundred of them are signed in, and may open something.
+    let staff: Vec<Value> = ids[..SIGNED_IN].iter().map(|id| json!({"value": id})).collect();
+    let staff = json!({"schemas": [GROUP], "displayName": "staff", "members": staff});
+    assert_eq!(controller.asks(&token, "POST", "/Groups", &staff).await.status, 201);
+    let who = |n: usize| SignedIn::for_test("https://idp.example", &format!("user-0-{n}"), &format!("user-{n}"), &[]);
+    for n in 0..SIGNED_IN {
+        let (name, mut key) = (format!("phone-{n}").parse().unwrap(), [0x77; 32]);
+        key[0] = u8::try_from(n).unwrap();
+        let asked = StockRequest { name, public_key: WireGuardPublicKey::from_bytes(key) };
+        Doors::stock_client(&handle, asked, &who(n)).await.unwrap();
+    }
+    let decisions = async |handle: &crate::serve::actor::Handle| {
+        handle.call(|turn, _| turn.core.status().counters.decisions).await.unwrap()
+    };
+    let before = decisions(&handle).await;
+    let asking = handle.clone();
     let members: Vec<Value> = ids.iter().map(|id| json!({"value": id, "display": "somebody with a name"})).collect();
-    let group = json!({"schemas": ["urn:ietf:params:scim:schemas:core:2.0:Group"], "displayName": "everybody", "members": members});
+    let group = json!({"schemas": [GROUP], "displayName": "everybody", "members": members});
     // Somebody else asks all the time, while the group is made and while it is emptied.
     let over = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let until = Arc::clone(&over);
@@ -174,7 +206,7 @@ async fn a_group_of_ten_thousand_keeps_nobody_waiting_and_is_there_after_a_resta
         let (mut worst, mut asks) = (Duration::ZERO, 0);
         while !until.load(std::sync::atomic::Ordering::Relaxed) {
             let asked = std::time::Instant::now();
-            handle.call(|_, _| ()).await.unwrap();
+            asking.call(|_, _| ()).await.unwrap();
             worst = worst.max(asked.elapsed());
             asks += 1;
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -189,13 +221,32 @@ async fn a_group_of_ten_thousand_keeps_nobody_waiting_and_is_there_after_a_resta
     let whole = controller.asks(&token, "GET", &target, &Value::Null).await;
     assert_eq!(whole.body["members"].as_array().map(Vec::len), Some(10_000));
     assert_eq!(controller.asks(&token, "PATCH", &target, &emptied).await.status, 204);
+    let done = async || handle.call(|turn, now| turn.core.scim_view(now).waiting == 0).await.unwrap();
+    while !done().await {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let decided = usize::try_from(decisions(&handle).await - before).unwrap();
+    assert!(decided >= SIGNED_IN, "{decided} decisions: the members who are signed in were not decided anew");
     over.store(true, std::sync::atomic::Ordering::Relaxed);
     let (worst, asks) = waited.await.unwrap();
     assert!(worst < Duration::from_secs(2) && asks > 10, "somebody waited for {worst:?}, of {asks} asks");
     println!("the longest wait of {asks} beside a group of 10,000: {worst:?}");
+    let off = json!({"schemas": ["urn:ietf:params:scim:api:messages:2.0:PatchOp"],
+        "Operations": [{"op": "replace", "path": "active", "value": false}]});
+    let leaver = format!("/Users/{}", ids[0].as_str().unwrap());
+    assert_eq!(controller.asks(&token, "PATCH", &leaver, &off).await.status, 200);
+    drop(handle);
     controller.stop().await;
     controller.serve().await.unwrap();
+    let out = async |n: usize| {
+        let person = crate::records::Person::from(&who(n));
+        controller.running().handle.call(move |turn, _| turn.core.turned_away(&person)).await.unwrap()
+    };
+    assert_eq!((out(0).await.is_some(), out(1).await), (true, None), "who is deactivated is so after a restart");
     let whole = controller.asks(&token, "GET", &target, &Value::Null).await;
     assert_eq!(whole.body["members"].as_array().map(Vec::len), Some(1));
-    assert_eq!(controller.ask(about(ScimRequest::Groups)).await.unwrap(), json!([{"name": "everybody", "people": 1}]));
+    assert_eq!(
+        controller.ask(about(ScimRequest::Groups)).await.unwrap(),
+        json!([{"name": "staff", "people": 100}, {"name": "everybody", "people": 1}])
+    );
 }
