@@ -213,11 +213,11 @@ impl Core {
         if self.provisioning.tokens.is_empty() || self.provisioning.is_silent || now.wall.since(since) < longest {
             return;
         }
-        self.provisioning.is_silent = true;
         let silent = HumanDuration::rounded(now.wall.since(since));
         let help = "who has left since may still be in: look at the provider's provisioning log";
         let text = format!("the provider was not heard for {silent} (SCIM): {help}");
-        self.tell_of_provisioning("silent", text, About::default(), now);
+        // If there was too much to tell lately, it is told later.
+        self.provisioning.is_silent = self.tell_of_provisioning("silent", text, About::default(), now);
     }
 
     fn count_refusal(&mut self, token: Option<TokenHash>, from: IpAddr, reason: &'static str, now: Now) {
