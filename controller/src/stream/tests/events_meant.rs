@@ -275,21 +275,26 @@ fn of_two_events_of_one_moment_the_one_that_takes_away_counts_in_whatever_order(
         [(0.0, false, false), (0.0, true, false), (0.25, false, true), (0.25, true, true), (-0.25, false, false)]
     {
         let what = format!("{after} s later, {}", if is_first { "first" } else { "last" });
-        let (mut scene, at) = ready();
-        let mut both = [(false, at), (true, at + after)];
-        if is_first {
-            both.reverse();
+        for (kind, service) in
+            [("device-compliance-change", HR), ("token-claims-change", WIKI), ("assurance-level-change", VAULT)]
+        {
+            let (mut scene, at) = ready();
+            let mut both = [(false, at), (true, at + after)];
+            if is_first {
+                both.reverse();
+            }
+            for (gives, at) in both {
+                let (aal, word, group) =
+                    if gives { ("nist-aal2", "compliant", "staff") } else { ("nist-aal1", "not-compliant", "guests") };
+                let (payload, subject) = match kind {
+                    "device-compliance-change" => (status(word, at), device()),
+                    "token-claims-change" => (groups(group, at), bob()),
+                    _level => (level(aal, at), bob()),
+                };
+                scene.tell(kind, payload, subject);
+            }
+            assert_eq!(scene.passes(scene.bob, service), counts, "{kind}, {what}");
         }
-        for (gives, at) in both {
-            let (aal, word, group) =
-                if gives { ("nist-aal2", "compliant", "staff") } else { ("nist-aal1", "not-compliant", "guests") };
-            scene.tell("assurance-level-change", level(aal, at), bob());
-            scene.tell("device-compliance-change", status(word, at), device());
-            scene.tell("token-claims-change", groups(group, at), bob());
-        }
-        assert_eq!(scene.passes(scene.bob, HR), counts, "a device, {what}");
-        assert_eq!(scene.passes(scene.bob, WIKI), counts, "groups, {what}");
-        assert_eq!(scene.passes(scene.bob, VAULT), counts, "a level, {what}");
     }
 }
 
