@@ -28,6 +28,8 @@ pub struct Workload {
     pub issuer: String,
     /// What the platform calls the workload, for people.
     pub subject: String,
+    /// What of the workload no other has: the pod's `uid`, the run's `run_id` and attempt; `sub` where the platform tells no more.
+    pub instance: String,
     /// The service identity that it stands for.
     pub service: ServiceName,
     /// The tags that it approves.
@@ -51,6 +53,12 @@ pub struct PlatformBinding {
     pub issuer: String,
     /// What the platform calls the workload.
     pub subject: String,
+    /// What of the workload no other has; absent before that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The machine name that its newest token vouches for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineName>,
     /// After how many milliseconds without a stream the machine is forgotten.
     pub forget_after_ms: u64,
 }

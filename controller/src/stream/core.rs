@@ -204,6 +204,7 @@ impl Core {
         let started = AuditEvent::Started { epoch: core.meta.epoch, policy_revision: core.meta.policy_revision };
         core.out.audit(started);
         core.index_all_provisioned();
+        core.date_keys(now);
         core.sweep(now);
         for session in core.registry.sessions().map(|s| (s.id, s.expires)).collect::<Vec<_>>() {
             core.schedule_session(session.0, session.1, now);

@@ -91,9 +91,15 @@ impl Core {
         if !self.key_is_free(known.as_ref().map(|device| device.id), enrol.join.wireguard_key) {
             return Err(refused("this WireGuard key is another machine's: make a new one".into()));
         }
-        self.free_vouched_name(token.machine.is_some(), &asked, known.as_ref())?;
+        let vouched = token.machine.is_some();
         let device = match known {
             Some(device) => {
+                // It would take part for good from now on, by whatever token of ours somebody on it got hold of.
+                if device.platform.is_some() {
+                    let message =
+                        format!("{} signs in with tokens of its platform: remove that device first", device.name);
+                    return Err(refused(message));
+                }
                 let owner = self.registry.subject(device.owner).map(|owner| &owner.kind);
                 let same = match (owner, &token.service) {
                     (Some(SubjectKind::Service { name }), Some(service)) => name == service,
@@ -108,9 +114,11 @@ impl Core {
                     );
                     return Err(refused(message));
                 }
+                self.free_vouched_name(vouched, &asked, Some(&device))?;
                 device
             }
             None => {
+                self.free_vouched_name(vouched, &asked, None)?;
                 let name = self.registry.free_name(&asked);
                 // The owner of a machine without a service of its own is known once the device has its identifier.
                 let (kind, key) = (DeviceKind::Agent, Some(enrol.join.device_key));
@@ -130,10 +138,8 @@ impl Core {
             return Err(refused(format!("{} may not take part: {reason}", subject.name)));
         }
         self.registry.use_token(token.hash, &mut self.out);
-        let vouched = token.machine.is_some();
         self.registry.change_device(device.id, &mut self.out, |device| {
             device.owner = subject.id;
-            device.platform = None; // enrolled once and for all
             device.tags.extend(token.tags.iter().cloned());
             device.tags_pending.retain(|tag| !token.tags.contains(tag));
             if vouched {
@@ -143,6 +149,7 @@ impl Core {
             }
             if device.wireguard_keys.is_empty() {
                 device.wireguard_keys.push(enrol.join.wireguard_key);
+                device.key_since = Some(now.wall);
             }
         });
         self.add_key(device.id, enrol.join.wireguard_key, now);

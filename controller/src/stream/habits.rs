@@ -108,6 +108,15 @@ impl Core {
         }
     }
 
+    /// Counts keys from now on of which it is not known how old they are: they were added before that was kept.
+    pub(super) fn date_keys(&mut self, now: Now) {
+        let undated = |device: &&DeviceRecord| device.key_since.is_none() && !device.wireguard_keys.is_empty();
+        let undated: Vec<DeviceId> = self.registry.devices().filter(undated).map(|device| device.id).collect();
+        for id in undated {
+            self.registry.change_device(id, &mut self.out, |device| device.key_since = Some(now.wall));
+        }
+    }
+
     /// Looks for keys of connected machines that were not changed in time: those that are away have no chance to.
     pub(super) fn sweep_keys(&mut self, now: Now) {
         let overdue: Vec<(DeviceId, WallTime)> = self
@@ -121,7 +130,7 @@ impl Core {
             self.keys_told.insert(id, since);
             let denied = self.config.key_overdue == KeyOverdue::Deny;
             let machine = self.registry.machine_name(id);
-            let then = if denied { "; it reaches nothing, and nobody it, until it has" } else { "" };
+            let then = if denied { "; it reaches nothing until it has" } else { "" };
             let text = format!("{machine} has not changed its WireGuard key since {since}{then}: postern status there");
             let subject = self.registry.device(id).map(|device| device.owner);
             self.out.audit(AuditEvent::KeyOverdue { device: id, machine, since, denied });
@@ -131,8 +140,9 @@ impl Core {
                 self.decide(id, Extend::No, now);
             }
         }
-        let nodes = &self.nodes;
-        self.keys_told.retain(|id, _| nodes.contains_key(id));
+        // Also while a machine is away: it would be told again each time that it comes back.
+        let registry = &self.registry;
+        self.keys_told.retain(|id, since| registry.device(*id).is_some_and(|device| device.key_since == Some(*since)));
     }
 }
 

@@ -273,6 +273,7 @@ impl Core {
             // A newer sign-in of the same person keeps the doors open: its key comes beside the old ones.
             if device.wireguard_keys.is_empty() {
                 device.wireguard_keys.push(waiting.join.wireguard_key);
+                device.key_since = Some(now.wall);
             }
         });
         self.add_key(id, waiting.join.wireguard_key, now);
@@ -394,6 +395,7 @@ impl Core {
                 }
                 self.registry.change_device(device.id, &mut self.out, |device| {
                     device.owner = owner;
+                    device.platform = None;
                     device.tags.clear();
                     device.tags_pending.clear();
                     device.name_claim = NameClaim::Claimed;

@@ -28,7 +28,7 @@ use std::{
 };
 
 use postern_common::{
-    id::{DeviceId, Nonce, SessionId},
+    id::{DeviceId, MachineName, Nonce, SessionId},
     key::DevicePublicKey,
     protocol::{Join, MAX_PLATFORM_TOKEN_BYTES, PlatformJoin, PlatformToken, Refusal, ToNode},
     time::{Monotonic, Now, WallTime},
@@ -46,8 +46,8 @@ use crate::{
     decision::Extend,
     identity::machine::TokenRefusal,
     records::{
-        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Reuse, SessionEnd, SessionRecord,
-        StoreChange, SubjectKind, TokenHash, TokenUseRecord, Workload,
+        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Quarantined, Reuse, SessionEnd,
+        SessionRecord, Standing, StoreChange, SubjectKind, TokenHash, TokenUseRecord, Workload,
     },
     signals::alerts::{About, AlertKind},
 };
@@ -215,14 +215,7 @@ impl Core {
     }
 
     /// Records that a token was refused, within the limit by address.
-    fn platform_refused(
-        &mut self,
-        machine: &postern_common::id::MachineName,
-        key: DevicePublicKey,
-        from: IpAddr,
-        reason: &str,
-        now: Now,
-    ) {
+    fn platform_refused(&mut self, machine: &MachineName, key: DevicePublicKey, from: IpAddr, reason: &str, now: Now) {
         self.counters.tokens_refused += 1;
         if !self.audit_limit.take(from, now.monotonic) {
             self.platform.unrecorded += 1;
@@ -245,6 +238,8 @@ impl Core {
         from: IpAddr,
         now: Now,
     ) -> Result<(DeviceRecord, SessionId, WallTime), Refused> {
+        // First of all: whether somebody has stolen it is to be known also where it would not open anything.
+        self.check_shown(workload, join.device_key, from, now)?;
         let service = self.registry.service(&workload.service);
         if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
             return Err(refused(format!("the service may not take part: {reason}")));
@@ -264,9 +259,15 @@ impl Core {
         if known.is_none() && count >= MAX_MACHINES_OF_SERVICE {
             return Err(refused(format!("a service may have {MAX_MACHINES_OF_SERVICE} machines: remove one first")));
         }
+        if known.is_none() {
+            self.check_instance(workload)?;
+        }
         let asked = workload.machine.as_ref().map_or_else(|| lower(&join.name), lower);
+        if workload.machine.is_some() {
+            self.retire_predecessor(&asked, workload, join.device_key, now);
+        }
         self.free_vouched_name(workload.machine.is_some(), &asked, known.as_ref())?;
-        self.show(workload, join.device_key, from, now)?;
+        self.record_shown(workload, join.device_key, now);
         let device = match known {
             Some(device) => device,
             None => {
@@ -315,8 +316,62 @@ impl Core {
         Ok((device, session, workload.expires))
     }
 
-    /// Takes a token as shown by this device key.
-    fn show(&mut self, workload: &Workload, key: DevicePublicKey, from: IpAddr, now: Now) -> Result<(), Refused> {
+    /// Refuses a new device key of a workload that was stopped under another: a device key costs nothing.
+    fn check_instance(&self, workload: &Workload) -> Result<(), Refused> {
+        let stopped = self.registry.devices().find(|device| {
+            let same = |binding: &PlatformBinding| {
+                binding.issuer == workload.issuer && binding.instance.as_ref() == Some(&workload.instance)
+            };
+            device.platform.as_ref().is_some_and(same)
+                && (device.standing != Standing::Good
+                    || self.registry.quarantine_on(device).is_some_and(|q| q.target == Quarantined::Device(device.id)))
+        });
+        match stopped {
+            None => Ok(()),
+            Some(device) => Err(refused(format!(
+                "an administrator has stopped this workload as {}: only an administrator can lift that",
+                device.name
+            ))),
+        }
+    }
+
+    /// Forgets the machine to which the platform gave this name before, if that is gone: its successor would wait for long.
+    fn retire_predecessor(&mut self, name: &MachineName, workload: &Workload, key: DevicePublicKey, now: Now) {
+        let service = self.registry.service(&workload.service).map(|service| service.id);
+        let gone = self.registry.device_by_name(name).filter(|holder| {
+            let same =
+                |binding: &PlatformBinding| binding.issuer == workload.issuer && binding.machine.as_ref() == Some(name);
+            holder.key != Some(key)
+                && Some(holder.owner) == service
+                && holder.platform.as_ref().is_some_and(same)
+                && !self.is_stopped(holder)
+                && !self.nodes.contains_key(&holder.id)
+                && self.registry.session_on(holder.id).is_none()
+        });
+        if let Some(gone) = gone.cloned() {
+            self.forget_platform_machine(gone, now);
+        }
+    }
+
+    /// Tells whether an administrator has something against a machine: it would come back as another, of which nobody knows why.
+    fn is_stopped(&self, device: &DeviceRecord) -> bool {
+        self.registry.quarantine_on(device).is_some() || device.standing != Standing::Good
+    }
+
+    fn forget_platform_machine(&mut self, device: DeviceRecord, now: Now) {
+        let (id, machine, last_seen) = (device.id, device.name, device.last_seen);
+        self.out.audit(AuditEvent::PlatformMachineForgotten { device: id, machine, last_seen });
+        self.forget_device(id, now);
+    }
+
+    /// Tells whether a token may be shown by this device key, and alarms if it is another's. Changes nothing else.
+    fn check_shown(
+        &mut self,
+        workload: &Workload,
+        key: DevicePublicKey,
+        from: IpAddr,
+        now: Now,
+    ) -> Result<(), Refused> {
         let later = now.wall.max(self.steady(now));
         if workload.expires <= later {
             let hint = if now.wall < later {
@@ -353,11 +408,19 @@ impl Core {
             self.counters.rate_limited += 1;
             return Err((Refusal::Busy, "the controller remembers too many tokens: try again in an hour".into()));
         }
+        Ok(())
+    }
+
+    /// Takes a token as shown by this device key.
+    fn record_shown(&mut self, workload: &Workload, key: DevicePublicKey, now: Now) {
+        if self.platform.seen.contains_key(&workload.token) {
+            return;
+        }
+        let later = now.wall.max(self.steady(now));
         let record = TokenUseRecord { token: workload.token, key, expires: workload.expires, spent: false };
         self.out.store(StoreChange::PutTokenUse(record.clone()));
         let over = now.monotonic.saturating_add(workload.expires.since(later));
         self.platform.seen.insert(workload.token, Seen { record, over, alarmed: false });
-        Ok(())
     }
 
     /// Returns the wall time that it would be if nobody had set the clock since the start.
@@ -450,6 +513,7 @@ impl Core {
         let (Some(session), Some(key)) = (self.registry.session_on(device.id).cloned(), device.key) else {
             return Err(twice("nobody is signed in on this machine: it joins again".into()));
         };
+        self.check_shown(workload, key, from, now).map_err(|(_, message)| twice(message))?;
         let owner = self.registry.subject(device.owner).map(|owner| owner.kind.clone());
         if owner != Some(SubjectKind::Service { name: workload.service.clone() }) {
             return Err(twice(format!(
@@ -457,7 +521,7 @@ impl Core {
                 workload.service
             )));
         }
-        self.show(workload, key, from, now).map_err(|(_, message)| twice(message))?;
+        self.record_shown(workload, key, now);
         self.registry.change_device(device.id, &mut self.out, |device| take_over(device, workload));
         if workload.expires > session.expires {
             let record = SessionRecord { expires: workload.expires, ..session.clone() };
@@ -506,11 +570,12 @@ impl Core {
             .devices()
             .filter(|device| {
                 let Some(binding) = &device.platform else { return false };
-                let forget = device.last_seen.saturating_add(Duration::from_millis(binding.forget_after_ms));
-                // One that is held would come back as another machine, of which nobody knows why.
-                let held =
-                    self.registry.quarantine_on(device).is_some() || device.standing != crate::records::Standing::Good;
-                !held
+                // `last_seen` is when its stream began, if the controller went away before the stream did; and while the
+                // controller was away nobody could be seen.
+                let ended = self.registry.ended_on(device.id).map_or(device.last_seen, |end| end.at);
+                let seen = device.last_seen.max(ended).max(self.started.wall);
+                let forget = seen.saturating_add(Duration::from_millis(binding.forget_after_ms));
+                !self.is_stopped(device)
                     && forget <= later
                     && !self.nodes.contains_key(&device.id)
                     && self.registry.session_on(device.id).is_none()
@@ -518,9 +583,7 @@ impl Core {
             .cloned()
             .collect();
         for device in gone {
-            let (id, machine, last_seen) = (device.id, device.name, device.last_seen);
-            self.out.audit(AuditEvent::PlatformMachineForgotten { device: id, machine, last_seen });
-            self.forget_device(id, now);
+            self.forget_platform_machine(device, now);
         }
     }
 }
@@ -536,9 +599,15 @@ fn fits(token: &PlatformToken) -> Result<(), Refused> {
 fn take_over(device: &mut DeviceRecord, workload: &Workload) {
     device.tags.clone_from(&workload.tags);
     device.tags_pending.retain(|tag| !workload.tags.contains(tag));
+    let vouched = device.platform.as_ref().and_then(|binding| binding.machine.as_ref());
+    if vouched.is_some() && vouched != workload.machine.as_ref().map(lower).as_ref() {
+        device.name_claim = NameClaim::Claimed;
+    }
     device.platform = Some(PlatformBinding {
         issuer: workload.issuer.clone(),
         subject: workload.subject.clone(),
+        instance: Some(workload.instance.clone()),
+        machine: workload.machine.as_ref().map(lower),
         forget_after_ms: u64::try_from(workload.forget_after.as_millis()).unwrap_or(u64::MAX),
     });
 }

@@ -175,8 +175,16 @@ impl Issuers {
                 why: format!("a token of {}: {why}", settings.name),
             });
         };
+        let names: &[&str] = match settings.platform {
+            Platform::Kubernetes => &["kubernetes.io.pod.uid"],
+            Platform::Github => &["run_id", "run_attempt"],
+            Platform::Other => &[],
+        };
+        let parts: Option<Vec<&str>> = names.iter().map(|path| checked.word(path)).collect();
+        let parts = parts.filter(|parts| !parts.is_empty()).unwrap_or_else(|| vec![&checked.subject]);
         Ok(Workload {
             issuer: settings.name.clone(),
+            instance: parts.join("/"),
             subject,
             service: found.service.clone(),
             tags: found.tags.clone(),

@@ -159,9 +159,17 @@ impl Checked {
     /// Tells whether the claim at a path is exactly one of these texts. `kubernetes.io.pod.uid` is the claim `uid` in `pod`
     /// in `kubernetes.io`; where a path could mean two claims it means none.
     pub(super) fn says(&self, path: &str, any_of: &[String]) -> bool {
+        self.word(path).is_some_and(|found| any_of.iter().any(|text| text == found))
+    }
+
+    /// Returns the text at a path, as [`Checked::says`] finds it.
+    pub(super) fn word(&self, path: &str) -> Option<&str> {
         let mut found = Vec::new();
         find(&self.claims, path, &mut found);
-        matches!(found.as_slice(), [Value::String(text)] if any_of.contains(text))
+        match found.as_slice() {
+            [Value::String(text)] => Some(text),
+            _ => None,
+        }
     }
 }
 
@@ -189,11 +197,15 @@ pub fn fuzz_platform_token(bytes: &[u8]) {
         claims,
     });
     for unverified in [parse(text).ok(), bare].into_iter().flatten() {
+        let unverified_audience = unverified.claimed_audience().map(str::to_owned);
         if let Ok(checked) = unverified.check(terms, now) {
             let left = checked.expires.since(now).as_secs();
             assert!((1..=3_600 + CLOCK_SKEW as u64).contains(&left), "{left}");
             assert!(!checked.subject.is_empty() && checked.subject.len() <= MAX_WORD);
-            assert!(checked.claims["iss"] == "https://issuer.example" && !checked.says("aud", &[]));
+            assert!(
+                checked.claims["iss"] == "https://issuer.example"
+                    && unverified_audience.as_deref() == Some(terms.audience)
+            );
             let _ = checked.says("kubernetes.io.serviceaccount.uid", &["u".to_owned()]);
         }
     }

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     identity::machine::TokenRefusal,
-    records::{AuditEvent, Reuse, RevokeTarget, TokenHash, Workload},
+    records::{AuditEvent, NameClaim, Reuse, RevokeTarget, TokenHash, Workload},
     signals::alerts::AlertKind,
-    stream::{CoreConfig, KeyOverdue},
+    stream::{CoreConfig, KeyOverdue, NewToken},
 };
 
 const fn seconds(n: u64) -> Duration {
@@ -25,6 +25,7 @@ fn workload(token: u8, until: i64) -> Workload {
     Workload {
         issuer: "prod".into(),
         subject: "system:serviceaccount:pay:payroll".into(),
+        instance: format!("pod-{token}"),
         service: "payroll".parse().expect("a name"),
         tags: [].into(),
         machine: None,
@@ -236,7 +237,7 @@ fn a_machine_that_is_away_for_long_is_forgotten_and_one_in_quarantine_is_not() {
     world.cut_stream(pod);
     run_to(&mut world, 290);
     assert!(world.core.find_device("payroll-x").is_ok());
-    run_to(&mut world, 400);
+    run_to(&mut world, 450);
     assert!(world.core.find_device("payroll-x").is_err());
     assert!(world.audit.iter().any(|event| matches!(event, AuditEvent::PlatformMachineForgotten { .. })));
     world.tokens.insert("t4".into(), Ok(workload(4, 900)));
@@ -297,6 +298,135 @@ fn tags_of_a_machine_are_those_that_its_newest_token_stands_for() {
     show(&mut world, pod, "t2");
     world.run(seconds(1));
     assert_eq!(tags(&world, pod), 0);
+}
+
+#[test]
+fn an_enrolment_token_does_not_make_a_machine_of_a_platform_a_permanent_one() {
+    let Pod { mut world, db, pod } = pod();
+    for service in [None, Some("payroll".parse().expect("a name"))] {
+        let (machine, networks, tags) = (None, vec![], ["db".parse().expect("a tag")].into());
+        let new = NewToken { service, tags, machine, networks, uses: 1, life: seconds(60) };
+        let (token, view) = world.core.create_token(new, "root", world.now).expect("a token");
+        world.pump();
+        world.cut_stream(pod);
+        world.nodes[pod].want = Want::Enrol(token);
+        world.connect(pod);
+        world.run(seconds(1));
+        assert!(world.nodes[pod].refused.as_ref().is_some_and(|why| why.contains("tokens of its platform")));
+        assert!(world.core.find_token(&view.short).is_ok(), "the token is not used by that");
+    }
+    world.nodes[pod].want = Want::Hello;
+    world.connect(pod);
+    run_to(&mut world, 101);
+    assert!(!world.lets_in(pod, db, "tcp/5432"), "what its token opened ends with it");
+}
+
+/// A token for a machine whose name the platform vouches for.
+fn named(world: &mut World, number: u8, until: i64) -> String {
+    let machine = Some("ledger".parse().expect("a name"));
+    world.tokens.insert(format!("n{number}"), Ok(Workload { machine, ..workload(number, until) }));
+    format!("n{number}")
+}
+
+#[test]
+fn a_stolen_token_alarms_also_where_it_would_open_nothing() {
+    let Pod { mut world, db, pod } = pod();
+    let token = named(&mut world, 20, 900);
+    sign_in(&mut world, pod, &token);
+    let thief = world.add_node("thief", Want::Platform(token.clone()));
+    sign_in(&mut world, thief, &token);
+    assert_eq!(alerts(&world, AlertKind::TokenReplayed), 1, "the name is taken: {:?}", world.nodes[thief].refused);
+    // On a live stream, of another service, the same.
+    let other = Workload { service: "db".parse().expect("a name"), ..workload(21, 900) };
+    world.tokens.insert("other".into(), Ok(other));
+    let first = world.add_node("db-2", Want::Platform("other".into()));
+    sign_in(&mut world, first, "other");
+    show(&mut world, pod, "other");
+    assert_eq!(alerts(&world, AlertKind::TokenReplayed), 2);
+    // And a token that is refused takes nobody's name away.
+    let claims = world.laptop("ledger-2", &person("alice", &["staff"]));
+    let machine = Some("ledger-2".parse().expect("a name"));
+    let spent = Workload { machine, reuse: Reuse::Never, ..workload(20, 900) };
+    world.tokens.insert("spent".into(), Ok(spent));
+    sign_in(&mut world, thief, "spent");
+    assert_eq!(world.core.find_device("ledger-2").ok(), Some(world.nodes[claims].id()));
+    assert!(world.passes(pod, db, "tcp/5432"));
+}
+
+#[test]
+fn the_next_machine_of_a_vouched_name_takes_the_place_of_one_that_is_gone_and_of_no_other() {
+    let Pod { mut world, db, pod } = pod();
+    let token = named(&mut world, 20, 150);
+    sign_in(&mut world, pod, &token);
+    let next = named(&mut world, 21, 900);
+    let successor = world.add_node("whatever", Want::Platform(next.clone()));
+    sign_in(&mut world, successor, &next);
+    assert!(world.nodes[successor].device.is_none(), "it is there");
+    world.cut_stream(pod);
+    sign_in(&mut world, successor, &next);
+    assert!(world.nodes[successor].device.is_none(), "its session goes on");
+    run_to(&mut world, 160);
+    sign_in(&mut world, successor, &next);
+    assert!(world.passes(successor, db, "tcp/5432"), "{:?}", world.nodes[successor].refused);
+    let id = world.core.find_device("ledger").expect("the successor");
+    assert_eq!(world.nodes[successor].id(), id);
+    // One that is held keeps its name.
+    world.core.quarantine(crate::records::Quarantined::Device(id), "it scans", "root", world.now).expect("held");
+    world.pump();
+    world.cut_stream(successor);
+    run_to(&mut world, 910);
+    let last = named(&mut world, 22, 1_500);
+    let third = world.add_node("third", Want::Platform(last.clone()));
+    sign_in(&mut world, third, &last);
+    assert!(world.nodes[third].device.is_none());
+}
+
+#[test]
+fn a_name_that_the_newest_token_does_not_vouch_for_is_a_claim_again() {
+    let Pod { mut world, pod, .. } = pod();
+    let token = named(&mut world, 20, 150);
+    sign_in(&mut world, pod, &token);
+    let approved = |world: &World| {
+        let device = world.store.loaded.devices.iter().find(|device| device.name.as_str() == "ledger");
+        device.expect("there").name_claim == NameClaim::Approved
+    };
+    assert!(approved(&world));
+    show(&mut world, pod, "t2");
+    assert!(!approved(&world));
+}
+
+#[test]
+fn a_workload_that_an_administrator_stopped_does_not_come_back_under_a_new_device_key() {
+    for held in [false, true] {
+        let Pod { mut world, pod, .. } = pod();
+        let id = world.nodes[pod].id();
+        match held {
+            true => drop(world.core.quarantine(crate::records::Quarantined::Device(id), "it scans", "root", world.now)),
+            false => drop(world.core.revoke(RevokeTarget::Device(id), "stolen", "root", world.now)),
+        }
+        world.pump();
+        let same = Workload { instance: "pod-1".into(), ..workload(30, 900) };
+        world.tokens.insert("same".into(), Ok(same));
+        let again = world.add_node("again", Want::Platform("same".into()));
+        sign_in(&mut world, again, "same");
+        assert!(world.nodes[again].refused.as_ref().is_some_and(|why| why.contains("stopped this workload")), "{held}");
+        let another = world.add_node("another", Want::Platform("t2".into()));
+        sign_in(&mut world, another, "t2");
+        assert!(world.nodes[another].device.is_some(), "another pod: {:?}", world.nodes[another].refused);
+    }
+}
+
+#[test]
+fn a_controller_that_starts_again_does_not_forget_machines_that_were_connected_when_it_ended() {
+    let Pod { mut world, pod, .. } = pod();
+    world.tokens.insert("long".into(), Ok(workload(30, 600)));
+    show(&mut world, pod, "long");
+    run_to(&mut world, 590);
+    world.restart();
+    run_to(&mut world, 800);
+    assert!(world.core.find_device("payroll-x").is_ok(), "connected until 590");
+    run_to(&mut world, 950);
+    assert!(world.core.find_device("payroll-x").is_err());
 }
 
 // --- what is new of a service
@@ -378,4 +508,46 @@ fn a_key_that_is_not_changed_in_time_alarms_and_denies_where_that_is_wanted() {
         assert!(world.passes(payroll, db, "tcp/5432"), "{overdue:?}: it has changed its key");
         assert_eq!(alerts(&world, AlertKind::KeyOverdue), 1);
     }
+}
+
+fn with_deadline() -> World {
+    World::with(79, POLICY, CoreConfig { key_deadline: seconds(3_600), key_overdue: KeyOverdue::Deny, ..config() })
+}
+
+#[test]
+fn a_key_of_somebody_who_comes_back_is_as_old_as_it_is() {
+    let mut world = with_deadline();
+    let alice = person("alice", &["staff"]);
+    let laptop = world.laptop("alice-laptop", &alice);
+    let id = world.nodes[laptop].id();
+    let session = world.core.find_session("alice/alice-laptop").expect("a session");
+    world.core.revoke(RevokeTarget::Session(session), "over", "root", world.now).expect("ended");
+    world.pump();
+    world.run(seconds(4_000));
+    world.nodes[laptop].new_key();
+    world.cut_stream(laptop);
+    world.join(laptop, &alice);
+    world.run(seconds(70));
+    assert_eq!(world.nodes[laptop].id(), id, "the same machine");
+    assert_eq!(alerts(&world, AlertKind::KeyOverdue), 0);
+}
+
+#[test]
+fn a_key_of_unknown_age_counts_from_now_on_and_is_told_once_however_often_the_machine_comes_and_goes() {
+    let mut world = with_deadline();
+    let payroll = world.server("payroll", Some("payroll"), &[]);
+    world.store.loaded.devices.iter_mut().for_each(|device| device.key_since = None);
+    restart(&mut world, &[payroll]);
+    for _part in 0..4 {
+        world.run(seconds(1_000));
+        world.freshen(payroll);
+    }
+    assert_eq!(alerts(&world, AlertKind::KeyOverdue), 1);
+    for _time in 0..2 {
+        world.cut_stream(payroll);
+        world.run(seconds(70));
+        world.connect(payroll);
+        world.run(seconds(70));
+    }
+    assert_eq!(alerts(&world, AlertKind::KeyOverdue), 1);
 }
