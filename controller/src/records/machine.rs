@@ -40,6 +40,8 @@ pub struct Workload {
     pub token: TokenHash,
     /// Whether it may be shown again.
     pub reuse: Reuse,
+    /// When the token was issued, by the platform's clock.
+    pub issued: WallTime,
     /// When the token ends.
     pub expires: WallTime,
     /// After how long without a stream the machine is forgotten.

@@ -435,6 +435,10 @@ pub struct Meta {
     pub policy_applied: WallTime,
     /// By which operating system's user.
     pub policy_applied_by: String,
+    /// When this life began, if that was with a restored backup: which tokens of platforms were shown or taken back since the
+    /// backup was made is not known any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored: Option<WallTime>,
 }
 
 /// Everything durable, as the store loads it at start.

@@ -514,6 +514,7 @@ pub fn restored(mut loaded: Loaded, now: Now) -> (Loaded, Vec<Effect>) {
     let mut effects = Vec::new();
     let wall = u64::try_from(now.wall.as_millis()).unwrap_or(0);
     loaded.meta.epoch = wall.max(loaded.meta.epoch + 1);
+    loaded.meta.restored = Some(now.wall);
     effects.push(Effect::Store(StoreChange::PutMeta(loaded.meta.clone())));
     let mut ended = 0;
     for mut session in loaded.sessions.drain(..).filter(|session| session.ended.is_none()) {

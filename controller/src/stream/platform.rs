@@ -381,6 +381,10 @@ impl Core {
             };
             return Err((Refusal::BadToken, format!("the platform's token has expired{hint}")));
         }
+        if self.meta.restored.is_some_and(|restored| workload.issued < restored) {
+            let message = "the controller was restored from a backup after this token was issued: the platform's next one is taken";
+            return Err((Refusal::BadToken, message.into()));
+        }
         if let Some(seen) = self.platform.seen.get_mut(&workload.token) {
             if seen.record.key != key {
                 let first = std::mem::replace(&mut seen.alarmed, true);

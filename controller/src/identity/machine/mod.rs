@@ -195,6 +195,7 @@ impl Issuers {
                 Platform::Github => Reuse::Never,
                 Platform::Kubernetes | Platform::Other => Reuse::SameMachine,
             },
+            issued: checked.issued,
             expires: checked.expires,
             forget_after: settings.forget_after,
         })

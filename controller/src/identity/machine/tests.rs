@@ -159,6 +159,7 @@ async fn a_projected_token_stands_for_its_service_and_every_claim_that_is_anothe
     let workload = issuers.verify(&cluster.token(&cluster.claims()), at(0)).await.expect("good");
     assert_eq!((workload.service.as_str(), workload.issuer.as_str()), ("billing", "prod"));
     assert_eq!(workload.expires.as_millis(), (NOW + 3_000) * 1_000);
+    assert_eq!((workload.issued.as_millis(), workload.instance.as_str()), ((NOW - 30) * 1_000, "pod-1"));
     type Change = (&'static [&'static str], Value);
     let changes: [Change; 15] = [
         (&["iss"], json!("https://other.example")),

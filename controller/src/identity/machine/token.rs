@@ -54,6 +54,8 @@ pub(super) struct Terms<'a> {
 pub(super) struct Checked {
     /// Names the token: SHA-256 of issuer and `jti`, or of what is signed where there is no `jti`.
     pub(super) hash: TokenHash,
+    /// When it was issued.
+    pub(super) issued: WallTime,
     /// When it ends.
     pub(super) expires: WallTime,
     /// What the platform calls the workload.
@@ -148,6 +150,7 @@ impl Unverified<'_> {
         };
         Ok(Checked {
             hash: TokenHash::from_bytes(digest.finalize().into()),
+            issued: WallTime::from_millis(issued.saturating_mul(1_000)),
             expires: WallTime::from_millis(expires.saturating_mul(1_000)),
             subject,
             claims: self.claims,

@@ -31,6 +31,7 @@ fn workload(token: u8, until: i64) -> Workload {
         machine: None,
         token: TokenHash::from_bytes([token; 32]),
         reuse: Reuse::SameMachine,
+        issued: postern_common::time::WallTime::from_millis(START_WALL),
         expires: postern_common::time::WallTime::from_millis(START_WALL + until * 1_000),
         forget_after: seconds(300),
     }
@@ -429,6 +430,23 @@ fn a_controller_that_starts_again_does_not_forget_machines_that_were_connected_w
     assert!(world.core.find_device("payroll-x").is_err());
 }
 
+#[test]
+fn a_restored_backup_revives_no_token_that_was_shown_or_taken_back_since() {
+    let Pod { mut world, db, pod } = pod();
+    world.run(seconds(5));
+    let (loaded, _) = crate::stream::restored(world.store.loaded.clone(), world.now);
+    world.store.loaded = loaded;
+    restart(&mut world, &[db]);
+    world.nodes[pod].new_key();
+    for token in ["t1", "t2"] {
+        sign_in(&mut world, pod, token);
+        assert!(world.nodes[pod].refused.as_ref().is_some_and(|why| why.contains("restored")), "{token}");
+    }
+    world.tokens.insert("fresh".into(), Ok(Workload { issued: world.now.wall, ..workload(40, 300) }));
+    sign_in(&mut world, pod, "fresh");
+    assert!(world.passes(pod, db, "tcp/5432"), "{:?}", world.nodes[pod].refused);
+}
+
 // --- what is new of a service
 
 #[test]
@@ -520,7 +538,7 @@ fn a_key_of_somebody_who_comes_back_is_as_old_as_it_is() {
     let alice = person("alice", &["staff"]);
     let laptop = world.laptop("alice-laptop", &alice);
     let id = world.nodes[laptop].id();
-    let session = world.core.find_session("alice/alice-laptop").expect("a session");
+    let session = world.store.loaded.sessions.iter().find(|session| session.device == id).expect("a session").id;
     world.core.revoke(RevokeTarget::Session(session), "over", "root", world.now).expect("ended");
     world.pump();
     world.run(seconds(4_000));

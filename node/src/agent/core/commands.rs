@@ -51,6 +51,17 @@ impl Core {
     }
 
     fn up(&mut self, target: Option<ControllerTarget>, token: Option<Zeroizing<String>>, name: MachineName, now: Now) {
+        // The platform's tokens are for one controller: who may run `postern up` must not have them sent to another.
+        let own = self.settings.platform.as_ref().and_then(|platform| platform.join.clone());
+        if let (Some(own), Some(target)) = (&own, &target)
+            && own != target
+        {
+            let message = format!(
+                "this machine joins {} alone, by exactly the link in `[platform] join` of node.toml: change it there",
+                own.authority()
+            );
+            return self.notify(Notice::Failed { message });
+        }
         let enrolled = self.identity.enrolment.as_ref();
         if let (Some(enrolment), Some(target)) = (enrolled, &target)
             && enrolment.login.is_open()
@@ -87,7 +98,7 @@ impl Core {
             }
             return;
         }
-        let Some(target) = target.or_else(|| enrolled.map(|enrolment| enrolment.controller.clone())) else {
+        let Some(target) = target.or(own).or_else(|| enrolled.map(|enrolment| enrolment.controller.clone())) else {
             let message = "this machine has not joined a controller yet: postern up https://CONTROLLER#k=...".into();
             return self.notify(Notice::Failed { message });
         };

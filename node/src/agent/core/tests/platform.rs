@@ -100,6 +100,31 @@ fn a_pod_without_a_fresh_token_is_shut_and_comes_back_by_itself_with_the_next() 
 }
 
 #[test]
+fn the_platforms_tokens_go_to_the_controller_that_the_configuration_names_and_to_no_other() {
+    let up = |link: &str, token: Option<&str>| Command::Up {
+        target: Some(link.parse().expect("a link")),
+        token: token.map(|token| token.to_owned().into()),
+        name: "payroll-1".parse().expect("a name"),
+    };
+    let link = format!("https://ctl.corp.example#k={}", "4f".repeat(32));
+    for joined in [false, true] {
+        for (link, token) in [("https://evil.example", None), ("https://evil.example", Some("pst")), (&*link, None)] {
+            let (mut node, mut controller) = pod(Some("a.b.c"));
+            if joined {
+                admit(&mut node, &mut controller);
+            }
+            node.core.handle_command(up(link, token), node.now);
+            node.run();
+            let told = node.seen.notices.last();
+            assert!(
+                matches!(told, Some(Notice::Failed { message }) if message.contains("node.toml")),
+                "{link}: {told:?}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_pod_whose_token_was_refused_joins_as_soon_as_the_platform_writes_another() {
     let (mut node, mut controller) = pod(Some("a.b.c"));
     node.hear(controller.challenge());
