@@ -132,6 +132,7 @@ pub struct Core {
     pub(super) guess_limit: Limit,
     pub(super) failure_limit: Limit,
     pub(super) audit_limit: Limit,
+    pub(super) sign_in_limit: Limit,
     /// The nodes behind the names of probes.
     pub(super) probes: HashMap<Nonce, DeviceId>,
 }
@@ -199,6 +200,8 @@ impl Core {
             guess_limit: Limit::new(60, Duration::from_secs(1)),
             failure_limit: Limit::new(30, Duration::from_secs(2)),
             audit_limit: Limit::new(60, Duration::from_secs(1)),
+            // A cluster behind one address may start all its machines at once.
+            sign_in_limit: Limit::new(512, Duration::from_secs(1)),
             probes: HashMap::new(),
         };
         let started = AuditEvent::Started { epoch: core.meta.epoch, policy_revision: core.meta.policy_revision };

@@ -40,6 +40,7 @@ use super::{
     greeting::StreamState,
     joins::{LINGER, lower},
     leases::{Turn, Urgency},
+    limits::site,
     timers::Due,
 };
 use crate::{
@@ -54,6 +55,12 @@ use crate::{
 
 /// The most tokens that are remembered. A thousand machines with a fresh one each hour need two thousand.
 const MAX_SEEN: usize = 50_000;
+/// How many of those only machines may use that are signed in already.
+const SEEN_FOR_RENEWALS: usize = 10_000;
+/// The most tokens that are remembered of one device key: one that lives for ten minutes is renewed 26 times while they are.
+const MAX_SEEN_OF_KEY: usize = 64;
+/// The most tokens that join from one address and are being checked.
+const MAX_CHECKED_OF_ADDRESS: usize = 64;
 /// How long a token is remembered after its end: a clock that is set back by less must not make it new.
 const KEPT_AFTER_END: Duration = Duration::from_secs(2 * 3_600);
 /// The most machines of one service that sign in with tokens.
@@ -127,6 +134,16 @@ impl Core {
         if !self.failure_limit.permits(from, now.monotonic) {
             self.counters.rate_limited += 1;
             let message = "too many failed attempts from this address: try again in a minute";
+            return self.refuse_stream(stream, None, Refusal::Busy, message, now);
+        }
+        let joins = self.platform.waiting.values().filter(|waiting| match waiting {
+            Waiting::Join { from: other, .. } => site(*other) == site(from),
+            Waiting::Renewal { .. } => false,
+        });
+        // Each sign-in is a token that is remembered and records that are kept for ever.
+        if joins.count() >= MAX_CHECKED_OF_ADDRESS || !self.sign_in_limit.permits(from, now.monotonic) {
+            self.counters.rate_limited += 1;
+            let message = "too many machines sign in from this address: try again in a minute";
             return self.refuse_stream(stream, None, Refusal::Busy, message, now);
         }
         let PlatformJoin { join, token } = asked;
@@ -239,7 +256,7 @@ impl Core {
         now: Now,
     ) -> Result<(DeviceRecord, SessionId, WallTime), Refused> {
         // First of all: whether somebody has stolen it is to be known also where it would not open anything.
-        self.check_shown(workload, join.device_key, from, now)?;
+        self.check_shown(workload, join.device_key, MAX_SEEN - SEEN_FOR_RENEWALS, from, now)?;
         let service = self.registry.service(&workload.service);
         if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
             return Err(refused(format!("the service may not take part: {reason}")));
@@ -267,6 +284,7 @@ impl Core {
             self.retire_predecessor(&asked, workload, join.device_key, now);
         }
         self.free_vouched_name(workload.machine.is_some(), &asked, known.as_ref())?;
+        self.sign_in_limit.take(from, now.monotonic);
         self.record_shown(workload, join.device_key, now);
         let device = match known {
             Some(device) => device,
@@ -369,6 +387,7 @@ impl Core {
         &mut self,
         workload: &Workload,
         key: DevicePublicKey,
+        most: usize,
         from: IpAddr,
         now: Now,
     ) -> Result<(), Refused> {
@@ -408,7 +427,8 @@ impl Core {
             }
             return Ok(());
         }
-        if self.platform.seen.len() >= MAX_SEEN {
+        let of_key = self.platform.seen.values().filter(|seen| seen.record.key == key).count();
+        if self.platform.seen.len() >= most || of_key >= MAX_SEEN_OF_KEY {
             self.counters.rate_limited += 1;
             return Err((Refusal::Busy, "the controller remembers too many tokens: try again in an hour".into()));
         }
@@ -517,7 +537,7 @@ impl Core {
         let (Some(session), Some(key)) = (self.registry.session_on(device.id).cloned(), device.key) else {
             return Err(twice("nobody is signed in on this machine: it joins again".into()));
         };
-        self.check_shown(workload, key, from, now).map_err(|(_, message)| twice(message))?;
+        self.check_shown(workload, key, MAX_SEEN, from, now).map_err(|(_, message)| twice(message))?;
         let owner = self.registry.subject(device.owner).map(|owner| owner.kind.clone());
         if owner != Some(SubjectKind::Service { name: workload.service.clone() }) {
             return Err(twice(format!(

@@ -7,12 +7,17 @@
 //! ```
 //!
 //! Ages are counted on the monotonic clock. Keys that cannot be read again are used for a day ([`STALE`]) and then no longer:
-//! an issuer that took a key back must be believed at some time. Reading is done under the lock: one fetch serves all who wait.
+//! an issuer that took a key back must be believed at some time. One fetch at a time serves all who wait for it, [`WAITERS`] of an
+//! issuer at most; tokens that known keys have signed wait for no fetch.
 //!
 //! Bounds: the answer's size and time (`http`), [`MAX_KEYS`], the sizes of RSA moduli (a short one can be broken, a long one
 //! costs us minutes), one allowance of fetches an issuer.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openidconnect::{
@@ -21,7 +26,7 @@ use openidconnect::{
 };
 use postern_common::time::{Monotonic, Now};
 use serde_json::Value;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 
 use super::token::Unverified;
 use crate::{
@@ -39,6 +44,8 @@ const AGE: Duration = Duration::from_secs(3_600);
 const STALE: Duration = Duration::from_secs(86_400);
 /// How often an issuer's keys are read at most: unknown key identifiers must not become a flood.
 const FETCHES: Allowance = Allowance { burst: 6, interval: Duration::from_secs(10) };
+/// How many tokens of one issuer may wait for its keys to be read: the places of [`super::WAITING`] are for all issuers.
+const WAITERS: usize = 64;
 /// The least and the greatest RSA modulus, bytes (NIST SP 800-131A: 2048 bits at least).
 const RSA_MODULUS: std::ops::RangeInclusive<usize> = 256..=1_024;
 
@@ -62,7 +69,10 @@ pub(super) enum Source {
 #[derive(Debug)]
 pub(super) struct Keys {
     source: Source,
-    known: Mutex<Option<(Arc<Set>, Monotonic)>>,
+    known: RwLock<Option<(Arc<Set>, Monotonic)>>,
+    /// Held by whoever reads them.
+    reading: Mutex<()>,
+    waiters: Semaphore,
     fetches: Buckets<()>,
 }
 
@@ -79,7 +89,13 @@ pub(super) enum Signature {
 
 impl Keys {
     pub(super) fn new(source: Source) -> Self {
-        Self { source, known: Mutex::new(None), fetches: Buckets::new(FETCHES, 1) }
+        Self {
+            source,
+            known: RwLock::default(),
+            reading: Mutex::default(),
+            waiters: Semaphore::new(WAITERS),
+            fetches: Buckets::new(FETCHES, 1),
+        }
     }
 
     /// Checks a token's signature; reads the keys again, once, if none of those that are known made it.
@@ -107,38 +123,58 @@ impl Keys {
         }
     }
 
+    fn known(&self) -> Option<(Arc<Set>, Monotonic)> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn learned(&self, keys: Set, now: Now) -> Arc<Set> {
+        let keys = Arc::new(keys);
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some((Arc::clone(&keys), now.monotonic));
+        keys
+    }
+
+    /// Waits until nobody else reads the keys.
+    async fn turn(&self) -> Result<(SemaphorePermit<'_>, MutexGuard<'_, ()>), String> {
+        let place = self.waiters.try_acquire().map_err(|_| "too many tokens wait for the issuer's keys".to_owned())?;
+        Ok((place, self.reading.lock().await))
+    }
+
     async fn current(&self, now: Now) -> Result<Arc<Set>, String> {
-        let mut known = self.known.lock().await;
-        let age = |read_at: Monotonic| now.monotonic.since(read_at);
-        if let Some((keys, read_at)) = known.as_ref()
-            && age(*read_at) < AGE
-        {
-            return Ok(Arc::clone(keys));
+        let younger = |than: Duration| {
+            self.known().filter(|(_, read_at)| now.monotonic.since(*read_at) < than).map(|(keys, _)| keys)
+        };
+        if let Some(keys) = younger(AGE) {
+            return Ok(keys);
         }
-        match (self.read(now).await, known.as_ref()) {
-            (Ok(keys), _) => {
-                let keys = Arc::new(keys);
-                *known = Some((Arc::clone(&keys), now.monotonic));
+        // Those who come while they are read again go by the old ones.
+        let _turn = match (younger(STALE), self.reading.try_lock()) {
+            (Some(keys), Err(_)) => return Ok(keys),
+            (Some(_), Ok(reading)) => (None, reading),
+            (None, reading) => {
+                drop(reading);
+                let (place, reading) = self.turn().await?;
+                (Some(place), reading)
+            }
+        };
+        if let Some(keys) = younger(AGE) {
+            return Ok(keys); // somebody else has just read them
+        }
+        match (self.read(now).await, younger(STALE)) {
+            (Ok(keys), _) => Ok(self.learned(keys, now)),
+            (Err(why), Some(keys)) => {
+                tracing::warn!(%why, "a machine issuer's keys are out of date and cannot be read again");
                 Ok(keys)
             }
-            (Err(why), Some((keys, read_at))) if age(*read_at) < STALE => {
-                tracing::warn!(%why, "a machine issuer's keys are out of date and cannot be read again");
-                Ok(Arc::clone(keys))
-            }
-            (Err(why), _) => Err(why),
+            (Err(why), None) => Err(why),
         }
     }
 
     async fn again(&self, old: &Arc<Set>, now: Now) -> Result<Arc<Set>, String> {
-        let mut known = self.known.lock().await;
-        if let Some((keys, _)) = known.as_ref()
-            && !Arc::ptr_eq(keys, old)
-        {
-            return Ok(Arc::clone(keys)); // somebody else has just read them
+        let _turn = self.turn().await?;
+        if let Some((keys, _)) = self.known().filter(|(keys, _)| !Arc::ptr_eq(keys, old)) {
+            return Ok(keys); // somebody else has just read them
         }
-        let keys = Arc::new(self.read(now).await?);
-        *known = Some((Arc::clone(&keys), now.monotonic));
-        Ok(keys)
+        Ok(self.learned(self.read(now).await?, now))
     }
 
     async fn read(&self, now: Now) -> Result<Set, String> {

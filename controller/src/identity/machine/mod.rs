@@ -48,10 +48,8 @@ use crate::{
     stream::StreamId,
 };
 
-/// How many tokens may wait to be checked; what comes beyond that is told to try again.
+/// How many tokens may wait to be checked, and how many are being checked; what comes beyond that is told to try again.
 pub const WAITING: usize = 256;
-/// How many are checked at a time.
-const AT_ONCE: usize = 16;
 
 /// A token to be checked.
 #[derive(Debug)]
@@ -209,7 +207,8 @@ pub(crate) async fn answer(
     handle: Handle,
     mut stop: watch::Receiver<bool>,
 ) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    // Checking is short; who waits for keys takes no place from those whose keys are known.
+    let room = Arc::new(Semaphore::new(WAITING));
     loop {
         let question = tokio::select! {
             question = questions.recv() => question,

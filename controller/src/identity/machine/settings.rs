@@ -156,8 +156,27 @@ const FOREIGN_AUDIENCES: [&str; 6] = [
     "sigstore",
 ];
 /// Claims that are names for people, or can be given to somebody else.
-const NAMES: [&str; 9] =
-    ["email", "name", "preferred_username", "upn", "unique_name", "actor", "repository", "repository_owner", "groups"];
+const NAMES: [&str; 17] = [
+    "email",
+    "name",
+    "preferred_username",
+    "upn",
+    "unique_name",
+    "actor",
+    "repository",
+    "repository_owner",
+    "groups",
+    "username",
+    "user_login",
+    "user_email",
+    "project_path",
+    "namespace_path",
+    "path",
+    "ref",
+    "namespace",
+];
+/// What `sub` begins with where a platform composes it of names.
+const COMPOSED: [&str; 4] = ["system:serviceaccount:", "repo:", "project_path:", "organization:"];
 
 /// Reads the issuers of a file; every mistake is noted. `people` is the provider of people: issuer and client.
 pub(crate) fn check(
@@ -243,7 +262,7 @@ fn check_issuer(of: &Written, wrong: &mut Diagnostics) {
     if issuer.is_empty() {
         wrong.push(Diagnostic::at(of.issuer.span(), "the issuer is empty"));
     }
-    match (of.platform.get_ref(), issuer.as_str() == GITHUB) {
+    match (of.platform.get_ref(), issuer.trim_end_matches('/') == GITHUB || issuer.starts_with(&format!("{GITHUB}/"))) {
         (Platform::Github, _) | (Platform::Kubernetes | Platform::Other, false) => {}
         (Platform::Kubernetes | Platform::Other, true) => wrong.push(
             Diagnostic::at(of.platform.span(), "this is the issuer of GitHub Actions").help("platform = \"github\""),
@@ -326,12 +345,19 @@ fn missing(platform: Platform, claims: &BTreeMap<String, Vec<String>>) -> Option
         Platform::Other if claims.is_empty() => {
             say("every token of this issuer would have this identity", "name the workload: claims.sub = \"...\"")
         }
-        Platform::Other if claims.keys().all(|path| NAMES.contains(&path.as_str())) => say(
+        Platform::Other if claims.iter().all(|(path, texts)| is_name(path, texts)) => say(
             "this goes by names that the issuer can give to somebody else",
-            "add claims.sub, which an issuer never gives again (OpenID Connect Core §2), or another stable identifier",
+            "add claims.sub where it is no composed name (OpenID Connect Core §2: never given again), or another stable identifier, like project_id",
         ),
         Platform::Kubernetes | Platform::Github | Platform::Other => None,
     }
+}
+
+/// Tells whether a claim is a name that somebody else can get, by the last part of its path, or by what is expected there.
+fn is_name(path: &str, texts: &[String]) -> bool {
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let composed = |text: &String| COMPOSED.iter().any(|start| text.starts_with(start));
+    NAMES.contains(&last) || (path == "sub" && texts.iter().any(composed))
 }
 
 #[cfg(test)]
@@ -426,6 +452,20 @@ claims.sub = "113"
             ("\"refs/heads/next\"", "\"refs/heads/*\"", "without `*`"),
             ("claims.sub = \"113\"", "claims.email = \"a@b\"", "claims.sub"),
             ("claims.sub = \"113\"", "claims = {}", "every token"),
+            ("claims.sub = \"113\"", "claims.sub = \"system:serviceaccount:pay:billing\"", "somebody else"),
+            ("claims.sub = \"113\"", "claims.sub = \"repo:corp/app:environment:production\"", "somebody else"),
+            (
+                "claims.sub = \"113\"",
+                "claims.sub = [\"113\", \"project_path:corp/app:ref_type:branch:ref:main\"]",
+                "project_id",
+            ),
+            ("claims.sub = \"113\"", "claims = { project_path = \"corp/app\", ref = \"main\" }", "somebody else"),
+            ("claims.sub = \"113\"", "claims.\"x.email\" = \"a@b\"", "somebody else"),
+            (
+                "https://accounts.cloud.example",
+                "https://token.actions.githubusercontent.com/corp",
+                "platform = \"github\"",
+            ),
             ("claims.sub = \"113\"", "claims.sub = []", "has to be something"),
             ("claims.sub = \"113\"", "claims.sub = 113", "a list of texts"),
             ("claims.sub = \"113\"", "claims.sub = \"113\"\nclaims.iss = \"x\"", "says nothing"),
