@@ -101,6 +101,7 @@ pub struct Core {
     pub(super) platform: Platform,
     pub(super) habits: habits::Book,
     /// The connected machines whose old key was told of, and since when they have it.
+    pub(super) news_told: HashMap<(postern_common::id::SubjectId, habits::Habit), super::habits::News>,
     pub(super) keys_told: HashMap<DeviceId, postern_common::time::WallTime>,
     /// The clocks at the start.
     pub(super) started: Now,
@@ -178,6 +179,7 @@ impl Core {
             joins: Joins::default(),
             platform: Platform::load(loaded.token_uses, now),
             habits: habits::Book::load(loaded.habits),
+            news_told: HashMap::new(),
             keys_told: HashMap::new(),
             started: now,
             step_up_pages: StepUpPages::default(),
@@ -301,6 +303,7 @@ impl Core {
         self.tell_late_endpoints(now);
         self.sweep_platform(now);
         self.sweep_keys(now);
+        self.sweep_news(now);
         self.timers.set(Due::Sweep, now.monotonic.saturating_add(SWEEP_EVERY));
     }
 

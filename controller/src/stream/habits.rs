@@ -2,8 +2,9 @@
 
 use postern_common::{
     id::{DeviceId, SubjectId},
+    net::Protocol,
     protocol::{FirstUse, MAX_FIRST_USES, MachineKind},
-    time::{Now, WallTime},
+    time::{Monotonic, Now, WallTime},
 };
 
 use super::{api::KeyOverdue, core::Core};
@@ -42,14 +43,14 @@ impl Core {
         let about = About { subject: Some(subject), device: Some(device.id), resource: None };
         if let Observed::New { before } = self.observe(subject, Habit::Place, &place, now) {
             let text = format!("{of} speaks from {place} ({name}, {from}), so far from {}", before.join("; "));
-            self.alert(AlertKind::NewPlace, text, about.clone(), now);
+            self.tell_new(Habit::Place, text, about.clone(), now);
         }
         if let Observed::New { before } = self.observe(subject, Habit::Kind, &kind, now) {
             let text = format!(
                 "{of} runs on a kind of machine never seen of it: {kind} ({name}), so far {}",
                 before.join("; ")
             );
-            self.alert(AlertKind::NewKind, text, about, now);
+            self.tell_new(Habit::Kind, text, about, now);
         }
     }
 
@@ -62,6 +63,38 @@ impl Core {
         observed
     }
 
+    /// Raises an alert about what is new, unless one about this service was raised just now: then it is counted.
+    fn tell_new(&mut self, habit: Habit, text: String, about: About, now: Now) {
+        let Some(subject) = about.subject else { return };
+        let told = self.news_told.entry((subject, habit)).or_insert(News { at: None, more: 0 });
+        if told.at.is_some_and(|at| now.monotonic.since(at) < NEWS_EVERY) {
+            told.more += 1;
+            return;
+        }
+        let more = std::mem::take(&mut told.more);
+        told.at = Some(now.monotonic);
+        let text = if more == 0 { text } else { format!("{text}; and {more} more things before it") };
+        self.alert(news_kind(habit), text, about, now);
+    }
+
+    /// Tells what was counted meanwhile, and forgets what needs no counting.
+    pub(super) fn sweep_news(&mut self, now: Now) {
+        let over = |news: &News| news.at.is_none_or(|at| now.monotonic.since(at) >= NEWS_EVERY);
+        let due: Vec<(SubjectId, Habit, u64)> = self
+            .news_told
+            .iter()
+            .filter(|(_, news)| over(news) && news.more > 0)
+            .map(|((subject, habit), news)| (*subject, *habit, news.more))
+            .collect();
+        self.news_told.retain(|_, news| !over(news));
+        for (subject, habit, more) in due {
+            let of = self.registry.subject_name(subject);
+            let text = format!("{more} more things are new of {of} since the last alert of this kind");
+            self.news_told.insert((subject, habit), News { at: Some(now.monotonic), more: 0 });
+            self.alert(news_kind(habit), text, About { subject: Some(subject), ..About::default() }, now);
+        }
+    }
+
     /// A node tells what was used on it for the first time. Only what a lease opens there can have been used.
     pub(super) fn used_first(&mut self, id: DeviceId, uses: Vec<FirstUse>, now: Now) {
         let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
@@ -72,7 +105,10 @@ impl Core {
         for FirstUse { peer, resource, service } in uses {
             let opened = self.leases.get(&peer).is_some_and(|lease| opens(lease, id, &resource, service));
             let owner = self.registry.device(peer).and_then(|device| self.registry.subject(device.owner));
-            let Some((subject, kind)) = owner.filter(|_| opened).map(|owner| (owner.id, owner.kind.clone())) else {
+            // A range has as many parts as somebody likes to tell of.
+            let one = service.protocol() == Protocol::Icmp || service.ports().first() == service.ports().last();
+            let Some((subject, kind)) = owner.filter(|_| opened && one).map(|owner| (owner.id, owner.kind.clone()))
+            else {
                 self.counters.uses_refused += 1;
                 continue;
             };
@@ -86,7 +122,7 @@ impl Core {
                 let text =
                     format!("{of} uses {what} for the first time ({from} -> {to}); so far {}", before.join(", "));
                 let about = About { subject: Some(subject), device: Some(peer), resource: Some(resource) };
-                self.alert(AlertKind::FirstUse, text, about, now);
+                self.tell_new(Habit::Use, text, about, now);
             }
         }
     }
@@ -143,6 +179,24 @@ impl Core {
         // Also while a machine is away: it would be told again each time that it comes back.
         let registry = &self.registry;
         self.keys_told.retain(|id, since| registry.device(*id).is_some_and(|device| device.key_since == Some(*since)));
+    }
+}
+
+/// How often something new of one service is told.
+const NEWS_EVERY: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// What was told of a service lately, and how much was not.
+#[derive(Debug)]
+pub(super) struct News {
+    at: Option<Monotonic>,
+    more: u64,
+}
+
+const fn news_kind(habit: Habit) -> AlertKind {
+    match habit {
+        Habit::Place => AlertKind::NewPlace,
+        Habit::Kind => AlertKind::NewKind,
+        Habit::Use => AlertKind::FirstUse,
     }
 }
 

@@ -20,10 +20,11 @@
 //! Threats: what a machine says of its kind may be a lie: this finds the careless thief, not the careful one. A node can invent
 //! uses of its own services by those who may use them, and so make a real one pass quietly later: it sees their packets anyway.
 //!
-//! Bounds: [`MAX_PLACES`], [`MAX_KINDS`], [`MAX_USES`] a service; what was seen longest ago is forgotten, and would be new again.
+//! Bounds: [`MAX_PLACES`], [`MAX_KINDS`], [`MAX_USES`] a service; what was seen longest ago is forgotten, and would be new
+//! again. What was seen on several days gives way to nothing that is newer: whoever shows many things does not wash the habits out.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
@@ -61,10 +62,13 @@ pub struct HabitsRecord {
     pub uses: BTreeMap<String, WallTime>,
     /// When it first used something.
     pub using_since: Option<WallTime>,
+    /// What of all that was seen on another day than its first.
+    #[serde(default)]
+    pub settled: BTreeSet<String>,
 }
 
 /// Which part of the habits something belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Habit {
     /// From where it speaks.
     Place,
@@ -114,6 +118,7 @@ impl Book {
             kinds: BTreeMap::new(),
             uses: BTreeMap::new(),
             using_since: None,
+            settled: BTreeSet::new(),
         });
         let (seen, most) = match habit {
             Habit::Place => (&mut record.places, MAX_PLACES),
@@ -124,6 +129,9 @@ impl Book {
             // A clock that was set back must not keep what is seen now from being written for long.
             let old = now.since(*last) >= WRITTEN_EVERY || *last > now;
             if old {
+                if *last < now {
+                    record.settled.insert(what.to_owned());
+                }
                 *last = now;
             }
             return (Observed::Known, old.then(|| record.clone()));
@@ -133,10 +141,13 @@ impl Book {
             Habit::Use => now.since(*record.using_since.get_or_insert(now)) < learn_for,
         };
         let before = seen.keys().take(5).cloned().collect();
+        let settled = &mut record.settled;
         if seen.len() >= most
-            && let Some(oldest) = seen.iter().min_by_key(|(_, last)| **last).map(|(what, _)| what.clone())
+            && let Some(oldest) =
+                seen.iter().min_by_key(|(what, last)| (settled.contains(*what), **last)).map(|(what, _)| what.clone())
         {
             seen.remove(&oldest);
+            settled.remove(&oldest);
         }
         seen.insert(what.to_owned(), now);
         let observed = if learning { Observed::Learned } else { Observed::New { before } };
@@ -229,6 +240,20 @@ mod tests {
         assert_eq!(book.records[&billing()].kinds.len(), MAX_KINDS);
         assert_eq!(book.observe(billing(), Habit::Kind, "kind 199", LEARN, at(200)).0, Observed::Known);
         assert!(matches!(book.observe(billing(), Habit::Kind, "kind 0", LEARN, at(200)).0, Observed::New { .. }));
+    }
+
+    #[test]
+    fn a_flood_of_new_things_does_not_wash_out_what_was_seen_on_several_days() {
+        let mut book = Book::default();
+        for hour in [0, 25] {
+            book.observe(billing(), Habit::Kind, "the usual", LEARN, at(hour));
+        }
+        for number in 0..1_000 {
+            book.observe(billing(), Habit::Kind, &format!("kind {number}"), LEARN, at(30));
+        }
+        assert_eq!(book.observe(billing(), Habit::Kind, "the usual", LEARN, at(31)).0, Observed::Known);
+        let record = &book.records[&billing()];
+        assert_eq!((record.kinds.len(), record.settled.len()), (MAX_KINDS, 1));
     }
 
     #[test]

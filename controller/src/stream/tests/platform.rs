@@ -287,6 +287,33 @@ fn a_flood_of_bad_tokens_is_limited_and_does_not_fill_the_audit_log() {
 }
 
 #[test]
+fn one_machine_or_one_address_does_not_use_up_what_is_there_for_all() {
+    let Pod { mut world, db, pod } = pod();
+    for number in 0..100_u8 {
+        world.tokens.insert(format!("m{number}"), Ok(workload(100 + number, 900)));
+        world.run(seconds(2));
+        show(&mut world, pod, &format!("m{number}"));
+    }
+    let kept = world.store.loaded.token_uses.len();
+    assert!((60..=64).contains(&kept), "{kept}");
+    assert!(world.passes(pod, db, "tcp/5432"));
+    // Joining has a pace too, by whatever key, and is recorded no faster.
+    let again = Workload { reuse: Reuse::SameMachine, ..workload(99, 2_000) };
+    world.tokens.insert("again".into(), Ok(again));
+    let other = world.add_node("other", Want::Platform("again".into()));
+    let limited = world.core.status().counters.rate_limited;
+    for _attempt in 0..1_500 {
+        world.cut_stream(other);
+        world.nodes[other].want = Want::Platform("again".into());
+        world.connect(other);
+        world.run(Duration::from_millis(100));
+    }
+    let joins = world.audit.iter().filter(|event| matches!(event, AuditEvent::PlatformSignedIn { .. })).count();
+    assert!((512..=700).contains(&joins), "{joins}");
+    assert!(world.core.status().counters.rate_limited > limited + 500);
+}
+
+#[test]
 fn tags_of_a_machine_are_those_that_its_newest_token_stands_for() {
     let Pod { mut world, pod, .. } = pod();
     let tags = |world: &World, pod: usize| world.nodes[pod].own.as_ref().expect("told").tags.len();
@@ -495,6 +522,39 @@ fn what_a_service_uses_for_the_first_time_after_it_was_learned_alarms_and_what_i
     used(&mut world, db, "db", "tcp/9000");
     used(&mut world, db, "db", "tcp/9000");
     assert_eq!(alerts(&world, AlertKind::FirstUse), 1);
+}
+
+#[test]
+fn a_service_that_does_many_new_things_is_told_of_once_in_five_minutes_with_how_many() {
+    let Pod { mut world, pod, .. } = pod();
+    for number in 0..20 {
+        world.nodes[pod].moved_to = Some(format!("203.0.{number}.9:4000").parse().expect("an address"));
+        world.cut_stream(pod);
+        world.connect(pod);
+        world.run(seconds(4));
+    }
+    assert_eq!(alerts(&world, AlertKind::NewPlace), 1);
+    world.run(seconds(400));
+    let places: Vec<_> = world.store.alerts.iter().filter(|alert| alert.kind == AlertKind::NewPlace).collect();
+    assert_eq!(places.len(), 2);
+    assert!(places[1].text.contains("more things are new"), "{}", places[1].text);
+}
+
+#[test]
+fn a_use_of_a_range_of_ports_is_not_taken() {
+    let Pod { mut world, db, pod } = pod();
+    let more = POLICY.replace("ports = [\"tcp/5432\"]", "ports = [\"tcp/5000-6000\"]");
+    world.apply_policy(&more);
+    world.run(seconds(1));
+    let used = |service: &str| FirstUse {
+        peer: world.nodes[pod].id(),
+        resource: "db".parse().expect("a name"),
+        service: service.parse().expect("a service"),
+    };
+    let uses = vec![used("tcp/5432"), used("tcp/5001-5002"), used("tcp/5000-6000")];
+    world.send(db, FromNode::FirstUses { uses });
+    world.run(seconds(1));
+    assert_eq!(world.core.status().counters.uses_refused, 2);
 }
 
 // --- keys
