@@ -72,6 +72,9 @@ pub struct TokenUseRecord {
     pub token: TokenHash,
     /// The device key that showed it first: no other may.
     pub key: DevicePublicKey,
+    /// The service that it stands for; absent before that was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceName>,
     /// When the token ends.
     pub expires: WallTime,
     /// Whether what it opened was taken back: it opens nothing again.

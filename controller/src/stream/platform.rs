@@ -55,8 +55,10 @@ use crate::{
 
 /// The most tokens that are remembered. A thousand machines with a fresh one each hour need two thousand.
 const MAX_SEEN: usize = 50_000;
-/// How many of those only machines may use that are signed in already.
-const SEEN_FOR_RENEWALS: usize = 10_000;
+/// The most of those of one service.
+const MAX_SEEN_OF_SERVICE: usize = 25_000;
+/// How many of either only machines may use that are signed in already.
+const SEEN_FOR_RENEWALS: usize = 5_000;
 /// The most tokens that are remembered of one device key: one that lives for ten minutes is renewed 26 times while they are.
 const MAX_SEEN_OF_KEY: usize = 64;
 /// The most tokens that join from one address and are being checked.
@@ -256,7 +258,7 @@ impl Core {
         now: Now,
     ) -> Result<(DeviceRecord, SessionId, WallTime), Refused> {
         // First of all: whether somebody has stolen it is to be known also where it would not open anything.
-        self.check_shown(workload, join.device_key, MAX_SEEN - SEEN_FOR_RENEWALS, from, now)?;
+        self.check_shown(workload, join.device_key, SEEN_FOR_RENEWALS, from, now)?;
         let service = self.registry.service(&workload.service);
         if let Some(reason) = service.and_then(|service| service.disabled.as_ref()) {
             return Err(refused(format!("the service may not take part: {reason}")));
@@ -387,7 +389,7 @@ impl Core {
         &mut self,
         workload: &Workload,
         key: DevicePublicKey,
-        most: usize,
+        reserve: usize,
         from: IpAddr,
         now: Now,
     ) -> Result<(), Refused> {
@@ -427,8 +429,14 @@ impl Core {
             }
             return Ok(());
         }
-        let of_key = self.platform.seen.values().filter(|seen| seen.record.key == key).count();
-        if self.platform.seen.len() >= most || of_key >= MAX_SEEN_OF_KEY {
+        let seen = self.platform.seen.values();
+        let (of_key, of_service) = seen.fold((0, 0), |(of_key, of_service), seen| {
+            let record = &seen.record;
+            let same = record.service.as_ref() == Some(&workload.service);
+            (of_key + usize::from(record.key == key), of_service + usize::from(same))
+        });
+        let full = self.platform.seen.len() + reserve >= MAX_SEEN || of_service + reserve >= MAX_SEEN_OF_SERVICE;
+        if full || of_key >= MAX_SEEN_OF_KEY {
             self.counters.rate_limited += 1;
             return Err((Refusal::Busy, "the controller remembers too many tokens: try again in an hour".into()));
         }
@@ -441,7 +449,13 @@ impl Core {
             return;
         }
         let later = now.wall.max(self.steady(now));
-        let record = TokenUseRecord { token: workload.token, key, expires: workload.expires, spent: false };
+        let record = TokenUseRecord {
+            token: workload.token,
+            key,
+            service: Some(workload.service.clone()),
+            expires: workload.expires,
+            spent: false,
+        };
         self.out.store(StoreChange::PutTokenUse(record.clone()));
         let over = now.monotonic.saturating_add(workload.expires.since(later));
         self.platform.seen.insert(workload.token, Seen { record, over, alarmed: false });
@@ -537,7 +551,7 @@ impl Core {
         let (Some(session), Some(key)) = (self.registry.session_on(device.id).cloned(), device.key) else {
             return Err(twice("nobody is signed in on this machine: it joins again".into()));
         };
-        self.check_shown(workload, key, MAX_SEEN, from, now).map_err(|(_, message)| twice(message))?;
+        self.check_shown(workload, key, 0, from, now).map_err(|(_, message)| twice(message))?;
         let owner = self.registry.subject(device.owner).map(|owner| owner.kind.clone());
         if owner != Some(SubjectKind::Service { name: workload.service.clone() }) {
             return Err(twice(format!(

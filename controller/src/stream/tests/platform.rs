@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     identity::machine::TokenRefusal,
-    records::{AuditEvent, NameClaim, Reuse, RevokeTarget, TokenHash, Workload},
+    records::{AuditEvent, NameClaim, Reuse, RevokeTarget, TokenHash, TokenUseRecord, Workload},
     signals::alerts::AlertKind,
     stream::{CoreConfig, KeyOverdue, NewToken},
 };
@@ -311,6 +311,28 @@ fn one_machine_or_one_address_does_not_use_up_what_is_there_for_all() {
     let joins = world.audit.iter().filter(|event| matches!(event, AuditEvent::PlatformSignedIn { .. })).count();
     assert!((512..=700).contains(&joins), "{joins}");
     assert!(world.core.status().counters.rate_limited > limited + 500);
+}
+
+#[test]
+fn a_service_that_uses_up_its_share_of_remembered_tokens_leaves_the_others_theirs_and_its_machines_go_on() {
+    let Pod { mut world, db, pod } = pod();
+    let first = world.store.loaded.token_uses[0].clone();
+    let key = world.nodes[db].key.public();
+    world.store.loaded.token_uses.extend((0..20_000_u64).map(|number| {
+        let mut hash = [7; 32];
+        hash[..8].copy_from_slice(&number.to_be_bytes());
+        TokenUseRecord { token: TokenHash::from_bytes(hash), key, ..first.clone() }
+    }));
+    restart(&mut world, &[db, pod]);
+    let other = world.add_node("other", Want::Platform("t2".into()));
+    sign_in(&mut world, other, "t2");
+    assert!(world.nodes[other].refused.as_ref().is_some_and(|why| why.contains("too many tokens")));
+    show(&mut world, pod, "t2");
+    assert!(matches!(world.nodes[pod].platform.last(), Some(ToNode::PlatformRenewed { .. })), "a renewal");
+    let wiki = Workload { service: "wiki".parse().expect("a name"), ..workload(50, 300) };
+    world.tokens.insert("wiki".into(), Ok(wiki));
+    sign_in(&mut world, other, "wiki");
+    assert!(world.nodes[other].device.is_some(), "{:?}", world.nodes[other].refused);
 }
 
 #[test]
