@@ -34,7 +34,7 @@
 //! | `core` | the state, its start and clock, login sessions, the index of places |
 //! | `registry` | durable records and their indexes |
 //! | `greeting` | streams: challenge, hello, messages, outer addresses, ends |
-//! | `joins`, `enrol`, `platform` | machines that join: by a person, with an enrolment token, with a token of their platform |
+//! | `joins`, `enrol`, `platform`, `shown` | machines that join: by a person, with an enrolment token, with a token of their platform |
 //! | `leases` | deciding, renewing, ending; edges between devices; restart |
 //! | `peering`, `keys` | two devices that may meet; pairs of keys and their rotation |
 //! | `node`, `flush` | what one node was told and acknowledged; documents |
@@ -87,6 +87,7 @@ mod registry;
 mod requests;
 mod restraint;
 mod revocation;
+mod shown;
 mod speed;
 mod stale;
 mod step_up;

@@ -4,7 +4,7 @@ use std::{
     path::PathBuf,
     sync::{
         Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -28,6 +28,7 @@ struct Cluster {
     issuer: String,
     key: Mutex<(SigningKey, String)>,
     fetches: AtomicUsize,
+    hangs: AtomicBool,
     /// What it says that its issuer is.
     claimed: Mutex<Option<String>>,
     away: Mutex<bool>,
@@ -54,6 +55,7 @@ impl Cluster {
             issuer: format!("http://{}", listener.local_addr().expect("an address")),
             key: Mutex::new((SigningKey::from_bytes(&[1; 32]), "k1".into())),
             fetches: AtomicUsize::new(0),
+            hangs: AtomicBool::new(false),
             claimed: Mutex::default(),
             away: Mutex::default(),
         });
@@ -70,6 +72,9 @@ impl Cluster {
         }
         async fn keys(State(of): State<Arc<Cluster>>) -> Json<Value> {
             of.fetches.fetch_add(1, Ordering::SeqCst);
+            if of.hangs.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
+            }
             let (key, kid) = &*of.key.lock().expect("not poisoned");
             Json(key_set(key, kid))
         }
@@ -233,6 +238,27 @@ async fn tokens_that_nobody_signed_or_somebody_else_are_refused() {
     }
     assert!(issuers.verify(&PlatformToken::new(&good), at(0)).await.is_ok());
     assert!(cluster.fetches() <= 7, "forged tokens make the controller ask {} times", cluster.fetches());
+}
+
+#[tokio::test]
+async fn tokens_whose_key_is_known_wait_for_nobody_who_makes_an_issuer_be_asked() {
+    let cluster = Cluster::start().await;
+    let issuers = issuers(&[settings(&cluster.issuer, None)]);
+    assert!(issuers.verify(&cluster.token(&cluster.claims()), at(0)).await.is_ok());
+    cluster.hangs.store(true, Ordering::SeqCst);
+    let forged = sign(&SigningKey::from_bytes(&[9; 32]), &json!({"alg": "EdDSA", "kid": "k9"}), &cluster.claims());
+    let forged = PlatformToken::new(&forged);
+    let good = cluster.token(&cluster.claims());
+    tokio::select! {
+        biased;
+        () = async {
+            while cluster.fetches() < 2 {
+                tokio::task::yield_now().await;
+            }
+            assert!(issuers.verify(&good, at(0)).await.is_ok());
+        } => {}
+        refused = issuers.verify(&forged, at(0)) => panic!("the issuer hangs: {refused:?}"),
+    }
 }
 
 #[tokio::test]
