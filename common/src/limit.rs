@@ -177,7 +177,8 @@ pub struct Usage {
     pub used: u64,
 }
 
-/// A machine that was refused more distinct destinations than its limit.
+/// A machine that was refused distinct destinations: more than its limit, or so many that they may be more together with what other nodes
+/// say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scan {
     /// The peer that asked; absent for the machine that reports.

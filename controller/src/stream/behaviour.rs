@@ -197,6 +197,33 @@ impl Core {
             self.counters.behaviour_refused += 1;
             return;
         };
+        let within = Duration::from_millis(limit.within_ms);
+        let Some(subject) = self.registry.device(device).map(|device| device.owner) else { return };
+        if scan.refused > limit.most {
+            return self.scans(device, node, (&limit, response), scan, now);
+        }
+        // No scan at that node; it may be one together with what other nodes refused to this subject's machines. What a machine says of
+        // itself is no part of it.
+        if device == node {
+            return;
+        }
+        let of = (subject, &limit.rule);
+        if self.refused_lately.hear(of, (device, node), (scan.refused, within), now.monotonic) <= limit.most {
+            return;
+        }
+        let Some((device, node)) = self.refused_lately.says_most(subject, &limit.rule) else { return };
+        self.scans(device, node, (&limit, response), scan, now);
+    }
+
+    /// Does what follows when a machine scans, as `node` says.
+    fn scans(
+        &mut self,
+        device: DeviceId,
+        node: DeviceId,
+        (limit, response): (&ScanLimit, LimitResponse),
+        scan: &Scan,
+        now: Now,
+    ) {
         let whom = Restrained::Device(device);
         let restraint = SignalResponse::of(response.clone());
         if restraint.as_ref().is_some_and(|restraint| self.is_taken(whom, restraint)) {
@@ -219,6 +246,10 @@ impl Core {
             );
             return;
         }
+        // Where it is only watched, nothing changes that would end what the node tells.
+        if response == LimitResponse::Alert && !self.refused_lately.may_alert(device, now.monotonic) {
+            return;
+        }
         let (machine, seen_by) = (self.registry.machine_name(device), self.registry.machine_name(node));
         let within = postern_common::diagnostics::HumanDuration::new(Duration::from_millis(limit.within_ms));
         let last = &scan.last;
@@ -232,6 +263,9 @@ impl Core {
         self.alert(AlertKind::Scan, text, About { subject, device: Some(device), resource: None }, now);
         if of_server {
             return;
+        }
+        if let Some(subject) = subject {
+            self.refused_lately.begin_anew(subject, &limit.rule);
         }
         let by = format!("limit \"{}\"", limit.rule);
         if response == LimitResponse::Quarantine {

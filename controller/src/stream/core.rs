@@ -116,6 +116,7 @@ pub struct Core {
     /// Where each device's login session spoke from, as far as that was known.
     pub(super) known_places: HashMap<DeviceId, Place>,
     pub(super) usages: behaviour::Book,
+    pub(super) refused_lately: behaviour::RefusalBook,
     pub(super) accusers: behaviour::Accusers<DeviceId>,
     pub(super) accused_subjects: behaviour::Accusers<SubjectId>,
     pub(super) challenged_subjects: behaviour::Accusers<SubjectId>,
@@ -190,6 +191,7 @@ impl Core {
             leases_of: HashMap::new(),
             known_places: HashMap::new(),
             usages: behaviour::Book::default(),
+            refused_lately: behaviour::RefusalBook::default(),
             accusers: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
             accused_subjects: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
             challenged_subjects: behaviour::Accusers::new(behaviour::MAX_CHALLENGED),
@@ -290,6 +292,7 @@ impl Core {
         self.sweep_break_glass(now.wall);
         self.sweep_events(now);
         self.usages.sweep(now.monotonic);
+        self.refused_lately.sweep(now.monotonic);
         self.accusers.sweep(now.monotonic);
         self.accused_subjects.sweep(now.monotonic);
         self.challenged_subjects.sweep(now.monotonic);

@@ -109,6 +109,8 @@ pub struct Behaviour {
     pub usages: Vec<Usage>,
     /// Who was refused too many destinations.
     pub scans: Vec<Scan>,
+    /// To whom destinations were refused that are not too many here.
+    pub refused: Vec<Scan>,
 }
 
 /// A peer.

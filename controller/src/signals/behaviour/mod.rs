@@ -3,6 +3,7 @@
 //! ```text
 //! FromNode::Behaviour { usages } --hear--> for each limit of a subject: what every node has in its window, and when it said so
 //!                                           '--> the sum, which the core compares with the limit
+//! FromNode::Behaviour { scans } --hear--> the same for refused destinations: RefusalBook
 //! ```
 //!
 //! A node says what is in its own window, not what is new: so a report that is lost, comes twice or comes after a restart of the
@@ -121,6 +122,67 @@ impl Book {
             entry.at_nodes.retain(|_, (_, at)| now.since(*at) < within);
             !entry.at_nodes.is_empty()
         });
+    }
+}
+
+/// How many destinations nodes refused lately to the machines of each subject.
+#[derive(Debug, Default)]
+pub struct RefusalBook {
+    entries: BTreeMap<(SubjectId, RuleName), BTreeMap<(DeviceId, DeviceId), (u32, Duration, Monotonic)>>,
+    /// When somebody was told of a machine whose limit is only watched.
+    alerted: BTreeMap<DeviceId, Monotonic>,
+}
+
+impl RefusalBook {
+    /// Takes how many destinations `node` has refused to `device` in its window; returns what all have refused to the subject's machines.
+    /// Destinations on two nodes are two.
+    pub fn hear(
+        &mut self,
+        (subject, rule): (SubjectId, &RuleName),
+        (device, node): (DeviceId, DeviceId),
+        (refused, within): (u32, Duration),
+        now: Monotonic,
+    ) -> u32 {
+        let entry = self.entries.entry((subject, rule.clone())).or_default();
+        entry.insert((device, node), (refused, within, now));
+        entry.retain(|_, (refused, within, at)| *refused > 0 && now.since(*at) < *within);
+        entry.values().fold(0, |sum, (refused, ..)| sum.saturating_add(*refused))
+    }
+
+    /// Names the machine to which most was refused, and the node that says most of it.
+    pub fn says_most(&self, subject: SubjectId, rule: &RuleName) -> Option<(DeviceId, DeviceId)> {
+        let entry = self.entries.get(&(subject, rule.clone()))?;
+        let mut of_device: BTreeMap<DeviceId, u32> = BTreeMap::new();
+        for ((device, _), (refused, ..)) in entry {
+            let sum = of_device.entry(*device).or_default();
+            *sum = sum.saturating_add(*refused);
+        }
+        let (device, _) = of_device.into_iter().max_by_key(|(_, sum)| *sum)?;
+        let of_it = entry.iter().filter(|((of, _), _)| *of == device);
+        of_it.max_by_key(|(_, (refused, ..))| *refused).map(|((_, node), _)| (device, *node))
+    }
+
+    /// Forgets what was refused to a subject's machines: something followed.
+    pub fn begin_anew(&mut self, subject: SubjectId, rule: &RuleName) {
+        self.entries.remove(&(subject, rule.clone()));
+    }
+
+    /// Tells whether an alert about a machine is due whose limit is only watched.
+    pub fn may_alert(&mut self, device: DeviceId, now: Monotonic) -> bool {
+        let due = self.alerted.get(&device).is_none_or(|at| now.since(*at) >= ACCUSED_WITHIN);
+        if due {
+            self.alerted.insert(device, now);
+        }
+        due
+    }
+
+    /// Forgets what is out of every window.
+    pub fn sweep(&mut self, now: Monotonic) {
+        self.entries.retain(|_, entry| {
+            entry.retain(|_, (_, within, at)| now.since(*at) < *within);
+            !entry.is_empty()
+        });
+        self.alerted.retain(|_, at| now.since(*at) < ACCUSED_WITHIN);
     }
 }
 

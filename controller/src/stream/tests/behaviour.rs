@@ -132,6 +132,10 @@ impl Town {
     }
 
     fn scan(&mut self, by: usize, device: Option<DeviceId>, budget: u64) {
+        self.destinations_refused(by, device, budget, 21);
+    }
+
+    fn destinations_refused(&mut self, by: usize, device: Option<DeviceId>, budget: u64, refused: u32) {
         let address = "fd5a:1:2::99".parse().expect("an address");
         let last = FiveTuple {
             protocol: Protocol::Tcp,
@@ -141,7 +145,7 @@ impl Town {
             destination_port: 22,
         };
         let rule = "machines that scan".parse().expect("a name");
-        let scan = Scan { device, rule, budget, refused: 21, last };
+        let scan = Scan { device, rule, budget, refused, last };
         self.world.send(by, FromNode::Behaviour { usages: vec![], scans: vec![scan] });
         self.world.run(seconds(1));
     }
@@ -288,6 +292,31 @@ fn a_machine_that_scans_comes_into_quarantine_by_itself() {
     let bobs_budget = town.world.nodes[bobs].own.as_ref().and_then(|own| own.scan.clone()).expect("told").budget;
     town.scan(bobs, None, bobs_budget);
     assert!(!town.passes(bobs, "tcp/80"), "a machine tells of itself");
+}
+
+#[test]
+fn refused_destinations_are_summed_over_nodes_and_machines_of_a_subject() {
+    let mut town = town(96);
+    let (one, two, laptop, phone, bobs) = (town.one, town.two, town.laptop, town.phone, town.bobs);
+    let [id, phones, bobs_id] = [laptop, phone, bobs].map(|node| town.world.nodes[node].id());
+    let budget = town.world.nodes[one].peers[&id].scan.clone().expect("told").budget;
+    town.destinations_refused(one, Some(id), budget, 12);
+    town.destinations_refused(one, Some(id), budget, 12);
+    town.destinations_refused(two, Some(phones), budget, 8);
+    town.destinations_refused(two, Some(bobs_id), budget, 20);
+    town.destinations_refused(laptop, None, budget, 20);
+    assert_eq!(
+        town.alerts(AlertKind::Scan),
+        0,
+        "twenty of alice's, twenty of bob's, and her own word is no part of it"
+    );
+    town.world.run(seconds(61));
+    town.destinations_refused(two, Some(phones), budget, 9);
+    assert_eq!(town.alerts(AlertKind::Scan), 0, "what was said a window ago counts no more");
+    town.destinations_refused(one, Some(id), budget, 12);
+    assert!(!town.passes(laptop, "tcp/80"), "twenty-one, and most of them the laptop's");
+    assert!(town.passes(phone, "tcp/80") && town.passes(bobs, "tcp/80"));
+    assert_eq!((town.alerts(AlertKind::Scan), town.alerts(AlertKind::Quarantine)), (1, 1));
 }
 
 #[test]

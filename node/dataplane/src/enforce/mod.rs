@@ -202,7 +202,11 @@ impl Enforcer {
 
     /// Says how much of what is limited was used lately, and who scans.
     pub(crate) fn take_behaviour(&mut self, now: Now) -> Behaviour {
-        Behaviour { usages: self.meters.usages(now.monotonic), scans: self.scans_told() }
+        Behaviour {
+            usages: self.meters.usages(now.monotonic),
+            scans: self.scans_told(),
+            refused: self.refused_lately(now),
+        }
     }
 
     /// Hands over a record.

@@ -10,6 +10,8 @@
 //! for another reason (a step-up, a lease that ran out) is no scan. Of what this machine sends, neither answers of a service that a peer
 //! may open, or might until lately, count, nor what was permitted until lately.
 //!
+//! What is no scan yet is told as well, so that the controller can sum it over nodes and over a subject's machines.
+//!
 //! A scan is told again and again until another budget begins, so none is lost. Bounds: [`MAX_TOLD`], [`MAX_LEFT`], [`MAX_FORMER`]; the
 //! oldest is forgotten first.
 //!
@@ -79,6 +81,8 @@ struct Destination {
 pub(crate) struct Refused {
     limit: Option<ScanLimit>,
     seen: Vec<(Destination, Monotonic)>,
+    /// What was refused last.
+    last: Option<FiveTuple>,
     /// The scan, once it is one; it is told until another budget begins.
     told: Option<Scan>,
 }
@@ -114,6 +118,16 @@ impl Refused {
         }
         self.seen = Vec::new();
         Some(count)
+    }
+
+    /// Says how many destinations were refused to a peer lately that are no scan yet.
+    fn lately(&self, device: DeviceId, now: Monotonic) -> Option<Scan> {
+        let limit = self.limit.as_ref().filter(|_| self.told.is_none())?;
+        let within = std::time::Duration::from_millis(limit.within_ms);
+        let count = self.seen.iter().filter(|(_, at)| now.since(*at) < within).count();
+        let refused = u32::try_from(count).ok().filter(|count| *count > 0)?;
+        let (rule, budget, last) = (limit.rule.clone(), limit.budget, self.last?);
+        Some(Scan { device: Some(device), rule, budget, refused, last })
     }
 
     /// Tells whether there is anything to remember of it.
@@ -250,6 +264,7 @@ impl Enforcer {
             }
             (Direction::Inbound, None) => return,
         };
+        refused.last = Some(*flow);
         let Some(count) = refused.add(destination, now.monotonic) else { return };
         let Some(limit) = refused.limit.clone() else { return };
         let (rule, budget) = (limit.rule, limit.budget);
@@ -264,6 +279,17 @@ impl Enforcer {
     pub(crate) fn scans_told(&self) -> Vec<Scan> {
         let peers = self.peers.iter().flatten().filter_map(|peer| peer.refused.told.as_ref());
         self.scans.own.told.iter().chain(peers).take(MAX_TOLD).cloned().collect()
+    }
+
+    /// Lists what was refused to peers lately that is no scan here: the most first, because of many it is those that may be one together
+    /// with what other nodes refused.
+    pub(crate) fn refused_lately(&self, now: Now) -> Vec<Scan> {
+        let peers = self.peers.iter().flatten();
+        let mut lately: Vec<Scan> =
+            peers.filter_map(|peer| peer.refused.lately(peer.identity.device, now.monotonic)).collect();
+        lately.sort_by_key(|scan| std::cmp::Reverse(scan.refused));
+        lately.truncate(MAX_TOLD);
+        lately
     }
 
     /// Shuts out peers that scan: everything that they have opened here is cut.

@@ -193,7 +193,11 @@ fn many_refused_destinations_are_a_scan_and_the_scanner_is_shut_out_alone() {
     for _ in 0..20 {
         tries(&mut nodes, 1, 100..110, 10);
     }
-    assert!(nodes[1].plane.take_behaviour(at(11)).scans.is_empty(), "ten ports, however often");
+    let behaviour = nodes[1].plane.take_behaviour(at(11));
+    assert!(behaviour.scans.is_empty(), "ten ports, however often");
+    let told: Vec<_> = behaviour.refused.iter().map(|scan| (scan.device, scan.refused)).collect();
+    assert_eq!(told.len(), 1, "the controller sums them with what others refused: {told:?}");
+    assert!(told[0].0.is_some() && told[0].1 == 10, "{told:?}");
     tries(&mut nodes, 1, 100..110, 40_000);
     tries(&mut nodes, 1, 200..201, 90_000);
     let told = nodes[1].plane.take_behaviour(at(90_001)).scans;

@@ -357,9 +357,9 @@ impl Core {
         }
     }
 
-    /// Tells the controller how much of what is limited was used here, and who scans. Usage that nobody hears is said again with the
-    /// next; a scan waits for the next stream.
-    pub fn handle_behaviour(&mut self, usages: Vec<Usage>, scans: Vec<Scan>) {
+    /// Tells the controller how much of what is limited was used here, and who scans. Usage that nobody hears, and `refused` destinations that
+    /// are no scan here, are said again with the next; a scan waits for the next stream.
+    pub fn handle_behaviour(&mut self, usages: Vec<Usage>, scans: Vec<Scan>, refused: Vec<Scan>) {
         for scan in scans {
             if self.scans_untold.len() < MAX_SCANS && !self.scans_untold.contains(&scan) {
                 self.scans_untold.push(scan);
@@ -367,6 +367,8 @@ impl Core {
         }
         let Stream::Live(_) = self.stream else { return };
         let mut scans = std::mem::take(&mut self.scans_untold);
+        scans.extend(refused);
+        scans.truncate(MAX_SCANS);
         let mut usages = usages.into_iter().peekable();
         while usages.peek().is_some() || !scans.is_empty() {
             let usages = usages.by_ref().take(MAX_USAGES).collect();

@@ -406,7 +406,7 @@ impl Agent {
         if let Some(plane) = &self.plane
             && let Ok(behaviour) = plane.worker.take_behaviour().await
         {
-            self.core.handle_behaviour(behaviour.usages, behaviour.scans);
+            self.core.handle_behaviour(behaviour.usages, behaviour.scans, behaviour.refused);
         }
     }
 

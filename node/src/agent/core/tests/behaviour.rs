@@ -40,7 +40,7 @@ fn told(node: &mut Node) -> (Vec<u64>, usize) {
 }
 
 fn behave(node: &mut Node, usages: Vec<Usage>, scans: Vec<Scan>) {
-    node.core.handle_behaviour(usages, scans);
+    node.core.handle_behaviour(usages, scans, vec![]);
     node.run();
 }
 
