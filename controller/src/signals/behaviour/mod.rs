@@ -125,10 +125,13 @@ impl Book {
     }
 }
 
+/// How many destinations, within how long, and when it was said: for each machine and node that refused.
+type Refusals = BTreeMap<(DeviceId, DeviceId), (u32, Duration, Monotonic)>;
+
 /// How many destinations nodes refused lately to the machines of each subject.
 #[derive(Debug, Default)]
 pub struct RefusalBook {
-    entries: BTreeMap<(SubjectId, RuleName), BTreeMap<(DeviceId, DeviceId), (u32, Duration, Monotonic)>>,
+    entries: BTreeMap<(SubjectId, RuleName), Refusals>,
     /// When somebody was told of a machine whose limit is only watched.
     alerted: BTreeMap<DeviceId, Monotonic>,
 }
