@@ -183,7 +183,8 @@ fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_th
     );
     let approved = std::time::Instant::now();
     let page = browser.submit(&form, &[("reason", "on call"), ("decision", "approve")])?;
-    ensure!(page.status == 200 && page.body.contains("Nobody waits for you"), "{}", page.text());
+    let shown = page.text();
+    ensure!(page.status == 200 && shown.contains("approved by lea") && shown.contains("Take it back now"), "{shown}");
     asking.wait_for_output("approved by lea", PATIENCE)?;
     let mut client = chatter(&laptop, &db)?;
     let status = laptop.command().arg("status").run()?.stdout;

@@ -62,6 +62,9 @@ pub(super) async fn receive(
     if !kind.eq_ignore_ascii_case(MEDIA_TYPE) {
         return refuse("not of the media type application/secevent+jwt").await;
     }
+    if super::security::is_too_long(&body, MAX_TOKEN) {
+        return refuse("too long, or broken off").await;
+    }
     let token = match tokio::time::timeout(BODY, to_bytes(body, MAX_TOKEN)).await {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(_)) => return refuse("too long, or broken off").await,

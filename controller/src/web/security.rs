@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, to_bytes},
+    body::{Body, HttpBody, to_bytes},
     extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, header},
     middleware::Next,
@@ -44,6 +44,9 @@ async fn answer(pages: &Pages, request: Request, next: Next) -> Result<Response,
     admit(pages, &request)?;
     // The body comes before a place among the requests at work is taken: whoever lets it trickle in holds none.
     let (head, body) = request.into_parts();
+    if is_too_long(&body, MAX_BODY) {
+        return Err(Fault::BadForm);
+    }
     let form = match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(form)) => form,
         Ok(Err(_)) | Err(_) => return Err(Fault::BadForm),
@@ -51,6 +54,11 @@ async fn answer(pages: &Pages, request: Request, next: Next) -> Result<Response,
     let _permit = pages.in_flight.try_acquire().map_err(|_| Fault::Busy)?;
     let request = Request::from_parts(head, Body::from(form));
     tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await.map_err(|_| Fault::Busy)
+}
+
+/// Tells whether a body says of itself that it is too long: it is refused at once, and nobody waits for it.
+pub(super) fn is_too_long(body: &Body, most: usize) -> bool {
+    usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > most
 }
 
 fn admit(pages: &Pages, request: &Request) -> Result<(), Fault> {
