@@ -89,6 +89,22 @@ impl Browser {
         anyhow::bail!("no redirect leads to {stop}")
     }
 
+    /// Asks again while the answer is that there were too many attempts (429), as a person does: each time after a longer pause,
+    /// since every try uses up what is allowed, and a page may need several requests.
+    ///
+    /// # Errors
+    /// Fails as `ask` does, and when the answer stays the same for a minute.
+    pub fn patiently(&self, ask: impl Fn() -> Result<Page>) -> Result<Page> {
+        for seconds in [1, 2, 4, 8, 16, 32] {
+            let page = ask()?;
+            if page.status != 429 {
+                return Ok(page);
+            }
+            std::thread::sleep(Duration::from_secs(seconds));
+        }
+        anyhow::bail!("the pages say for a minute that there were too many attempts")
+    }
+
     fn filled_in(form: &Form, filled: &[(&str, &str)]) -> Result<Vec<String>> {
         let mut fields = form.fields.clone();
         for (name, value) in filled {

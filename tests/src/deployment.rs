@@ -251,7 +251,8 @@ impl Deployment {
         let (mut up, code) = self.begin_sign_in(node)?;
         let browser = self.browser(&node.host)?;
         let page = self.confirm_page(&browser, &code, login)?;
-        let page = browser.submit(&page.form("/join/confirm")?, &[])?;
+        let form = page.form("/join/confirm")?;
+        let page = browser.patiently(|| browser.submit(&form, &[]))?;
         ensure!(page.status == 200, "the page after confirming: {} {}", page.status, page.text());
         let status = up.wait(PATIENCE)?;
         ensure!(status.success(), "`postern up` ended with {status}\n{}", up.output());
@@ -284,13 +285,14 @@ impl Deployment {
     /// Fails with the page that was not as it should be.
     pub fn confirm_page(&self, browser: &Browser, code: &str, login: &str) -> Result<Page> {
         let link = format!("https://ctl/join?code={code}");
-        let page = browser.get(&link)?;
-        let mut page = browser.submit(&page.form("password")?, &[("login", login), ("password", PASSWORD)])?;
-        if page.status == 429 {
-            // The page says what to do: wait, and try again.
-            let again = || browser.get(&link).ok().filter(|page| page.status != 429);
-            page = eventually(PATIENCE, "the pages have too many attempts for ever", again)?;
-        }
+        // Where there were too many attempts, it begins again: signed in by then, or not.
+        let page = browser.patiently(|| {
+            let page = browser.get(&link)?;
+            match page.form("password") {
+                Ok(form) => browser.submit(&form, &[("login", login), ("password", PASSWORD)]),
+                Err(_) => Ok(page),
+            }
+        })?;
         ensure!(page.body.contains("/join/confirm"), "no question on {} ({}): {}", page.url, page.status, page.text());
         Ok(page)
     }

@@ -177,15 +177,13 @@ fn main() -> Result<()> {
                 fleet.output().lines().filter_map(|line| line.strip_prefix("code ")).nth(confirmed).map(str::to_owned)
             })
             .with_context(|| fleet.output())?;
-            // The pages let one network look at sixty codes at once and at one a second after that.
-            if usize::from(person * LAPTOPS_OF_ONE) + confirmed >= 25 {
-                std::thread::sleep(Duration::from_millis(2_200));
-            }
+            // The pages let one network look at sixty codes at once and at one a second after that; beyond it they say so.
             let page = match confirmed {
                 0 => world.confirm_page(&browser, &code, &format!("p{person}"))?,
-                _ => browser.get(&format!("https://ctl/join?code={code}"))?,
+                _ => browser.patiently(|| browser.get(&format!("https://ctl/join?code={code}")))?,
             };
-            let page = browser.submit(&page.form("/join/confirm")?, &[])?;
+            let form = page.form("/join/confirm")?;
+            let page = browser.patiently(|| browser.submit(&form, &[]))?;
             ensure!(page.status == 200, "{}", page.text());
         }
         fleets.push(fleet);
