@@ -25,6 +25,7 @@ mod condition;
 mod evaluate;
 mod explain;
 mod hours;
+mod limit_changes;
 mod limits;
 mod model;
 mod place;
@@ -45,6 +46,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 pub use check::{TestFailure, TestOutcome};
 pub use hours::HoursError;
+pub use limit_changes::LimitChange;
 pub use limits::{LimitResponse, StayLimit};
 pub use model::{NodeSelector, Resource, Sensitivity};
 pub use place::{AutonomousSystem, AutonomousSystemError, Country, CountryError, Place};

@@ -387,6 +387,8 @@ pub struct PolicyPlan {
     pub lines: Vec<PlanLine>,
     /// Machines that would wait for an approval, rules that are only watched, for people.
     pub warnings: Vec<String>,
+    /// Limits that are new, gone, or others.
+    pub limits: Vec<PlanLimit>,
     /// What is known of the live flows that the change would cut, besides those at their lines.
     pub live: LiveCount,
 }
@@ -430,6 +432,25 @@ pub struct PlanLine {
     pub at_once: bool,
     /// Until when it is kept, with [`PlanKind::Until`].
     pub until: Option<WallTime>,
+}
+
+/// A limit that is another under the next policy, and whom that concerns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanLimit {
+    /// The rule, or the `[[limit]]`.
+    pub rule: RuleName,
+    /// Of each of which resources; empty for a `[[limit]]`.
+    pub resources: Vec<ResourceName>,
+    /// What it says now: `2GiB down within 1 h, then a fresh sign-in is asked for`; absent if it is new.
+    pub before: Option<String>,
+    /// What it would say; absent if it is gone.
+    pub after: Option<String>,
+    /// Who, on which machine.
+    pub subjects: Vec<String>,
+    /// How many people these are, on however many machines.
+    pub people: usize,
+    /// How many machines of service identities these are.
+    pub machines: usize,
 }
 
 /// Live flows from one machine to one service of a node, which a change of policy would cut.

@@ -21,13 +21,13 @@ use std::{
 use postern_common::{
     id::{DeviceId, MachineName},
     net::Service,
-    policy::{ChangeKind, Loss, PlanChange, Policy, RequestContext, Subject, Targets},
+    policy::{ChangeKind, LimitChange, Loss, PlanChange, Policy, RequestContext, Subject, Targets},
     protocol::{FlowGroup, MAX_COUNTED_PEERS, MAX_FLOW_GROUPS, ToNode},
     time::Now,
 };
 
 use super::{
-    api::{PlanFlows, PlanId, PlanKind, PlanLine, PolicyPlan},
+    api::{PlanFlows, PlanId, PlanKind, PlanLimit, PlanLine, PolicyPlan},
     core::Core,
 };
 use crate::records::NameClaim;
@@ -78,14 +78,14 @@ impl Core {
     pub fn plan(&mut self, next: &Policy, now: Now) -> PolicyPlan {
         let (contexts, _) = self.contexts(now);
         let next_targets = Targets::new(self.target_nodes(next));
-        self.plan_for(next, &contexts, &next_targets).0
+        self.plan_for(next, &contexts, &next_targets, now).0
     }
 
     /// Begins a plan that says which live flows would be cut: the nodes concerned are asked. See [`Core::planned`].
     pub fn begin_plan(&mut self, next: &Policy, now: Now) -> PlanId {
         let (contexts, targets) = self.contexts(now);
         let next_targets = Targets::new(self.target_nodes(next));
-        let (mut plan, devices) = self.plan_for(next, &contexts, &next_targets);
+        let (mut plan, devices) = self.plan_for(next, &contexts, &next_targets, now);
         let mut losses = BTreeMap::new();
         let mut by_node: BTreeMap<DeviceId, Vec<DeviceId>> = BTreeMap::new();
         for Loss { subject, node, services } in self.policy.losses(next, &contexts, &targets, &next_targets) {
@@ -155,11 +155,14 @@ impl Core {
         next: &Policy,
         contexts: &[RequestContext],
         next_targets: &Targets,
+        now: Now,
     ) -> (PolicyPlan, Vec<BTreeSet<DeviceId>>) {
         let changes = self.policy.plan(next, contexts, &self.targets, next_targets);
         let mut lines: Vec<(PlanLine, BTreeSet<DeviceId>)> = changes.into_iter().map(|c| line(c, contexts)).collect();
         lines.sort();
         let (lines, devices) = lines.into_iter().unzip();
+        let limits =
+            self.policy.limit_changes(next, contexts, now.wall).into_iter().map(|change| limit(change, contexts));
         let claims = self
             .registry
             .devices()
@@ -180,7 +183,7 @@ impl Core {
                 .filter(|rule| self.registry.revoked_rules().contains_key(rule))
                 .map(|rule| format!("rule \"{rule}\" is revoked and gives nothing until that is lifted")),
         );
-        (PolicyPlan { lines, warnings, live: Default::default() }, devices)
+        (PolicyPlan { lines, warnings, limits: limits.collect(), live: Default::default() }, devices)
     }
 
     /// Returns every context that the controller knows now, with the nodes that resources may name.
@@ -191,16 +194,30 @@ impl Core {
     }
 }
 
-fn line(change: PlanChange, contexts: &[RequestContext]) -> (PlanLine, BTreeSet<DeviceId>) {
-    let subjects: Vec<&RequestContext> = change.subjects.iter().filter_map(|i| contexts.get(*i)).collect();
+/// Counts people, on however many machines, and machines of services.
+fn counted(subjects: &[&RequestContext]) -> (usize, usize) {
     let mut people = BTreeSet::new();
     let mut machines = 0;
-    for context in &subjects {
+    for context in subjects {
         match &context.subject {
             Subject::User { identity, .. } => drop(people.insert(identity)),
             Subject::Service { .. } => machines += 1,
         }
     }
+    (people.len(), machines)
+}
+
+fn limit(change: LimitChange, contexts: &[RequestContext]) -> PlanLimit {
+    let LimitChange { rule, resources, before, after, subjects } = change;
+    let subjects: Vec<&RequestContext> = subjects.iter().filter_map(|i| contexts.get(*i)).collect();
+    let (people, machines) = counted(&subjects);
+    let subjects = subjects.iter().map(|context| context.who()).collect();
+    PlanLimit { rule, resources, before, after, subjects, people, machines }
+}
+
+fn line(change: PlanChange, contexts: &[RequestContext]) -> (PlanLine, BTreeSet<DeviceId>) {
+    let subjects: Vec<&RequestContext> = change.subjects.iter().filter_map(|i| contexts.get(*i)).collect();
+    let (people, machines) = counted(&subjects);
     let (kind, until) = match change.kind {
         ChangeKind::Gains => (PlanKind::Gains, None),
         ChangeKind::Loses => (PlanKind::Loses, None),
@@ -213,7 +230,7 @@ fn line(change: PlanChange, contexts: &[RequestContext]) -> (PlanLine, BTreeSet<
         via: change.via,
         resource: change.resource,
         services: change.services,
-        people: people.len(),
+        people,
         machines,
         subjects: subjects.iter().map(|context| context.who()).collect(),
         flows: vec![],

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    super::{Destination, LimitResponse, Reach, Restraint},
+    super::{Destination, LimitChange, LimitResponse, Reach, Restraint},
     *,
 };
 use crate::{
@@ -305,4 +305,44 @@ fn a_mistake_in_a_limit_says_what_is_meant() {
     let whole = LIMITED.replace("resources = [\"wiki\"]", "resources = [\"wiki\", \"git\", \"payroll\"]");
     let wrong = Policy::parse("policy.toml", &whole).expect_err("it restricts nothing").to_string();
     assert!(wrong.contains("holds every resource"), "{wrong}");
+}
+
+#[test]
+fn a_plan_shows_limits_that_are_new_gone_or_others_and_whom_they_concern() {
+    let changes = |from: &str, to: &str| {
+        let (old, new) = (policy(LIMITED), policy(&LIMITED.replace(from, to)));
+        let contexts = [engineer(), person("bob", &["sales"], MONDAY), service("build")];
+        let said = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        let changes = old.limit_changes(&new, &contexts, at(MONDAY)).into_iter();
+        let line = |change: LimitChange| {
+            let resources = change.resources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            format!(
+                "{} [{resources}] {} => {} {:?}",
+                change.rule,
+                said(change.before),
+                said(change.after),
+                change.subjects
+            )
+        };
+        changes.map(line).collect::<Vec<_>>()
+    };
+    assert!(changes("", "").is_empty());
+    let payroll = "100MB down within 1 d, then a fresh sign-in is asked for";
+    let limit = "limits = { download = \"100MB/d\", on_exceed = \"challenge\" }";
+    let [gone] = &changes(limit, "")[..] else { panic!("one is gone") };
+    assert!(gone.starts_with(&format!("payroll [payroll] {payroll} => - [")), "{gone}");
+    let [more] = &changes("100MB/d", "900MB/d")[..] else { panic!("one is another") };
+    assert!(more.contains(&format!("{payroll} => 900MB down within 1 d, then a fresh")), "{more}");
+    let watched = changes("name = \"git\"\n", "name = \"git\"\nmode = \"monitor\"\nmonitor_until = \"2027-01-31\"\n");
+    assert_eq!(watched.len(), 3, "a rule that is only watched limits nothing: {watched:?}");
+    assert!(watched.iter().all(|line| line.contains("then an alert is raised [")), "{watched:?}");
+    let [scans] = &changes("refused = \"10/m\"", "refused = \"200/m\"")[..] else { panic!("one is another") };
+    assert!(
+        scans.starts_with("engineers that scan [] 10 refused destinations within 1 min, then only wiki stays")
+            && scans.contains("=> 200 refused destinations")
+            && scans.ends_with("[0]"),
+        "{scans}"
+    );
+    let renamed = changes("name = \"nobody jumps between countries\"", "name = \"no jumps\"");
+    assert_eq!(renamed.len(), 2, "a limit by another name is another: {renamed:?}");
 }

@@ -4,6 +4,7 @@
 //!   + group:contractors   gains   wiki tcp/443   6 people
 //!   - service:reporting   loses   db tcp/5432    2 machines, 1 live flow would be cut (reporting-1 -> db, 41 min, 1.2 GiB)
 //!   ! group:ops would keep git tcp/22 only until 2026-12-01 00:00   bob@corp.example on bob-laptop
+//!   + rule "staff use files"   limits   files to 2GiB down within 1 h, then a fresh sign-in is asked for   6 people
 //! ```
 
 use std::time::Duration;
@@ -66,6 +67,7 @@ fn lines(plan: &Value, tense: Tense) -> Vec<String> {
             other => format!("  ? {by}   {}   {of}   {who}", other.unwrap_or("changes")),
         });
     }
+    shown.extend(limits(plan));
     if changes.is_empty() {
         shown.push("  nobody who is signed in now gains or loses anything".into());
     }
@@ -76,6 +78,27 @@ fn lines(plan: &Value, tense: Tense) -> Vec<String> {
         shown.extend(gaps(&plan["live"]));
     }
     shown
+}
+
+/// Says which limits are new, gone or others.
+fn limits(plan: &Value) -> Vec<String> {
+    let said = |limit: &Value| {
+        let rule = format!("rule \"{}\"", text(&limit["rule"]));
+        let of = match limit["resources"].as_array().map(Vec::as_slice) {
+            Some([_, ..]) => format!("{} to ", text(&limit["resources"])),
+            Some([]) | None => "everything to ".into(),
+        };
+        let who = subjects(limit);
+        match (limit["before"].as_str(), limit["after"].as_str()) {
+            (None, Some(after)) => format!("  + {rule}   limits   {of}{after}   {who}"),
+            (Some(before), None) => format!("  - {rule}   limits no more   {of}{before}   {who}"),
+            (Some(before), Some(after)) => format!("  ! {rule}   limits   {of}{after}   (now {before})   {who}"),
+            (None, None) => format!("  ? {rule}   limits   {of}   {who}"),
+        }
+        .trim_end()
+        .to_owned()
+    };
+    plan["limits"].as_array().into_iter().flatten().map(said).collect()
 }
 
 /// Says whom a line is about: by name if they are few.
@@ -148,6 +171,33 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_plan_shows_limits_that_are_new_gone_or_others() {
+        let limit = |rule: &str, resources: &[&str], before: Value, after: Value| {
+            json!({ "rule": rule, "resources": resources, "before": before, "after": after, "people": 6, "machines": 0,
+                    "subjects": ["a", "b", "c"] })
+        };
+        let plan = json!({
+            "lines": [],
+            "warnings": [],
+            "limits": [
+                limit("files", &["files", "git"], json!(null), json!("2GiB down within 1 h, then the session ends")),
+                limit("files", &["files"], json!("9 connections within 1 h, then the session ends"), json!(null)),
+                limit("scans", &[], json!("20 refused, then A"), json!("9 refused, then B")),
+            ],
+            "live": { "answered": 0, "silent": [], "away": [], "unlisted": 0 },
+        });
+        assert_eq!(
+            lines(&plan, Tense::Would),
+            [
+                "  + rule \"files\"   limits   files, git to 2GiB down within 1 h, then the session ends   6 people",
+                "  - rule \"files\"   limits no more   files to 9 connections within 1 h, then the session ends   6 people",
+                "  ! rule \"scans\"   limits   everything to 9 refused, then B   (now 20 refused, then A)   6 people",
+                "  nobody who is signed in now gains or loses anything",
+            ]
+        );
+    }
 
     #[test]
     fn a_plan_names_who_gains_and_loses_and_which_live_flows_would_be_cut() {
