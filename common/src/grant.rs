@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     id::{BootId, DeviceId, LeaseId, MachineName, Nonce, ResourceName, RuleName, SubjectId, Tag},
     key::{ControllerPublicKey, ControllerSigningKey, PresharedKey, Signature, SigningPurpose, WireGuardPublicKey},
-    limit::{Limits, ScanLimit},
+    limit::{Limit, ScanLimit},
     net::{Protocol, Service},
     time::{Deadline, Lifetime, Monotonic, Now, WallTime},
 };
@@ -215,9 +215,9 @@ pub struct Permission<T> {
     pub on_deny: OnDeny,
     /// Whether the rule is enforced or only watched.
     pub mode: Mode,
-    /// How much of it; the destination counts.
-    #[serde(default, skip_serializing_if = "Limits::is_empty")]
-    pub limits: Limits,
+    /// How much of it, at most [`crate::limit::MAX_LIMITS`]; the destination counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
 }
 
 /// What a refused packet gets from the destination.

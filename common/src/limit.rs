@@ -1,7 +1,7 @@
 //! Limits on behaviour: how much, within how long, and how it is counted.
 //!
 //! ```text
-//! policy: limits of a rule --> Limits in the permission --> node: a Window for each, judged there with no round trip
+//! policy: limits of a rule --> Limit in the permission  --> node: a Window for each, judged there with no round trip
 //!                                                           |-- passed: the permission is shut at this node
 //!                                                           '-- Usage --> controller: the sum over nodes and devices --> response
 //! ```
@@ -107,6 +107,10 @@ pub struct Limit {
     pub within_ms: u64,
     /// What follows when it is more.
     pub then: Consequence,
+    /// Counting begins anew when this number is a greater one. Each limit has its own: what ends one count ends no other. 0 as
+    /// policy says it.
+    #[serde(default)]
+    pub budget: u64,
 }
 
 impl Limit {
@@ -124,22 +128,6 @@ impl Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} within {}", self.measure.amount(self.most), HumanDuration::new(self.within()))
-    }
-}
-
-/// The limits of a permission.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Limits {
-    /// Counting begins anew when this number is another.
-    pub budget: u64,
-    /// At most [`MAX_LIMITS`].
-    pub each: Vec<Limit>,
-}
-
-impl Limits {
-    /// Tells whether nothing is limited.
-    pub fn is_empty(&self) -> bool {
-        self.each.is_empty()
     }
 }
 
@@ -167,7 +155,7 @@ pub struct Usage {
     pub rule: RuleName,
     /// Of what.
     pub resource: ResourceName,
-    /// [`Limits::budget`] of the permission.
+    /// [`Limit::budget`] of the permission's limit.
     pub budget: u64,
     /// Which limit of the rule.
     pub measure: Measure,

@@ -145,6 +145,8 @@ pub enum FromNode {
     },
     /// What peers, and this machine, did lately: every few seconds if there is anything, and at once when a limit is passed.
     Behaviour {
+        /// Names the start of the data plane that counted: another one has begun at nothing, and what was told before still happened.
+        process: u64,
         /// How much of limits was used here; at most [`MAX_USAGES`].
         usages: Vec<Usage>,
         /// Who was refused too many destinations; at most [`MAX_SCANS`].
@@ -552,7 +554,8 @@ mod tests {
         };
         let device = Some(DeviceId::from_bytes([0xff; 16]));
         let scan = Scan { device, rule, budget: u64::MAX, refused: u32::MAX, last };
-        let report = FromNode::Behaviour { usages: vec![usage; MAX_USAGES], scans: vec![scan; MAX_SCANS] };
+        let report =
+            FromNode::Behaviour { process: u64::MAX, usages: vec![usage; MAX_USAGES], scans: vec![scan; MAX_SCANS] };
         let text = serde_json::to_string(&report).expect("a message has a JSON form");
         assert!(text.len() <= MAX_NODE_MESSAGE_BYTES, "{} bytes", text.len());
     }

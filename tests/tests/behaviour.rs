@@ -26,6 +26,29 @@ from = ["group:staff"]
 to = ["files"]
 limits = { download = "1MiB/h", on_exceed = "challenge" }
 
+[resource.builds]
+nodes = ["tag:files"]
+ports = ["tcp/7002"]
+
+[resource.mail]
+nodes = ["tag:files"]
+ports = ["tcp/7003"]
+
+[set.basics]
+resources = ["wiki"]
+
+[[access]]
+name = "staff use builds"
+from = ["group:staff"]
+to = ["builds"]
+limits = { connections = "20/10m", on_exceed = "restrict", restrict_to = "basics" }
+
+[[access]]
+name = "staff send mail"
+from = ["group:staff"]
+to = ["mail"]
+limits = { upload = "1MiB/h", on_exceed = "terminate" }
+
 [[access]]
 name = "everybody reads the wiki"
 from = ["user:*"]
@@ -56,7 +79,7 @@ fn scene(name: &str) -> Result<Scene> {
         let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
         server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
     };
-    let servers = vec![echo(7000)?, echo(7001)?];
+    let servers = vec![echo(7000)?, echo(7001)?, echo(7002)?, echo(7003)?];
     let laptop = world.laptop("laptop")?;
     let at = server.overlay(Family::V6)?;
     Ok(Scene { world, server, laptop, at, _servers: servers })
@@ -64,9 +87,14 @@ fn scene(name: &str) -> Result<Scene> {
 
 /// Downloads so many KiB from the echo, and goes on with a line every 200 ms until its connection ends.
 fn download(from: &Host, at: IpAddr, kib: u32) -> Result<Background> {
+    exchange(from, at, 7000, kib)
+}
+
+/// Sends so many KiB to the echo at a port, and goes on with a line every 200 ms until its connection ends.
+fn exchange(from: &Host, at: IpAddr, port: u16, kib: u32) -> Result<Background> {
     let script = format!(
         "(head -c {kib}K /dev/zero | tr '\\0' x; echo; echo begun; while :; do echo line; sleep 0.2; done) \
-         | socat -t5 -T30 - TCP6:[{at}]:7000 | sed -u s,x,,g"
+         | socat -t5 -T30 - TCP6:[{at}]:{port} | sed -u s,x,,g"
     );
     from.command("sh").args(["-c", &script]).spawn()
 }
@@ -176,5 +204,68 @@ fn a_machine_that_scans_is_held_by_itself_and_told_why() -> Result<()> {
     ensure!(why.contains("is in quarantine since"), "{why}");
     world.ctl(&["quarantine", "release", "device", "laptop"])?;
     eventually(PATIENCE, "released and not open", || can_connect(&laptop.host, at, 7001).then_some(()))?;
+    Ok(())
+}
+
+#[test]
+fn too_many_connections_leave_a_few_resources_and_too_much_upload_ends_the_session() -> Result<()> {
+    let Scene { world, server: _server, laptop, at, _servers } = scene("rate")?;
+    world.sign_in(&laptop, "alice")?;
+    eventually(PATIENCE, "the builds are not reached", || can_connect(&laptop.host, at, 7002).then_some(()))?;
+    let mut wiki = exchange(&laptop.host, at, 7001, 1)?;
+    let mut builds = exchange(&laptop.host, at, 7002, 1)?;
+    wiki.wait_for_output("line", PATIENCE)?;
+    builds.wait_for_output("line", PATIENCE)?;
+    eventually(PATIENCE, "connections without end get through", || {
+        (!can_connect(&laptop.host, at, 7002)).then_some(())
+    })?;
+    eventually(PATIENCE, "the open connection lives on", || (!builds.is_running()).then_some(()))?;
+    let listed = eventually(PATIENCE, "the controller lists no restraint", || {
+        world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains("alice"))
+    })?;
+    ensure!(listed.contains("all but wiki") && listed.contains("more than 20 connections"), "{listed}");
+    eventually(PATIENCE, "more than the set is left", || (!can_connect(&laptop.host, at, 7003)).then_some(()))?;
+    ensure!(can_connect(&laptop.host, at, 7001) && wiki.is_running(), "what stays is cut: {}", wiki.output());
+    let why = explained(&laptop, "builds:7002")?;
+    ensure!(why.contains("builds: more than 20 connections within 10 min"), "{why}");
+    world.ctl(&["restraint", "release", "subject", "alice"])?;
+    for port in [7002, 7003] {
+        eventually(PATIENCE, "released and not open", || can_connect(&laptop.host, at, port).then_some(()))?;
+    }
+    ensure!(wiki.is_running(), "the wiki was cut: {}", wiki.output());
+
+    let mut mail = exchange(&laptop.host, at, 7003, 2_000)?;
+    for (client, what) in [(&mut mail, "that uploads"), (&mut wiki, "of the same session")] {
+        eventually(Duration::from_secs(15), &format!("the connection {what} lives on"), || {
+            (!client.is_running()).then_some(())
+        })?;
+    }
+    let status = eventually(PATIENCE, "the session has not ended", || {
+        laptop.postern(&["status"]).ok().filter(|status| status.contains("more than 1MiB up"))
+    })?;
+    ensure!(!can_connect(&laptop.host, at, 7001), "signed out, and open: {status}");
+    world.sign_in(&laptop, "alice")?;
+    eventually(PATIENCE, "a fresh sign-in opens nothing", || can_connect(&laptop.host, at, 7003).then_some(()))?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_restarts_has_not_let_less_through() -> Result<()> {
+    let Scene { world, server, laptop, at, _servers } = scene("recount")?;
+    world.sign_in(&laptop, "alice")?;
+    eventually(PATIENCE, "the files are not reached", || can_connect(&laptop.host, at, 7000).then_some(()))?;
+    let mut first = download(&laptop.host, at, 600)?;
+    first.wait_for_output("line", PATIENCE)?;
+    server.stop(Signal::Terminate)?;
+    first.signal(Signal::Kill)?;
+    server.start()?;
+    eventually(PATIENCE, "it does not come back", || can_connect(&laptop.host, at, 7000).then_some(()))?;
+    let mut second = download(&laptop.host, at, 600)?;
+    eventually(Duration::from_secs(20), "600 KiB before the restart and 600 after it pass where 1 MiB may", || {
+        (!second.is_running()).then_some(())
+    })?;
+    eventually(PATIENCE, "the controller lists no restraint", || {
+        world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains("more than 1MiB down"))
+    })?;
     Ok(())
 }

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use super::{
     condition::{Lens, State},
     model::{Access, Deny, DenyTo, Life, Model},
+    restraint::Restraint,
     selector::Selector,
     services::{overlap, split},
     subject::{RequestContext, Targets, Truth},
@@ -191,7 +192,7 @@ impl<'a> Evaluation<'a> {
             let Some((until, mode)) = state else { continue };
             for resource in access.to.iter().filter(|resource| wanted(index, **resource)) {
                 let name = &self.model.resources[*resource].name;
-                if access.restrained(self.model, name, self.context, self.lens).is_some() {
+                if access.restrained(self.model, name, None, self.context, self.lens).is_some() {
                     continue;
                 }
                 let Some(approved) = self.approved(access, *resource) else { continue };
@@ -209,7 +210,16 @@ impl<'a> Evaluation<'a> {
                     mode: mode.clone(),
                     via: via.clone(),
                 };
-                self.minus_denies(&whole, nodes, &mut granted);
+                if !self.context.restraints.iter().any(Restraint::is_of_one_machine) {
+                    self.minus_denies(&whole, nodes, &mut granted);
+                    continue;
+                }
+                let mut nodes = nodes.clone();
+                nodes.retain(|node| {
+                    let on = Some(self.targets.nodes()[*node].device);
+                    access.restrained(self.model, name, on, self.context, self.lens).is_none()
+                });
+                self.minus_denies(&whole, &nodes, &mut granted);
             }
         }
         granted.retain(|granted| granted.until > self.context.now);

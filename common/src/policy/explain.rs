@@ -14,6 +14,7 @@ use super::{
     evaluate::{Evaluation, Granted},
     model::{Access, Life, Model},
     posture,
+    restraint::Restraint,
     services::{overlap, split},
     subject::{RequestContext, Subject, Targets, Truth},
 };
@@ -215,6 +216,7 @@ impl Question<'_> {
         because.extend(access.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
         let limits = access.limits_at(self.context.now).into_iter();
         because.extend(limits.map(|limit| format!("at most {limit}; beyond that {}", limit.then)));
+        because.extend(self.shut_beside(best));
         let postures = access.when.map(|when| &self.model.whens[when].posture);
         because.extend(
             postures.into_iter().flatten().filter_map(|index| posture::excepted(self.model, *index, self.context)),
@@ -228,6 +230,20 @@ impl Question<'_> {
             valid_until: (best.until != WallTime::NEVER).then_some(best.until),
             ..self.denied(reason)
         }
+    }
+
+    /// Says on which of the machines that are asked about a restraint keeps a rule from giving what it gives on others.
+    fn shut_beside(&self, granted: &Granted) -> Vec<String> {
+        if !self.context.restraints.iter().any(Restraint::is_of_one_machine) {
+            return Vec::new();
+        }
+        let (access, name) = (&self.model.access[granted.access], &self.model.resources[granted.resource].name);
+        let shut = self.nodes().into_iter().filter_map(|node| {
+            let node = &self.targets.nodes()[node];
+            let unmet = access.restrained(self.model, name, Some(node.device), self.context, self.lens)?;
+            Some(format!("not on {}: {}; it {}", node.name, unmet.fact, unmet.demand))
+        });
+        shut.take(MAX_BECAUSE).collect()
     }
 
     /// Says why nothing is granted, by the rule that came nearest.
@@ -358,7 +374,12 @@ impl Question<'_> {
         let unapproved = names.iter().all(|name| access.approved(name, self.context).is_none());
         let missing = names.first().filter(|_| unapproved && self.lens != Lens::Anyhow);
         // What was taken away comes first: that it was is news, and the conditions are known.
-        let held = names.iter().filter_map(|name| access.restrained(self.model, name, self.context, self.lens)).next();
+        let everywhere = |name: &&ResourceName| access.restrained(self.model, name, None, self.context, self.lens);
+        let held = names.iter().find_map(everywhere).or_else(|| {
+            let nodes = self.nodes().into_iter().map(|node| self.targets.nodes()[node].device);
+            let mut on = nodes.flat_map(|node| names.iter().map(move |name| (*name, node)));
+            on.find_map(|(name, node)| access.restrained(self.model, name, Some(node), self.context, self.lens))
+        });
         let count = unmet.len() + usize::from(missing.is_some()) + usize::from(held.is_some());
         let mut told = held.into_iter().chain(unmet);
         if let Some(first) = told.next() {

@@ -124,7 +124,7 @@ impl AccessLimit {
     pub(super) fn on_nodes(self, watched: bool) -> Limit {
         let then = if watched { Consequence::Alert } else { self.then.consequence() };
         let within_ms = u64::try_from(self.within.as_millis()).unwrap_or(u64::MAX);
-        Limit { measure: self.measure, most: self.most, within_ms, then }
+        Limit { measure: self.measure, most: self.most, within_ms, then, budget: 0 }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! a limit was passed, the place changed, credentials changed --> Restraint in the context of the decision
-//!   Challenge: proof of sign-in from before it does not count    --step_ups--> offered to the person as any other step-up
+//!   Challenge: proof of sign-in from before it does not count    --step_ups--> offered to the person as any other step-up,
+//!              for everything, for what one rule gives, or for that on one machine
 //!   Only:      nothing but the named resources
 //! ```
 //!
@@ -21,7 +22,7 @@ use super::{
     subject::{RequestContext, Subject, Truth},
 };
 use crate::{
-    id::{ResourceName, RuleName},
+    id::{DeviceId, ResourceName, RuleName},
     time::WallTime,
 };
 
@@ -38,14 +39,24 @@ pub enum Reach {
         /// The resource.
         resource: ResourceName,
     },
+    /// What one rule gives of one resource on one machine: what that machine's own word closes.
+    AccessOn {
+        /// The rule.
+        rule: RuleName,
+        /// The resource.
+        resource: ResourceName,
+        /// The machine.
+        node: DeviceId,
+    },
 }
 
 impl Reach {
-    /// Tells whether what a rule gives of a resource is concerned.
-    pub fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
+    /// Tells whether what a rule gives of a resource is concerned: on every machine, or with `on`, on that one.
+    pub fn covers(&self, rule: &RuleName, resource: &ResourceName, on: Option<DeviceId>) -> bool {
         match self {
             Self::Everything => true,
             Self::Access { rule: of, resource: to } => of == rule && to == resource,
+            Self::AccessOn { rule: of, resource: to, node } => of == rule && to == resource && on == Some(*node),
         }
     }
 }
@@ -71,11 +82,22 @@ pub enum Restraint {
     },
 }
 
+impl Restraint {
+    /// Tells whether it is of one machine alone.
+    pub(super) const fn is_of_one_machine(&self) -> bool {
+        match self {
+            Self::Challenge { reach: Reach::AccessOn { .. }, .. } => true,
+            Self::Challenge { reach: Reach::Everything | Reach::Access { .. }, .. } | Self::Only { .. } => false,
+        }
+    }
+}
+
 impl Access {
-    /// Joins what challenges ask of the proof of sign-in before this rule gives a resource; nothing if none does.
-    pub(super) fn challenged(&self, resource: &ResourceName, context: &RequestContext) -> Demand {
+    /// Joins what challenges ask of the proof of sign-in before this rule gives a resource, on any machine or on that one; nothing if
+    /// none does.
+    pub(super) fn challenged(&self, resource: &ResourceName, on: Option<DeviceId>, context: &RequestContext) -> Demand {
         let anew = context.restraints.iter().filter_map(|restraint| match restraint {
-            Restraint::Challenge { reach, since, reason } if reach.covers(&self.name, resource) => {
+            Restraint::Challenge { reach, since, reason } if reach.covers(&self.name, resource, on) => {
                 Some(Anew { after: *since, reason: reason.clone() })
             }
             Restraint::Challenge { .. } | Restraint::Only { .. } => None,
@@ -83,11 +105,13 @@ impl Access {
         Demand { anew: anew.max(), ..Demand::default() }
     }
 
-    /// Tells why a restraint keeps this rule from giving a resource; nothing if none does. Time passing frees nobody.
+    /// Tells why a restraint keeps this rule from giving a resource, on any machine or on that one; nothing if none does. Time passing
+    /// frees nobody.
     pub(super) fn restrained(
         &self,
         model: &Model,
         resource: &ResourceName,
+        on: Option<DeviceId>,
         context: &RequestContext,
         lens: Lens,
     ) -> Option<Unmet> {
@@ -102,7 +126,7 @@ impl Access {
             let demand = "gives nothing until an administrator releases it".into();
             return Some(Unmet { fact: reason.clone(), demand, fix: None, mended_by_step_up: false });
         }
-        let demand = self.challenged(resource, context);
+        let demand = self.challenged(resource, on, context);
         let anew = demand.anew.as_ref()?;
         match context.subject {
             Subject::User { .. } if lens.grants_proof() || demand.state(model, context).truth == Truth::True => None,

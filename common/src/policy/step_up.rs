@@ -56,8 +56,7 @@ impl Policy {
         let mut found: Vec<StepUp> = Vec::new();
         for granted in proven.into_iter().filter(|granted| granted.mode == Mode::Enforce) {
             let resource = &model.resources[granted.resource].name;
-            let challenged = model.access[granted.access].challenged(resource, context);
-            let demand = demand_of(model, &granted, context, targets).and(&challenged);
+            let asked = demand_of(model, &granted, context, targets);
             for node in granted.nodes {
                 let open = open.entry(node).or_default();
                 let services = split(&granted.services, open).1;
@@ -66,14 +65,21 @@ impl Policy {
                 }
                 open.extend(&services);
                 let device = targets.nodes()[node].device;
+                let challenged = model.access[granted.access].challenged(resource, Some(device), context);
+                let demand = asked.clone().and(&challenged);
                 match found.iter_mut().find(|known| known.resource == *resource && known.services == services) {
-                    Some(known) => known.nodes.push(device),
+                    Some(known) => {
+                        known.nodes.push(device);
+                        if known.rule == model.access[granted.access].name {
+                            known.demand = std::mem::take(&mut known.demand).and(&challenged);
+                        }
+                    }
                     None => found.push(StepUp {
                         resource: resource.clone(),
                         rule: model.access[granted.access].name.clone(),
                         nodes: vec![device],
                         services,
-                        demand: demand.clone(),
+                        demand,
                     }),
                 }
             }

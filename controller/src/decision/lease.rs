@@ -5,14 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 use postern_common::{
     grant::Permission,
     id::DeviceId,
-    id::{ResourceName, RuleName},
-    limit::{Limits, ScanLimit},
+    limit::{Limit, ScanLimit},
     policy::{Entitlement, StepUp},
     time::{Deadline, Monotonic, Now, WallTime},
 };
 
 use super::permissions::Permissions;
-use crate::records::{LaterPart, LeaseRecord, Takes};
+use crate::records::{LaterPart, LeaseRecord, RestraintRecord, budget_of};
 
 /// How often a lease of a connected device is checked against policy and the clock, in wall time: at every full minute,
 /// because that is how fine `hours` in a policy are.
@@ -67,8 +66,6 @@ pub(crate) struct Lease {
     pub(crate) offered: Vec<StepUp>,
     /// The nodes on which it has permissions now, in order.
     pub(crate) destinations: Vec<DeviceId>,
-    /// What began the subject's budgets, of which nodes count the use, and their numbers.
-    pub(crate) budgets: Vec<(Takes, u64)>,
     /// From how many refused destinations on its device counts as one that scans.
     pub(crate) scan: Option<ScanLimit>,
 }
@@ -76,12 +73,6 @@ pub(crate) struct Lease {
 /// Turns a wall time into a deadline on both clocks.
 pub(crate) fn deadline(wall: WallTime, now: Now) -> Deadline {
     Deadline { monotonic: now.monotonic.saturating_add(wall.since(now.wall)), wall }
-}
-
-/// Returns the number of the budget of what a rule gives of a resource.
-pub(crate) fn budget_of(budgets: &[(Takes, u64)], rule: &RuleName, resource: &ResourceName) -> u64 {
-    let covering = budgets.iter().filter(|(takes, _)| takes.covers(rule, resource));
-    covering.map(|(_, budget)| *budget).max().unwrap_or(0)
 }
 
 /// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from what `since` says of it; never after the
@@ -120,11 +111,14 @@ pub(crate) fn grant(
 }
 
 impl Lease {
-    /// Lists what the lease opens on each node. Permissions are in the order of policy.
-    pub(crate) fn by_destination(&self, now: Now) -> BTreeMap<DeviceId, Permissions> {
+    /// Lists what the lease opens on each node. Permissions are in the order of policy; what the subject was restrained for says which
+    /// budgets of their limits nodes count in.
+    pub(crate) fn by_destination(&self, restraints: &[RestraintRecord], now: Now) -> BTreeMap<DeviceId, Permissions> {
         let mut lists: BTreeMap<DeviceId, Vec<Permission<Deadline>>> = BTreeMap::new();
         for Granted { entitlement, until, .. } in self.granted.iter().filter(|granted| !granted.until.has_passed(now)) {
             for node in entitlement.nodes.iter().filter(|node| **node != self.record.device) {
+                let (rule, resource) = (&entitlement.rule, &entitlement.resource);
+                let budget = |limit: &Limit| budget_of(restraints, rule, resource, limit, *node);
                 lists.entry(*node).or_default().push(Permission {
                     rule: entitlement.rule.clone(),
                     resource: entitlement.resource.clone(),
@@ -133,13 +127,7 @@ impl Lease {
                     until: *until,
                     on_deny: entitlement.on_deny,
                     mode: entitlement.mode.clone(),
-                    limits: match &entitlement.limits[..] {
-                        [] => Limits::default(),
-                        each => Limits {
-                            budget: budget_of(&self.budgets, &entitlement.rule, &entitlement.resource),
-                            each: each.to_vec(),
-                        },
-                    },
+                    limits: entitlement.limits.iter().map(|limit| Limit { budget: budget(limit), ..*limit }).collect(),
                 });
             }
         }

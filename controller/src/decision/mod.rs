@@ -26,5 +26,5 @@ mod lease;
 mod permissions;
 
 pub(crate) use context::{Whence, context, hypothetical, policy_assurance};
-pub(crate) use lease::{Extend, Granted, Lease, Terms, budget_of, deadline, grant};
+pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant};
 pub(crate) use permissions::{Permissions, covered, earliest, latest, live, loses, narrows};

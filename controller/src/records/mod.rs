@@ -40,12 +40,13 @@ pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
 use postern_common::{
     id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
+    policy::Place,
     posture::Report,
     time::WallTime,
 };
 pub use quarantine::{Covered, QuarantineRecord, Quarantined};
 pub use request::RequestRecord;
-pub use restraint::{Restrained, RestraintRecord, Takes};
+pub use restraint::{Begun, Restrained, RestraintRecord, Takes, budget_of};
 pub use scim::{NotAnId, ScimGone, ScimGroup, ScimId, ScimKey, ScimMembership, ScimToken, ScimUser};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
@@ -134,6 +135,10 @@ pub struct DeviceRecord {
     pub last_seen: WallTime,
     /// The outer address from which its stream last came.
     pub last_address: Option<IpAddr>,
+    /// Where its login session spoke from last, as far as maps knew; a service has one session for ever. It stands here, so that a restart
+    /// and a way by addresses that no map knows do not hide that the place is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spoke_from: Option<Place>,
     /// Outer addresses at which it was last known, best first.
     pub endpoints: Vec<SocketAddr>,
     /// The version of its software, as it told.

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use postern_common::{
     id::{DeviceId, ResourceName, RuleName, SubjectId},
+    limit::{Limit, Measure},
     policy::{Reach, Restraint},
     time::WallTime,
 };
@@ -60,17 +61,68 @@ pub struct RestraintRecord {
     pub by: String,
     /// Since when.
     pub since: WallTime,
-    /// The number of the budgets that it begins, each greater than those before; 0 if it begins none. Wall time in milliseconds, unless
-    /// the clock was set back.
+    /// The number of the budgets of everything that it takes, greater than those before; 0 if it begins none. Wall time in milliseconds,
+    /// unless the clock was set back.
     #[serde(default)]
+    pub budget: u64,
+    /// The counts of single limits that began anew with it, or with another response of the same kind since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<Begun>,
+}
+
+/// The count of one limit that began anew: what follows from passing one limit is no way to be forgotten by another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The rule whose limit it is.
+    pub rule: RuleName,
+    /// Of what.
+    pub resource: ResourceName,
+    /// What it counts.
+    pub measure: Measure,
+    /// Within how long, milliseconds.
+    pub within_ms: u64,
+    /// The one machine on which it began anew; absent for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<DeviceId>,
+    /// Its number, as [`RestraintRecord::budget`].
     pub budget: u64,
 }
 
+/// The most counts that one record remembers; beyond it, everything that it takes begins anew.
+const MAX_BEGUN: usize = 64;
+
+impl Begun {
+    /// Tells whether it is the same count, if of another number.
+    fn is_same(&self, other: &Self) -> bool {
+        (&self.rule, &self.resource, self.measure, self.within_ms, self.node)
+            == (&other.rule, &other.resource, other.measure, other.within_ms, other.node)
+    }
+}
+
+/// Returns the number of the budget of a limit on one machine, by what its subject was restrained for.
+pub fn budget_of(
+    records: &[RestraintRecord],
+    rule: &RuleName,
+    resource: &ResourceName,
+    limit: &Limit,
+    on: DeviceId,
+) -> u64 {
+    let fits = |begun: &&Begun| {
+        (&begun.rule, &begun.resource, begun.measure, begun.within_ms)
+            == (rule, resource, limit.measure, limit.within_ms)
+            && begun.node.is_none_or(|node| node == on)
+    };
+    let wide = records.iter().filter(|record| record.takes.covers(rule, resource)).map(|record| record.budget);
+    let single = records.iter().flat_map(|record| &record.begun).filter(fits).map(|begun| begun.budget);
+    wide.chain(single).max().unwrap_or(0)
+}
+
 impl Takes {
-    /// Tells whether the budget of what a rule gives of a resource begins anew by it.
+    /// Tells whether the budgets of what a rule gives of a resource begin anew by it.
     pub fn covers(&self, rule: &RuleName, resource: &ResourceName) -> bool {
         match self {
-            Self::Proof { reach } => reach.covers(rule, resource),
+            Self::Proof { reach: Reach::AccessOn { rule: of, resource: to, .. } } => of == rule && to == resource,
+            Self::Proof { reach } => reach.covers(rule, resource, None),
             Self::Nothing => true,
             Self::AllBut { resources } => !resources.contains(resource),
         }
@@ -80,12 +132,27 @@ impl Takes {
     pub const fn is_wide(&self) -> bool {
         match self {
             Self::Proof { reach: Reach::Everything } | Self::Nothing | Self::AllBut { .. } => true,
-            Self::Proof { reach: Reach::Access { .. } } => false,
+            Self::Proof { reach: Reach::Access { .. } | Reach::AccessOn { .. } } => false,
         }
     }
 }
 
 impl RestraintRecord {
+    /// Notes that the count of a limit began anew.
+    pub fn begin(&mut self, begun: Begun) {
+        self.begun.retain(|known| !known.is_same(&begun));
+        self.begun.push(begun);
+        if self.begun.len() > MAX_BEGUN {
+            self.budget = self.last_budget();
+            self.begun.clear();
+        }
+    }
+
+    /// Returns the greatest number that began with it.
+    pub fn last_budget(&self) -> u64 {
+        self.begun.iter().map(|begun| begun.budget).chain([self.budget]).max().unwrap_or(0)
+    }
+
     /// Returns the record's name in the store.
     pub fn name(&self) -> String {
         let takes = serde_json::to_string(&self.takes).expect("a restraint has no part without a JSON form");

@@ -53,17 +53,20 @@ impl Core {
     /// Raises an alert if a device speaks from another country or autonomous system than before. Conditions on the place count in any
     /// case: every decision looks where it speaks from now.
     ///
-    /// Within one login session a `[[limit]]` of the policy may say what follows; a service has one for ever.
-    pub(super) fn moves(&mut self, device: &DeviceRecord, address: IpAddr, now: Now) {
+    /// Within one login session a `[[limit]]` of the policy may say what follows; a service has one for ever. Returns where the session
+    /// speaks from as far as is known now, for the record.
+    pub(super) fn moves(&mut self, device: &DeviceRecord, address: IpAddr, now: Now) -> Option<Place> {
         let id = device.id;
-        let Some(before) = device.last_address.filter(|before| *before != address) else { return };
-        let (last, is) = (self.atlas.place_of(before), self.atlas.place_of(address));
+        let last = device.last_address.map(|before| self.atlas.place_of(before)).unwrap_or_default();
+        let is = self.atlas.place_of(address);
         // An address that no map knows is no way from one country to another: what was known before it counts.
-        let known = self.known_places.get(&id).copied().unwrap_or_default();
+        let known = device.spoke_from.unwrap_or_default();
         let was = Place { country: last.country.or(known.country), asn: last.asn.or(known.asn) };
-        self.known_places.insert(id, Place { country: is.country.or(was.country), asn: is.asn.or(was.asn) });
+        let place = Place { country: is.country.or(was.country), asn: is.asn.or(was.asn) };
+        let place = (place != Place::default()).then_some(place);
+        let Some(before) = device.last_address.filter(|before| *before != address) else { return place };
         if !is.differs_from(&was) {
-            return;
+            return place;
         }
         let subject = self.registry.device(id).map(|device| device.owner);
         let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
@@ -78,6 +81,7 @@ impl Core {
         if self.registry.session_on(id).is_none_or(|session| session.started < device.last_seen) {
             self.place_left(id, &was, &is, now);
         }
+        place
     }
 
     /// Takes in how many packets a node has refused within the last minute.

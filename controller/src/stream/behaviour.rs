@@ -4,33 +4,36 @@
 //! FromNode::Behaviour --usages--> Book: the sum over nodes and devices --more than the limit--> alert, respond (restraint)
 //!                     '-scans---> alert, respond or quarantine
 //! another country or autonomous system within one login session --stay_limit--> respond
-//! respond --> another budget in the subject's permissions: nodes count anew
+//! respond --> another budget of that limit in the subject's permissions: nodes count it anew
 //! ```
 //!
 //! Invariants:
 //! - A node is believed about those alone who may open something on it, under the limit that its document carries: another rule,
 //!   measure, window or budget is dropped and counted. Of itself it may say that it
 //!   scans; of a server that is an alert and no more, because whoever talks to its programs may bring it to that.
-//! - A response begins the budgets of what it covers: a challenge of what one rule gives of one resource is no way round another limit.
-//!   All limits of that pair begin anew with it, the harsher ones too; the worst of what one message tells of is done before.
+//! - A response begins the count of the limit that was passed, and of no other: a cheap challenge is no way round a harsher limit.
 //! - A limit is passed once for a budget: the response begins another one. What is taken already is not taken again, nor told again.
-//! - The word of one node closes a few in an hour, whatever it says ([`crate::signals::behaviour`]): its own doors it shuts anyway.
+//! - The word of one node closes a few in an hour, whatever it says ([`crate::signals::behaviour`]): its own doors it shuts anyway. Of
+//!   whom it would have a fresh sign-in beyond that, one is asked for what that node gives, and for nothing else: so nobody stays shut
+//!   there who proves who they are, and its word counts for nobody else's doors or counts.
 //! - Where a rule is only watched, an alert is all that follows.
 
 use std::time::Duration;
 
 use postern_common::{
-    id::{DeviceId, SubjectId},
+    id::DeviceId,
     limit::{Consequence, Limit, Measure, Scan, ScanLimit, Usage},
     policy::{LimitResponse, Place, Reach},
     protocol::{MAX_SCANS, MAX_USAGES},
     time::Now,
 };
 
-use super::{core::Core, restraint::SignalResponse};
+use super::{
+    core::Core,
+    restraint::{Begins, MAX_OF_ONE, SignalResponse},
+};
 use crate::{
-    decision::budget_of,
-    records::{DeviceRecord, Quarantined, Restrained, Takes},
+    records::{Begun, DeviceRecord, Quarantined, Restrained, budget_of},
     signals::{
         alerts::{About, AlertKind},
         behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, Word},
@@ -38,13 +41,6 @@ use crate::{
 };
 
 impl Core {
-    /// Lists what began a subject's present budgets, and their numbers: each response begins those that it covers, a release all. They
-    /// outlive restarts.
-    pub(super) fn budgets_of(&self, subject: SubjectId) -> Vec<(Takes, u64)> {
-        let held = self.registry.restraints_of(Restrained::Subject(subject)).iter();
-        held.filter(|record| record.budget > 0).map(|record| (record.takes.clone(), record.budget)).collect()
-    }
-
     /// Returns the number of a device's budget of refused destinations. A challenge of what one rule gives is no new one.
     fn scan_budget(&self, device: &DeviceRecord) -> u64 {
         let of_subject = self.registry.restraints_of(Restrained::Subject(device.owner)).iter();
@@ -63,7 +59,13 @@ impl Core {
     }
 
     /// Takes in what a node tells of behaviour.
-    pub(super) fn behaviour_told(&mut self, node: DeviceId, usages: Vec<Usage>, scans: Vec<Scan>, now: Now) {
+    pub(super) fn behaviour_told(
+        &mut self,
+        (node, process): (DeviceId, u64),
+        usages: Vec<Usage>,
+        scans: Vec<Scan>,
+        now: Now,
+    ) {
         if usages.len() > MAX_USAGES || scans.len() > MAX_SCANS {
             self.counters.messages_refused += 1;
             return;
@@ -74,16 +76,15 @@ impl Core {
             self.counters.messages_refused += 1;
             scans.clear();
         }
-        // All of it is heard before anything follows, and the worst follows first: a challenge that begins another budget must not be a
-        // way round what else the same message tells of.
-        let heard = usages.into_iter().filter_map(|usage| self.usage_told(node, usage, now));
+        // All of it is heard before anything follows, and the worst follows first.
+        let heard = usages.into_iter().filter_map(|usage| self.usage_told(node, process, usage, now));
         let mut passed: Vec<(Limit, Usage)> = heard.collect();
         passed.sort_by_key(|(limit, _)| std::cmp::Reverse(limit.then));
         for (limit, usage) in passed {
             self.judge(&limit, &usage, now);
         }
         for scan in scans {
-            self.scan_told(node, &scan, now);
+            self.scan_told((node, process), &scan, now);
         }
     }
 
@@ -105,13 +106,14 @@ impl Core {
     }
 
     /// Takes in what a node says was used; returns the limit that this passes.
-    fn usage_told(&mut self, node: DeviceId, usage: Usage, now: Now) -> Option<(Limit, Usage)> {
-        let budget = || budget_of(&self.budgets_of(usage.subject), &usage.rule, &usage.resource);
-        let Some(limit) = self.limit_at(node, &usage).filter(|_| usage.budget == budget()) else {
+    fn usage_told(&mut self, node: DeviceId, process: u64, usage: Usage, now: Now) -> Option<(Limit, Usage)> {
+        let records = self.registry.restraints_of(Restrained::Subject(usage.subject));
+        let budget = |limit: &Limit| budget_of(records, &usage.rule, &usage.resource, limit, node);
+        let Some(limit) = self.limit_at(node, &usage).filter(|limit| usage.budget == budget(limit)) else {
             self.counters.behaviour_refused += 1;
             return None;
         };
-        (self.usages.hear(node, &usage, now.monotonic) > limit.most).then_some((limit, usage))
+        (self.usages.hear(node, process, &usage, now.monotonic) > limit.most).then_some((limit, usage))
     }
 
     fn judge(&mut self, limit: &Limit, usage: &Usage, now: Now) {
@@ -153,6 +155,9 @@ impl Core {
             self.counters.behaviour_refused += 1;
             let says = format!("of more than {most} subjects that they pass limits");
             self.not_believed(kind, sayer, word, &says, now);
+            if let Some(SignalResponse::Challenge(_)) = response {
+                self.challenge_there(sayer, &limit, usage, now);
+            }
             return word;
         }
         // What is taken already is not taken again at every word of a node, each of which would be a record and an alert.
@@ -160,7 +165,14 @@ impl Core {
             Some(response) => self.is_taken(whom, response),
             None => !self.usages.may_alert(usage, now.monotonic),
         };
+        let begun = begun(usage, None);
         if is_answered {
+            match &response {
+                Some(response @ (SignalResponse::Challenge(_) | SignalResponse::Terminate)) => {
+                    self.begin_too(whom, response, begun, now);
+                }
+                Some(SignalResponse::Restrict(_)) | None => {}
+            }
             return word;
         }
         let reason = format!("{}: more than {limit}", usage.resource);
@@ -169,10 +181,31 @@ impl Core {
         let text = format!("{name}: more than {limit} of {} (rule \"{}\"): {}", usage.resource, usage.rule, limit.then);
         self.alert(kind, text, about, now);
         let Some(response) = response else { return word };
-        self.usages.begin_anew(usage.subject, &response.takes());
+        self.usages.begin_limit_anew(usage);
         let by = format!("limit of rule \"{}\"", usage.rule);
-        self.respond_without_telling(whom, response, &reason, &by, now);
+        self.respond_without_telling(whom, response, Begins::Limit(begun), &reason, &by, now);
         word
+    }
+
+    /// Asks a fresh sign-in for what `node` gives, and for nothing else: it has shut that already, and nobody should stay there without a
+    /// way out because it speaks of many.
+    fn challenge_there(&mut self, node: DeviceId, limit: &Limit, usage: &Usage, now: Now) {
+        let whom = Restrained::Subject(usage.subject);
+        let has_shut = self.usages.said_by(node, usage) > limit.most;
+        // Beyond this many, challenges become one of everything.
+        let has_room = self.registry.restraints_of(whom).len() < MAX_OF_ONE;
+        if !has_shut || !has_room || self.challenged_there.accuse(node, usage.subject, now.monotonic) != Word::Counts {
+            return;
+        }
+        let (rule, resource) = (usage.rule.clone(), usage.resource.clone());
+        let response = SignalResponse::Challenge(Reach::AccessOn { rule, resource, node });
+        let begun = begun(usage, Some(node));
+        if self.is_taken(whom, &response) {
+            return self.begin_too(whom, &response, begun, now);
+        }
+        let reason = format!("{}: more than {limit}", usage.resource);
+        let by = format!("limit of rule \"{}\", on {} alone", usage.rule, self.registry.machine_name(node));
+        self.respond_without_telling(whom, response, Begins::Limit(begun), &reason, &by, now);
     }
 
     /// Says, once in a while, that a node speaks of too many for its word to count.
@@ -186,7 +219,7 @@ impl Core {
         self.alert(kind, text, About { device: Some(node), ..About::default() }, now);
     }
 
-    fn scan_told(&mut self, node: DeviceId, scan: &Scan, now: Now) {
+    fn scan_told(&mut self, (node, process): (DeviceId, u64), scan: &Scan, now: Now) {
         let device = scan.device.unwrap_or(node);
         // Who may open something on another machine must not accuse that one: only the other way round is asked of it.
         let lease = self.leases.get(&device).filter(|lease| device == node || lease.destinations.contains(&node));
@@ -208,7 +241,8 @@ impl Core {
             return;
         }
         let of = (subject, &limit.rule);
-        if self.refused_lately.hear(of, (device, node), (scan.refused, within), now.monotonic) <= limit.most {
+        let sum = self.refused_lately.hear(of, (device, node, process), (scan.refused, within), now.monotonic);
+        if sum <= limit.most.into() {
             return;
         }
         let Some((device, node)) = self.refused_lately.says_most(subject, &limit.rule) else { return };
@@ -274,10 +308,10 @@ impl Core {
             // It fails only if there are very many already; whoever is in quarantine has no lease, and does not come here.
             if let Err(error) = self.quarantine(Quarantined::Device(device), &reason, &by, now) {
                 tracing::error!(%error, device = %device, "a machine that scans is not in quarantine");
-                self.respond_without_telling(whom, SignalResponse::Terminate, &reason, &by, now);
+                self.respond_without_telling(whom, SignalResponse::Terminate, Begins::Everything, &reason, &by, now);
             }
         } else if let Some(response) = restraint {
-            self.respond_without_telling(whom, response, &reason, &by, now);
+            self.respond_without_telling(whom, response, Begins::Everything, &reason, &by, now);
         }
     }
 
@@ -298,8 +332,15 @@ impl Core {
         let Some(response) = SignalResponse::of(limit.then) else { return };
         let reason = format!("{} speaks from {is}, and spoke from {was} before", device.name);
         let by = format!("limit \"{}\"", limit.rule);
-        self.respond_without_telling(Restrained::Device(id), response, &reason, &by, now);
+        // Whoever travels has been refused no less.
+        self.respond_without_telling(Restrained::Device(id), response, Begins::Nothing, &reason, &by, now);
     }
+}
+
+/// Names the count of a limit, on one node or everywhere.
+fn begun(usage: &Usage, node: Option<DeviceId>) -> Begun {
+    let Usage { subject: _, rule, resource, budget: _, measure, within_ms, used: _ } = usage.clone();
+    Begun { rule, resource, measure, within_ms, node, budget: 0 }
 }
 
 impl SignalResponse {

@@ -10,7 +10,7 @@ use postern_common::{
     grant::OwnGrant,
     id::{DeviceId, Nonce, SessionId, SubjectId},
     key::{ControllerPublicKey, ControllerSigningKey},
-    policy::{Entitlement, Place, Policy, TargetNode, Targets},
+    policy::{Entitlement, Policy, TargetNode, Targets},
     protocol::Refusal,
     time::{Monotonic, Now, WallTime},
 };
@@ -113,13 +113,13 @@ pub struct Core {
     /// How much of limits every node says was used.
     /// The devices of each subject that have leases.
     pub(super) leases_of: HashMap<SubjectId, BTreeSet<DeviceId>>,
-    /// Where each device's login session spoke from, as far as that was known.
-    pub(super) known_places: HashMap<DeviceId, Place>,
     pub(super) usages: behaviour::Book,
     pub(super) refused_lately: behaviour::RefusalBook,
     pub(super) accusers: behaviour::Accusers<DeviceId>,
     pub(super) accused_subjects: behaviour::Accusers<SubjectId>,
     pub(super) challenged_subjects: behaviour::Accusers<SubjectId>,
+    /// Of whom a fresh sign-in is asked for what one node gives.
+    pub(super) challenged_there: behaviour::Accusers<SubjectId>,
     pub(super) provisioning: Provisioning,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
@@ -189,12 +189,12 @@ impl Core {
             plans: Plans::default(),
             postures: posture::Book::load(loaded.postures, now),
             leases_of: HashMap::new(),
-            known_places: HashMap::new(),
             usages: behaviour::Book::default(),
             refused_lately: behaviour::RefusalBook::default(),
             accusers: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
             accused_subjects: behaviour::Accusers::new(behaviour::MAX_ACCUSED),
             challenged_subjects: behaviour::Accusers::new(behaviour::MAX_CHALLENGED),
+            challenged_there: behaviour::Accusers::new(behaviour::MAX_CHALLENGED_THERE),
             timers: Timers::default(),
             flush_first: VecDeque::new(),
             flush_then: VecDeque::new(),
@@ -296,6 +296,7 @@ impl Core {
         self.accusers.sweep(now.monotonic);
         self.accused_subjects.sweep(now.monotonic);
         self.challenged_subjects.sweep(now.monotonic);
+        self.challenged_there.sweep(now.monotonic);
         self.sweep_provisioning(now);
         self.end_overtaken_sessions(now);
         let leases: Vec<DeviceId> =
@@ -503,7 +504,6 @@ impl Core {
         }
         self.generations.remove(&device);
         self.paces.remove(&device);
-        self.known_places.remove(&device);
     }
 }
 

@@ -191,7 +191,7 @@ impl Core {
                     false => self.counters.messages_refused += 1,
                 }
             }
-            FromNode::Behaviour { usages, scans } => self.behaviour_told(id, usages, scans, now),
+            FromNode::Behaviour { process, usages, scans } => self.behaviour_told((id, process), usages, scans, now),
             FromNode::Refusals { refused } => self.refusals_told(id, refused, now),
             FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
                 let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
@@ -309,12 +309,13 @@ impl Core {
         };
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
-        self.moves(&device, remote.ip(), now);
+        let spoke_from = self.moves(&device, remote.ip(), now);
         self.service_seen(&device, &hello.machine, remote.ip(), now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
         self.registry.change_device(id, &mut self.out, |device| {
             device.last_seen = now.wall;
             device.last_address = Some(remote.ip());
+            device.spoke_from = spoke_from;
             device.version.clone_from(&version);
         });
         self.out.audit(AuditEvent::StreamOpened { device: id, machine: device.name, from: remote.ip(), version });

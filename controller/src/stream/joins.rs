@@ -448,6 +448,7 @@ impl Core {
             created: now.wall,
             last_seen: now.wall,
             last_address: from,
+            spoke_from: None,
             endpoints: vec![],
             version: String::new(),
             platform: None,
@@ -476,7 +477,7 @@ impl Core {
             let (session, subject, device) = (before.id, before.subject, before.device);
             self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
         }
-        self.known_places.remove(&device.id);
+        self.registry.change_device(device.id, &mut self.out, |device| device.spoke_from = None);
         let id = SessionId::from_bytes(self.draw());
         let record = SessionRecord {
             id,

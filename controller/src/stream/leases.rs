@@ -21,7 +21,8 @@ use super::{
 use crate::{
     decision::{Extend, Granted, Lease, Permissions, grant, latest, narrows},
     records::{
-        AuditEvent, DecidedAccess, DeviceKind, DeviceRecord, LeaseEnd, LeaseRecord, PairEnd, PairRecord, StoreChange,
+        AuditEvent, DecidedAccess, DeviceKind, DeviceRecord, LeaseEnd, LeaseRecord, PairEnd, PairRecord, Restrained,
+        StoreChange,
     },
 };
 
@@ -177,7 +178,6 @@ impl Core {
             step_ups: vec![],
             offered: vec![],
             destinations,
-            budgets: vec![],
             scan: None,
         }
     }
@@ -219,8 +219,8 @@ impl Core {
     fn open(&mut self, mut lease: Lease, now: Now) {
         let id = lease.record.device;
         let scan = self.registry.device(id).cloned().and_then(|device| self.scan_limit_of(&device, now));
-        lease.budgets = self.budgets_of(lease.record.subject);
-        let wanted = lease.by_destination(now);
+        let restraints = self.registry.restraints_of(Restrained::Subject(lease.record.subject));
+        let wanted = lease.by_destination(restraints, now);
         let before = std::mem::replace(&mut lease.destinations, wanted.keys().copied().collect());
         let concerned: BTreeSet<DeviceId> = before.into_iter().chain(wanted.keys().copied()).collect();
         for destination in concerned {
@@ -406,7 +406,6 @@ impl Core {
                         step_ups: vec![],
                         offered: vec![],
                         destinations: vec![],
-                        budgets: vec![],
                         scan: None,
                     };
                     self.leases.insert(device.id, lease);

@@ -242,7 +242,7 @@ impl Core {
         self.restraints_of_subject(subject).into_iter().any(|restraint| match restraint {
             Restraint::Only { .. } => true,
             Restraint::Challenge { reach: Reach::Everything, since, .. } => who.auth_time.is_none_or(|at| at <= since),
-            Restraint::Challenge { reach: Reach::Access { .. }, .. } => false,
+            Restraint::Challenge { reach: Reach::Access { .. } | Reach::AccessOn { .. }, .. } => false,
         })
     }
 

@@ -13,7 +13,8 @@
 //!   it, because that sign-in was proven before.
 //! - Only the devices concerned are decided anew.
 //! - What a challenge asks, an administrator cannot be asked for by it: break-glass passes restraints as it passes rules, loudly.
-//!
+//! - What follows from a limit begins the count of that limit alone: a cheap challenge is no way to be forgotten by a harsher limit.
+//!   What an administrator does begins the counts of everything that it takes, and a release all of them.
 //! - A machine of a person does not get rid of it by leaving: removed, what it was asked to prove is asked of the person; while it is
 //!   kept to a few resources it stays on record; what joins after it shares what it is restrained by.
 //!
@@ -34,11 +35,11 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, DeviceKind, DeviceRecord, Restrained, RestraintRecord, Takes},
+    records::{AuditEvent, Begun, DeviceKind, DeviceRecord, Restrained, RestraintRecord, Takes},
 };
 
 /// The most restraints of one subject, and of one device.
-const MAX_OF_ONE: usize = 64;
+pub(super) const MAX_OF_ONE: usize = 64;
 
 /// What follows from a signal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,11 +53,15 @@ pub enum SignalResponse {
     Terminate,
 }
 
-/// Whether what nodes count begins anew with a restraint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Budget {
-    Another,
-    Stays,
+/// What nodes count anew with a restraint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Begins {
+    /// Everything that it takes.
+    Everything,
+    /// The limit that was passed. Its number is still to be drawn.
+    Limit(Begun),
+    /// Nothing: nobody has used less because of it.
+    Nothing,
 }
 
 impl SignalResponse {
@@ -94,7 +99,7 @@ impl Core {
             };
             return Err(CoreError::NotFound { what, name: whom.to_string() });
         }
-        self.respond_without_telling(whom, response, reason, by, now);
+        self.respond_without_telling(whom, response, Begins::Everything, reason, by, now);
         self.flush(now);
         Ok(())
     }
@@ -104,11 +109,12 @@ impl Core {
         &mut self,
         whom: Restrained,
         response: SignalResponse,
+        begins: Begins,
         reason: &str,
         by: &str,
         now: Now,
     ) {
-        self.restrain(whom, response.takes(), reason, by, now.wall, Budget::Another, now);
+        self.restrain(whom, response.takes(), reason, by, now.wall, begins, now);
         let devices = self.devices_restrained(whom);
         match response {
             SignalResponse::Challenge(_) | SignalResponse::Restrict(_) => {}
@@ -135,7 +141,26 @@ impl Core {
     ) {
         // Whoever changes their own password has not used less by that.
         let takes = Takes::Proof { reach: Reach::Everything };
-        self.restrain(whom, takes, reason, by, until.min(now.wall), Budget::Stays, now);
+        self.restrain(whom, takes, reason, by, until.min(now.wall), Begins::Nothing, now);
+        for device in self.devices_restrained(whom) {
+            self.decide(device, Extend::No, now);
+        }
+    }
+
+    /// Lets the count of one more limit begin anew with a response that is in force, once: the sign-in that ends it answers for all that
+    /// was passed before it.
+    pub(super) fn begin_too(&mut self, whom: Restrained, response: &SignalResponse, begun: Begun, now: Now) {
+        let (takes, budget) = (response.takes(), self.next_budget(whom, now));
+        let Some(record) = self.registry.restraints_of(whom).iter().find(|record| record.takes == takes) else {
+            return;
+        };
+        let since = u64::try_from(record.since.as_millis()).unwrap_or(0);
+        if record.begun.iter().any(|known| known.budget >= since && Begun { budget: 0, ..known.clone() } == begun) {
+            return;
+        }
+        let mut record = record.clone();
+        record.begin(Begun { budget, ..begun });
+        self.registry.put_restraint(record, &mut self.out);
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
         }
@@ -167,7 +192,7 @@ impl Core {
         reason: &str,
         by: &str,
         since: WallTime,
-        budget: Budget,
+        begins: Begins,
         now: Now,
     ) {
         let held = self.registry.restraints_of(whom);
@@ -178,18 +203,27 @@ impl Core {
         // What happened earlier and is told later asks for no less than what is known already.
         let known = self.registry.restraints_of(whom).iter().find(|record| record.takes == takes);
         let since = known.map_or(since, |known| known.since.max(since));
-        let budget = match budget {
-            Budget::Another => self.next_budget(whom, now),
-            Budget::Stays => known.map_or(0, |known| known.budget),
-        };
-        let record = RestraintRecord { whom, takes, reason: reason.to_owned(), by: by.to_owned(), since, budget };
+        let (budget, begun) = known.map(|known| (known.budget, known.begun.clone())).unwrap_or_default();
+        let (reason, by) = (reason.to_owned(), by.to_owned());
+        let mut record = RestraintRecord { whom, takes, reason, by, since, budget, begun };
+        let next = self.next_budget(whom, now);
+        match begins {
+            Begins::Everything => {
+                (record.budget, record.begun) = (next, vec![]);
+                if let Restrained::Subject(subject) = whom {
+                    self.usages.begin_anew(subject, &record.takes);
+                }
+            }
+            Begins::Limit(begun) => record.begin(Begun { budget: next, ..begun }),
+            Begins::Nothing => {}
+        }
         self.out.audit(AuditEvent::Restrained { name: self.restrained_name(whom), record: record.clone() });
         self.registry.put_restraint(record, &mut self.out);
     }
 
     /// Returns a budget that is greater than every one before, whatever the clock does.
     fn next_budget(&self, whom: Restrained, now: Now) -> u64 {
-        let held = self.registry.restraints_of(whom).iter().map(|record| record.budget).max().unwrap_or(0);
+        let held = self.registry.restraints_of(whom).iter().map(RestraintRecord::last_budget).max().unwrap_or(0);
         u64::try_from(now.wall.as_millis()).unwrap_or(0).max(held.saturating_add(1))
     }
 
@@ -219,6 +253,7 @@ impl Core {
                 (known.since, known.reason, known.by) = (record.since, record.reason, record.by);
             }
             known.budget = known.budget.max(record.budget);
+            record.begun.into_iter().for_each(|begun| known.begin(begun));
         }
         one_of_each.into_iter().for_each(|record| self.registry.put_restraint(record, &mut self.out));
     }
@@ -227,8 +262,8 @@ impl Core {
     pub(super) fn begin_budgets_anew(&mut self, whom: Restrained, reason: &str, by: &str, now: Now) {
         let (takes, budget) = (Takes::Nothing, self.next_budget(whom, now));
         let (reason, by) = (reason.to_owned(), by.to_owned());
-        self.registry
-            .put_restraint(RestraintRecord { whom, takes, reason, by, since: now.wall, budget }, &mut self.out);
+        let record = RestraintRecord { whom, takes, reason, by, since: now.wall, budget, begun: vec![] };
+        self.registry.put_restraint(record, &mut self.out);
     }
 
     /// Releases a subject or device from every restraint: what policy gives opens again.
@@ -245,7 +280,7 @@ impl Core {
         let budget = self.next_budget(whom, now);
         self.registry.forget_restraints(whom, &mut self.out);
         let (takes, reason, by_whom) = (Takes::Nothing, "released".to_owned(), by.to_owned());
-        let released = RestraintRecord { whom, takes, reason, by: by_whom, since: now.wall, budget };
+        let released = RestraintRecord { whom, takes, reason, by: by_whom, since: now.wall, budget, begun: vec![] };
         self.registry.put_restraint(released, &mut self.out);
         if let Restrained::Subject(subject) = whom {
             self.usages.begin_anew(subject, &Takes::Nothing);
@@ -339,7 +374,7 @@ impl Core {
             return;
         }
         for RestraintRecord { takes, reason, by, since, .. } in challenges {
-            self.restrain(Restrained::Subject(device.owner), takes, &reason, &by, since, Budget::Stays, now);
+            self.restrain(Restrained::Subject(device.owner), takes, &reason, &by, since, Begins::Nothing, now);
         }
         self.decide_siblings(id, now);
     }

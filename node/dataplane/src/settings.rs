@@ -45,6 +45,9 @@ pub struct Settings {
     pub refuse_local: LocalRefusal,
     /// How packets are sealed and opened.
     pub cipher: Ways,
+    /// A number that no other start of a data plane of this node has, drawn at random: whoever sums what was counted here has to know when
+    /// counting began at nothing.
+    pub process: u64,
 }
 
 impl Default for Settings {
@@ -66,6 +69,7 @@ impl Default for Settings {
             greeting_spread: Duration::from_secs(3),
             refuse_local: LocalRefusal::Reject,
             cipher: Ways::default(),
+            process: 0,
         }
     }
 }

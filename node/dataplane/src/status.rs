@@ -105,6 +105,8 @@ pub struct InboundFlows {
 /// What peers did lately, for the controller.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Behaviour {
+    /// [`crate::Settings::process`].
+    pub process: u64,
     /// How much of what is limited was used.
     pub usages: Vec<Usage>,
     /// Who was refused too many destinations.

@@ -121,6 +121,8 @@ pub(crate) struct Authority {
     key: ControllerSigningKey,
     verifier: GrantVerifier,
     node: DeviceId,
+    /// Its life, which is another after a restore from a backup.
+    pub(crate) epoch: u64,
     generation: u64,
 }
 
@@ -132,7 +134,7 @@ impl Authority {
         let key = ControllerSigningKey::from_seed(&[8; 32]);
         let mut verifier = GrantVerifier::new(device(number), key.public());
         verifier.remember_nonce(NONCE, Monotonic::from_millis(0));
-        Self { key, verifier, node: device(number), generation: 0 }
+        Self { key, verifier, node: device(number), epoch: 1, generation: 0 }
     }
 
     fn verified(&mut self, change: Change<Lifetime>) -> VerifiedGrants {
@@ -140,7 +142,7 @@ impl Authority {
         let document = GrantDocument {
             version: DOCUMENT_VERSION,
             audience: self.node,
-            position: Position { epoch: 1, generation: self.generation },
+            position: Position { epoch: self.epoch, generation: self.generation },
             nonce: NONCE,
             issued_at: WallTime::from_millis(EPOCH_MS),
             policy_revision: 1,

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use postern_common::limit::{Consequence, Limit, Limits, Measure};
+use postern_common::limit::{Consequence, Limit, Measure};
 use postern_dataplane::{Out, Settings, wireguard::WireGuard};
 use support::{Node, carry, couple, couple_under, now, permissions, superpacket};
 
@@ -35,9 +35,9 @@ static ALLOCATOR: Counting = Counting;
 fn an_established_flow_allocates_nothing_in_either_direction_limited_or_not() {
     exchange(couple(1, &Settings::default(), |_| WireGuard::new(now(0))));
     let mut limited = permissions(1);
-    let limit = |measure| Limit { measure, most: 1 << 40, within_ms: 10_000, then: Consequence::Challenge };
+    let limit = |measure| Limit { measure, most: 1 << 40, within_ms: 10_000, then: Consequence::Challenge, budget: 1 };
     let each = [Measure::Download, Measure::Upload, Measure::Connections].map(limit).to_vec();
-    limited.iter_mut().for_each(|permission| permission.limits = Limits { budget: 1, each: each.clone() });
+    limited.iter_mut().for_each(|permission| permission.limits.clone_from(&each));
     exchange(couple_under(&limited, &Settings::default(), |_| WireGuard::new(now(0))));
 }
 

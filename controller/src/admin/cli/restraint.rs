@@ -110,6 +110,7 @@ fn takes(takes: &serde_json::Value) -> String {
     let reach = &takes["reach"];
     match (text(&takes["kind"]).as_str(), text(&reach["kind"]).as_str()) {
         ("proof", "everything") => "everything until a fresh sign-in".into(),
+        ("proof", "access_on") => format!("{} on one machine until a fresh sign-in", text(&reach["resource"])),
         ("proof", _) => format!("{} until a fresh sign-in", text(&reach["resource"])),
         (_, _) => format!("all but {}", text(&takes["resources"])),
     }

@@ -1,18 +1,20 @@
 //! Behaviour: what nodes say of how much subjects use, summed over nodes and devices; and who says of whom that it scans.
 //!
 //! ```text
-//! FromNode::Behaviour { usages } --hear--> for each limit of a subject: what every node has in its window, and when it said so
+//! FromNode::Behaviour { process, usages } --hear--> for each limit of a subject: what every node has in its window, until when it counts
 //!                                           '--> the sum, which the core compares with the limit
-//! FromNode::Behaviour { scans } --hear--> the same for refused destinations: RefusalBook
+//! FromNode::Behaviour { process, scans } --hear--> the same for refused destinations: RefusalBook
 //! ```
 //!
 //! A node says what is in its own window, not what is new: so a report that is lost, comes twice or comes after a restart of the
 //! controller changes nothing, and nothing has to be durable here. What a node said counts until its window has passed since, whether
-//! or not the node is still there.
+//! or not the node is still there: a node that starts again counts from nothing, and what its processes before had told is added
+//! ([`Told`]). Not durable: what earlier processes of a node told, if the controller starts again as well.
 //!
-//! Bounds: an entry for each limit of a subject, made only for what a node may report (the core asks its leases), and one value in it
-//! for each node; what is old goes with [`Book::sweep`]. [`Accusers`] remembers [`MAX_ACCUSED`] machines of a node, [`MAX_ACCUSED`]
-//! subjects and [`MAX_CHALLENGED`] more whom its word asks for no more than a sign-in.
+//! Bounds: an entry for each limit of a subject, made only for what a node may report (the core asks its leases), and in it for each node
+//! the last [`MAX_STARTS`] of its processes; what is old goes with [`Book::sweep`]. [`Accusers`] remembers [`MAX_ACCUSED`] machines of a
+//! node, [`MAX_ACCUSED`] subjects, [`MAX_CHALLENGED`] more whom its word asks for no more than a sign-in, and [`MAX_CHALLENGED_THERE`] of
+//! whom it is asked for what that node itself gives.
 //!
 //! Threat: a server that was taken over accuses laptops, or says that somebody used much. It can speak of those alone who may open
 //! something on it, and have no more than so many of them within [`ACCUSED_WITHIN`] taken for scanners, restricted or sent away. Who
@@ -36,6 +38,10 @@ use crate::records::Takes;
 pub const MAX_ACCUSED: usize = 16;
 /// The most subjects of whom one node's word asks a fresh sign-in, or raises an alert, within [`ACCUSED_WITHIN`].
 pub const MAX_CHALLENGED: usize = 64;
+/// The most subjects of whom one node's word asks a fresh sign-in before that node itself opens again what it has shut.
+pub const MAX_CHALLENGED_THERE: usize = 4_096;
+/// The most processes of one node whose words are kept apart; of more, the two oldest count as one, for as long as the longer.
+const MAX_STARTS: usize = 8;
 /// See [`MAX_ACCUSED`].
 pub const ACCUSED_WITHIN: Duration = Duration::from_secs(3_600);
 
@@ -48,10 +54,57 @@ struct Key {
     within_ms: u64,
 }
 
+/// What one start of a node's data plane said last.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    process: u64,
+    amount: u64,
+    /// Until when it counts.
+    until: Monotonic,
+}
+
+/// What one node told of one count: its present process, and those before as long as their windows last. The newest is the last.
+#[derive(Debug, Default)]
+struct Told {
+    starts: Vec<Start>,
+}
+
+impl Told {
+    fn hear(&mut self, process: u64, amount: u64, within: Duration, now: Monotonic) {
+        let until = now.saturating_add(within);
+        match self.starts.iter_mut().find(|start| start.process == process) {
+            Some(start) => (start.amount, start.until) = (amount, until),
+            None => self.starts.push(Start { process, amount, until }),
+        }
+        if self.starts.len() > MAX_STARTS {
+            let oldest = self.starts.remove(0);
+            let next = &mut self.starts[0];
+            next.amount = next.amount.saturating_add(oldest.amount);
+            next.until = next.until.max(oldest.until);
+        }
+    }
+
+    fn sum(&self) -> u64 {
+        self.starts.iter().fold(0, |sum, start| sum.saturating_add(start.amount))
+    }
+
+    /// Forgets what counts no more; tells whether anything is left.
+    fn forget(&mut self, now: Monotonic) -> bool {
+        self.starts.retain(|start| start.amount > 0 && now < start.until);
+        !self.starts.is_empty()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Entry {
-    at_nodes: BTreeMap<DeviceId, (u64, Monotonic)>,
+    at_nodes: BTreeMap<DeviceId, Told>,
     alerted: Option<Monotonic>,
+}
+
+impl Entry {
+    fn sum(&self) -> u64 {
+        self.at_nodes.values().fold(0, |sum, told| sum.saturating_add(told.sum()))
+    }
 }
 
 /// What every node has in its windows.
@@ -66,13 +119,13 @@ fn key(usage: &Usage) -> Key {
 }
 
 impl Book {
-    /// Takes what a node has in a window, and returns what all have together.
-    pub fn hear(&mut self, node: DeviceId, usage: &Usage, now: Monotonic) -> u64 {
+    /// Takes what a process of a node has in a window, and returns what all have together.
+    pub fn hear(&mut self, node: DeviceId, process: u64, usage: &Usage, now: Monotonic) -> u64 {
         let within = Duration::from_millis(usage.within_ms);
         let entry = self.entries.entry(key(usage)).or_default();
-        entry.at_nodes.insert(node, (usage.used, now));
-        entry.at_nodes.retain(|_, (used, at)| *used > 0 && now.since(*at) < within);
-        let sum = entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used));
+        entry.at_nodes.entry(node).or_default().hear(process, usage.used, within, now);
+        entry.at_nodes.retain(|_, told| told.forget(now));
+        let sum = entry.sum();
         if sum == 0 {
             self.entries.remove(&key(usage));
         }
@@ -82,7 +135,13 @@ impl Book {
     /// Names the node that said most of a sum; nobody if nothing is said.
     pub fn says_most(&self, usage: &Usage) -> Option<DeviceId> {
         let entry = self.entries.get(&key(usage))?;
-        entry.at_nodes.iter().max_by_key(|(_, (used, _))| *used).map(|(node, _)| *node)
+        entry.at_nodes.iter().max_by_key(|(_, told)| told.sum()).map(|(node, _)| *node)
+    }
+
+    /// Returns what one node has said by itself.
+    pub fn said_by(&self, node: DeviceId, usage: &Usage) -> u64 {
+        let entry = self.entries.get(&key(usage));
+        entry.and_then(|entry| entry.at_nodes.get(&node)).map_or(0, Told::sum)
     }
 
     /// Leaves what a node said out of a sum until it says something again; returns the sum of the others.
@@ -109,24 +168,27 @@ impl Book {
         self.entries.retain(|key, _| key.subject != subject || !taken.covers(&key.rule, &key.resource));
     }
 
+    /// Forgets what a subject used under one limit: its count begins anew everywhere.
+    pub fn begin_limit_anew(&mut self, usage: &Usage) {
+        self.entries.remove(&key(usage));
+    }
+
     /// Returns what all nodes have in a window, as they have said.
     pub fn sum(&self, usage: &Usage) -> u64 {
-        let entry = self.entries.get(&key(usage));
-        entry.map_or(0, |entry| entry.at_nodes.values().fold(0_u64, |sum, (used, _)| sum.saturating_add(*used)))
+        self.entries.get(&key(usage)).map_or(0, Entry::sum)
     }
 
     /// Forgets what is out of every window.
     pub fn sweep(&mut self, now: Monotonic) {
-        self.entries.retain(|key, entry| {
-            let within = Duration::from_millis(key.within_ms);
-            entry.at_nodes.retain(|_, (_, at)| now.since(*at) < within);
+        self.entries.retain(|_, entry| {
+            entry.at_nodes.retain(|_, told| told.forget(now));
             !entry.at_nodes.is_empty()
         });
     }
 }
 
-/// How many destinations, within how long, and when it was said: for each machine and node that refused.
-type Refusals = BTreeMap<(DeviceId, DeviceId), (u32, Duration, Monotonic)>;
+/// How many destinations: for each machine and node that refused.
+type Refusals = BTreeMap<(DeviceId, DeviceId), Told>;
 
 /// How many destinations nodes refused lately to the machines of each subject.
 #[derive(Debug, Default)]
@@ -137,32 +199,32 @@ pub struct RefusalBook {
 }
 
 impl RefusalBook {
-    /// Takes how many destinations `node` has refused to `device` in its window; returns what all have refused to the subject's machines.
-    /// Destinations on two nodes are two.
+    /// Takes how many destinations a process of `node` has refused to `device` in its window; returns what all have refused to the
+    /// subject's machines. Destinations on two nodes are two, and so are those of two starts of a node.
     pub fn hear(
         &mut self,
         (subject, rule): (SubjectId, &RuleName),
-        (device, node): (DeviceId, DeviceId),
+        (device, node, process): (DeviceId, DeviceId, u64),
         (refused, within): (u32, Duration),
         now: Monotonic,
-    ) -> u32 {
+    ) -> u64 {
         let entry = self.entries.entry((subject, rule.clone())).or_default();
-        entry.insert((device, node), (refused, within, now));
-        entry.retain(|_, (refused, within, at)| *refused > 0 && now.since(*at) < *within);
-        entry.values().fold(0, |sum, (refused, ..)| sum.saturating_add(*refused))
+        entry.entry((device, node)).or_default().hear(process, refused.into(), within, now);
+        entry.retain(|_, told| told.forget(now));
+        entry.values().fold(0, |sum, told| sum.saturating_add(told.sum()))
     }
 
     /// Names the machine to which most was refused, and the node that says most of it.
     pub fn says_most(&self, subject: SubjectId, rule: &RuleName) -> Option<(DeviceId, DeviceId)> {
         let entry = self.entries.get(&(subject, rule.clone()))?;
-        let mut of_device: BTreeMap<DeviceId, u32> = BTreeMap::new();
-        for ((device, _), (refused, ..)) in entry {
+        let mut of_device: BTreeMap<DeviceId, u64> = BTreeMap::new();
+        for ((device, _), told) in entry {
             let sum = of_device.entry(*device).or_default();
-            *sum = sum.saturating_add(*refused);
+            *sum = sum.saturating_add(told.sum());
         }
         let (device, _) = of_device.into_iter().max_by_key(|(_, sum)| *sum)?;
         let of_it = entry.iter().filter(|((of, _), _)| *of == device);
-        of_it.max_by_key(|(_, (refused, ..))| *refused).map(|((_, node), _)| (device, *node))
+        of_it.max_by_key(|(_, told)| told.sum()).map(|((_, node), _)| (device, *node))
     }
 
     /// Forgets what was refused to a subject's machines: something followed.
@@ -182,7 +244,7 @@ impl RefusalBook {
     /// Forgets what is out of every window.
     pub fn sweep(&mut self, now: Monotonic) {
         self.entries.retain(|_, entry| {
-            entry.retain(|_, (_, within, at)| now.since(*at) < *within);
+            entry.retain(|_, told| told.forget(now));
             !entry.is_empty()
         });
         self.alerted.retain(|_, at| now.since(*at) < ACCUSED_WITHIN);
@@ -274,21 +336,37 @@ mod tests {
     #[test]
     fn the_sum_is_over_nodes_and_a_report_that_comes_twice_changes_nothing() {
         let mut book = Book::default();
-        assert_eq!(book.hear(device(1), &usage(100), at(0)), 100);
-        assert_eq!(book.hear(device(2), &usage(50), at(1)), 150);
-        assert_eq!(book.hear(device(2), &usage(50), at(2)), 150);
-        assert_eq!(book.hear(device(1), &usage(30), at(3)), 80, "a node's window has moved on");
-        assert_eq!(book.hear(device(2), &usage(50), at(70)), 50, "the other node said nothing for a window");
-        assert_eq!(book.hear(device(3), &usage(u64::MAX), at(71)), u64::MAX, "it saturates");
+        assert_eq!(book.hear(device(1), 0, &usage(100), at(0)), 100);
+        assert_eq!(book.hear(device(2), 0, &usage(50), at(1)), 150);
+        assert_eq!(book.hear(device(2), 0, &usage(50), at(2)), 150);
+        assert_eq!(book.hear(device(1), 0, &usage(30), at(3)), 80, "a node's window has moved on");
+        assert_eq!(book.hear(device(2), 0, &usage(50), at(70)), 50, "the other node said nothing for a window");
+        assert_eq!(book.hear(device(3), 0, &usage(u64::MAX), at(71)), u64::MAX, "it saturates");
         book.begin_anew(usage(0).subject, &Takes::Nothing);
-        assert_eq!(book.hear(device(1), &usage(0), at(72)), 0);
+        assert_eq!(book.hear(device(1), 0, &usage(0), at(72)), 0);
         assert!(book.entries.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_starts_again_has_not_used_less_and_starts_without_end_take_no_room() {
+        let mut book = Book::default();
+        assert_eq!(book.hear(device(1), 7, &usage(600), at(0)), 600);
+        assert_eq!(book.hear(device(1), 8, &usage(100), at(10)), 700, "it began at nothing");
+        assert_eq!(book.hear(device(1), 8, &usage(150), at(20)), 750);
+        assert_eq!(book.says_most(&usage(0)), Some(device(1)));
+        assert_eq!(book.hear(device(1), 8, &usage(150), at(60)), 150, "a window after the first start spoke last");
+        for process in 100..1_100 {
+            book.hear(device(1), process, &usage(1), at(61));
+        }
+        assert_eq!(book.sum(&usage(0)), 1_150, "nothing of it is lost");
+        assert!(book.entries[&key(&usage(0))].at_nodes[&device(1)].starts.len() <= MAX_STARTS);
+        assert_eq!(book.leave_out(device(1), &usage(0)), 0, "and whoever says it answers for all of it");
     }
 
     #[test]
     fn what_is_old_goes() {
         let mut book = Book::default();
-        book.hear(device(1), &usage(100), at(0));
+        book.hear(device(1), 0, &usage(100), at(0));
         book.sweep(at(59));
         assert_eq!(book.entries.len(), 1);
         book.sweep(at(60));

@@ -64,20 +64,20 @@ on_exceed = "challenge"
 
 const FROM: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
 
-const fn seconds(n: u64) -> Duration {
+pub(super) const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-struct Town {
-    world: World,
-    one: usize,
-    two: usize,
-    laptop: usize,
-    phone: usize,
-    bobs: usize,
+pub(super) struct Town {
+    pub(super) world: World,
+    pub(super) one: usize,
+    pub(super) two: usize,
+    pub(super) laptop: usize,
+    pub(super) phone: usize,
+    pub(super) bobs: usize,
 }
 
-fn town_with(seed: u64, policy: &str) -> Town {
+pub(super) fn town_with(seed: u64, policy: &str) -> Town {
     let mut world = World::new(seed, policy);
     let one = world.server("files-1", Some("files"), &["files"]);
     let two = world.server("files-2", Some("files"), &["files"]);
@@ -93,18 +93,19 @@ fn town(seed: u64) -> Town {
 }
 
 impl Town {
-    fn alice(&self) -> SubjectId {
+    pub(super) fn alice(&self) -> SubjectId {
         self.world.core.find_subject("alice@corp.example").expect("alice")
     }
 
-    /// The budget that a server's document carries for a machine's permission to the files.
-    fn budget(&self, server: usize, of: usize) -> u64 {
+    /// The budget that a server's document carries for a limit of a machine's permission to the files.
+    pub(super) fn budget(&self, server: usize, of: usize, measure: Measure) -> u64 {
         let peer = &self.world.nodes[server].peers[&self.world.nodes[of].id()];
         let files = peer.inbound.iter().find(|permission| permission.resource.as_str() == "files");
-        files.expect("it may come in").limits.budget
+        let limits = &files.expect("it may come in").limits;
+        limits.iter().find(|limit| limit.measure == measure).expect("it is limited").budget
     }
 
-    fn usage(&self, measure: Measure, used: u64, budget: u64) -> Usage {
+    pub(super) fn usage(&self, measure: Measure, used: u64, budget: u64) -> Usage {
         Usage {
             subject: self.alice(),
             rule: "staff use files".parse().expect("a name"),
@@ -116,26 +117,36 @@ impl Town {
         }
     }
 
-    fn tell(&mut self, node: usize, usage: Usage) {
-        self.world.send(node, FromNode::Behaviour { usages: vec![usage], scans: vec![] });
+    pub(super) fn tell(&mut self, node: usize, usage: Usage) {
+        self.tell_by(node, 1, usage);
+    }
+
+    /// Tells what that start of a node's data plane counted.
+    pub(super) fn tell_by(&mut self, node: usize, process: u64, usage: Usage) {
+        self.world.send(node, FromNode::Behaviour { process, usages: vec![usage], scans: vec![] });
         self.world.run(seconds(1));
     }
 
-    fn tell_used(&mut self, node: usize, measure: Measure, used: u64) {
-        let budget = self.budget(node, self.laptop);
+    pub(super) fn tell_used(&mut self, node: usize, measure: Measure, used: u64) {
+        let budget = self.budget(node, self.laptop, measure);
         let usage = self.usage(measure, used, budget);
         self.tell(node, usage);
     }
 
-    fn passes(&self, node: usize, service: &str) -> bool {
+    pub(super) fn passes(&self, node: usize, service: &str) -> bool {
         self.world.passes(node, self.one, service)
     }
 
-    fn scan(&mut self, by: usize, device: Option<DeviceId>, budget: u64) {
+    pub(super) fn scan(&mut self, by: usize, device: Option<DeviceId>, budget: u64) {
         self.destinations_refused(by, device, budget, 21);
     }
 
     fn destinations_refused(&mut self, by: usize, device: Option<DeviceId>, budget: u64, refused: u32) {
+        self.refused_by(by, 1, device, budget, refused);
+    }
+
+    /// Tells how many destinations that start of a node's data plane refused.
+    pub(super) fn refused_by(&mut self, by: usize, process: u64, device: Option<DeviceId>, budget: u64, refused: u32) {
         let address = "fd5a:1:2::99".parse().expect("an address");
         let last = FiveTuple {
             protocol: Protocol::Tcp,
@@ -146,12 +157,16 @@ impl Town {
         };
         let rule = "machines that scan".parse().expect("a name");
         let scan = Scan { device, rule, budget, refused, last };
-        self.world.send(by, FromNode::Behaviour { usages: vec![], scans: vec![scan] });
+        self.world.send(by, FromNode::Behaviour { process, usages: vec![], scans: vec![scan] });
         self.world.run(seconds(1));
     }
 
-    fn step_up(&mut self, node: usize) {
-        let proven = Person { auth_time: Some(self.world.now.wall), ..person("alice", &["staff"]) };
+    pub(super) fn step_up(&mut self, node: usize) {
+        self.step_up_of("alice", node);
+    }
+
+    pub(super) fn step_up_of(&mut self, name: &str, node: usize) {
+        let proven = Person { auth_time: Some(self.world.now.wall), ..person(name, &["staff"]) };
         self.world.send(node, FromNode::StepUp { resource: "files".parse().expect("a name") });
         self.world.run(seconds(1));
         let token = match self.world.nodes[node].step_ups.pop() {
@@ -165,11 +180,11 @@ impl Town {
         self.world.run(seconds(1));
     }
 
-    fn alerts(&self, kind: AlertKind) -> usize {
+    pub(super) fn alerts(&self, kind: AlertKind) -> usize {
         self.world.store.alerts.iter().filter(|alert| alert.kind == kind).count()
     }
 
-    fn refused(&self) -> u64 {
+    pub(super) fn refused(&self) -> u64 {
         self.world.core.status().counters.behaviour_refused
     }
 }
@@ -193,7 +208,7 @@ fn what_two_nodes_count_is_summed_and_a_step_up_begins_another_budget() {
     assert_eq!(told.fix.as_deref(), Some("postern step-up files"));
     town.step_up(laptop);
     assert!(town.passes(laptop, "tcp/443") && !town.passes(phone, "tcp/443"));
-    assert!(town.budget(one, laptop) > 0, "another budget: the nodes count anew");
+    assert!(town.budget(one, laptop, Measure::Download) > 0, "another budget: the nodes count anew");
     town.tell_used(one, Measure::Download, 1_000);
     assert!(town.passes(laptop, "tcp/443"), "what was used before is forgotten, and this is not more");
     town.tell_used(two, Measure::Download, 1);
@@ -356,7 +371,7 @@ fn a_laptop_accuses_no_server_that_it_may_open() {
 }
 
 /// A server, and people who may open it, each on a laptop.
-fn crowd(seed: u64, people: usize, policy: &str) -> (Town, Vec<usize>) {
+pub(super) fn crowd(seed: u64, people: usize, policy: &str) -> (Town, Vec<usize>) {
     let mut world = World::new(seed, policy);
     let one = world.server("files-1", Some("files"), &["files"]);
     let two = world.server("files-2", Some("files"), &["files"]);
@@ -423,8 +438,10 @@ fn what_is_taken_already_is_not_taken_and_told_again_at_every_word() {
     scans(&mut town);
     assert_eq!(taken(&town), (2, 2, 0), "and is asked again once it has answered");
     for _ in 0..20 {
-        let budget = town.world.nodes[one].peers[&town.world.nodes[town.phone].id()].inbound.iter();
-        let budget = budget.map(|permission| permission.limits.budget).max().expect("it may come in");
+        let Some(peer) = town.world.nodes[one].peers.get(&town.world.nodes[town.phone].id()) else { break };
+        let files = peer.inbound.iter().find(|permission| permission.resource.as_str() == "files");
+        let upload = files.and_then(|files| files.limits.iter().find(|limit| limit.measure == Measure::Upload));
+        let budget = upload.map_or(0, |limit| limit.budget);
         let usage = town.usage(Measure::Upload, 5_000, budget);
         town.tell(one, usage);
     }
@@ -462,18 +479,18 @@ fn a_cheap_challenge_begins_no_other_budget_and_cancels_nothing_worse() {
     };
     town.tell(one, wiki);
     assert!(!town.passes(laptop, "tcp/80") && town.passes(laptop, "tcp/443"));
-    assert_eq!(town.budget(one, laptop), 0, "the files' budget is the one it was");
+    assert_eq!(town.budget(one, laptop, Measure::Download), 0, "the files' budget is the one it was");
     town.tell_used(two, Measure::Download, 401);
     assert!(!town.passes(laptop, "tcp/443"), "and what was used of it is not forgotten");
 
     let mut town = self::town(102);
     let usages = vec![town.usage(Measure::Download, 1_001, 0), town.usage(Measure::Connections, 101, 0)];
-    town.world.send(one, FromNode::Behaviour { usages, scans: vec![] });
+    town.world.send(one, FromNode::Behaviour { process: 1, usages, scans: vec![] });
     town.world.run(seconds(1));
     assert!(town.world.core.find_session("alice@corp.example/alice-laptop").is_err(), "the worst of a message is done");
 }
 
-struct Map(HashMap<IpAddr, Place>);
+pub(super) struct Map(pub(super) HashMap<IpAddr, Place>);
 
 impl Atlas for Map {
     fn place_of(&self, address: IpAddr) -> Place {

@@ -13,6 +13,7 @@ mod events;
 mod events_meant;
 mod joining;
 mod keys;
+mod limits;
 mod node;
 mod places;
 mod plans;

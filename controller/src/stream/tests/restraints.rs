@@ -11,7 +11,7 @@ use postern_common::{
 use super::world::{World, person};
 use crate::{
     identity::random::Token,
-    records::{AuditEvent, Person, Restrained},
+    records::{AuditEvent, Person, Restrained, RestraintRecord},
     stream::{CoreError, SignalResponse},
 };
 
@@ -314,7 +314,11 @@ fn budgets_grow_though_the_clock_is_set_back() {
     let mut town = town(88);
     let alice = town.alice();
     let Restrained::Subject(subject) = alice else { panic!("a subject") };
-    let greatest = |town: &Town| town.world.core.budgets_of(subject).iter().map(|(_, budget)| *budget).max();
+    let greatest = |town: &Town| {
+        let held =
+            town.world.store.loaded.restraints.iter().filter(|record| record.whom == Restrained::Subject(subject));
+        held.map(RestraintRecord::last_budget).max()
+    };
     town.respond(alice, SignalResponse::Challenge(engineers_access()));
     let before = greatest(&town);
     assert!(before.is_some());

@@ -1,15 +1,18 @@
 //! How much of a limited permission each subject has used at this node.
 //!
 //! ```text
-//! document: Permission { limits } --hold--> Meter of (subject, rule, resource)      shared by the subject's devices
-//! packet of a metered flow --count--> Window of each limit --more than it lets--> passed
+//! document: Permission { limits } --hold--> Meter of (subject, rule, resource): a Count of each limit, for all the subject's devices
+//! packet of a metered flow --count--> the Window of each --more than it lets--> passed
 //! end of the burst: every peer with that meter: permission shut, flows cut          no round trip, no controller
 //! every few seconds: Usage for the controller, which sums over nodes
 //! ```
 //!
 //! Invariants:
-//! - What is passed stays shut at this node until the document brings another budget: neither a renewal, nor a new session, nor
-//!   the end of the window opens it. Whether it may go on is the controller's word.
+//! - What is passed stays shut at this node until the document brings another budget of that limit: neither a renewal, nor a new
+//!   session, nor the end of the window opens it, nor what ends another limit of the same permission. Whether it may go on is the
+//!   controller's word.
+//! - Budgets grow within one life of the controller. One that was restored from a backup begins with older numbers: these are taken
+//!   over, and what was counted and passed here stays, so that it hears of it.
 //! - A meter outlives the permission for a while: whoever signs out and in again goes on where they were.
 //! - Counting looks nothing up and allocates nothing; a flow without a meter costs one comparison.
 //!
@@ -23,7 +26,7 @@ use std::collections::HashMap;
 use postern_common::{
     grant::Permission,
     id::{ResourceName, RuleName, SubjectId},
-    limit::{Limit, Limits, Measure, Usage, Window},
+    limit::{Limit, Measure, Usage, Window},
     time::{Deadline, Monotonic},
 };
 
@@ -51,12 +54,38 @@ struct Key {
     resource: ResourceName,
 }
 
+/// What one limit counts.
+#[derive(Debug)]
+struct Count {
+    /// As the document says it now; its budget is the greatest that was said in this life of the controller.
+    limit: Limit,
+    window: Window,
+    state: State,
+    /// Whether its budget was said by a former life of the controller.
+    former: bool,
+}
+
+/// Whether a limit that shuts was passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Within,
+    Passed,
+}
+
+impl Count {
+    fn new(limit: Limit) -> Self {
+        Self { limit, window: Window::new(limit.within()), state: State::Within, former: false }
+    }
+
+    fn shuts(&self) -> bool {
+        self.state == State::Passed && self.limit.then.shuts()
+    }
+}
+
 #[derive(Debug)]
 struct Meter {
     key: Key,
-    budget: u64,
-    counts: Vec<(Limit, Window)>,
-    passed: Option<Limit>,
+    counts: Vec<Count>,
     /// How many permissions it is held by.
     holders: u32,
     /// When the last of them went.
@@ -99,8 +128,7 @@ impl Meters {
     }
 
     fn make(&mut self, key: Key, now: Monotonic) -> u32 {
-        let meter =
-            Meter { key: key.clone(), budget: 0, counts: vec![], passed: None, holders: 0, left: now, is_news: false };
+        let meter = Meter { key: key.clone(), counts: vec![], holders: 0, left: now, is_news: false };
         let place = match self.free.pop() {
             Some(place) => {
                 self.places[place as usize] = Some(meter);
@@ -152,23 +180,35 @@ impl Meters {
     pub(crate) fn count(&mut self, index: MeterIndex, measure: Measure, amount: u64, now: Monotonic) {
         let Some(meter) = self.meter_mut(index) else { return };
         meter.is_news = true;
-        let mut passed = None;
-        for (limit, window) in meter.counts.iter_mut().filter(|(limit, _)| limit.measure == measure) {
-            if window.add(amount, now) > limit.most {
-                passed = passed.or(Some(*limit));
+        let mut newly = false;
+        for count in meter.counts.iter_mut().filter(|count| count.limit.measure == measure) {
+            let more = count.window.add(amount, now) > count.limit.most;
+            if more && count.limit.then.shuts() && count.state == State::Within {
+                count.state = State::Passed;
+                newly = true;
             }
         }
-        if let Some(limit) = passed
-            && meter.passed.is_none_or(|before| !before.then.shuts() && limit.then.shuts())
-        {
-            meter.passed = Some(limit);
-            if limit.then.shuts() {
-                self.passed.push(index);
-            }
+        if newly {
+            self.passed.push(index);
         }
     }
 
-    /// Returns the limit that shuts the permission of a meter, if one was passed.
+    /// Takes note that the controller began another life: the next budgets that it says are taken over, whatever they were.
+    pub(crate) fn another_life(&mut self) {
+        for meter in self.places.iter_mut().flatten() {
+            meter.counts.iter_mut().for_each(|count| count.former = true);
+        }
+    }
+
+    /// Takes note that everything was told of this life: a limit of a permission that somebody has, and of which nothing new was said, has
+    /// the budget that it had.
+    pub(crate) fn life_is_told(&mut self) {
+        for meter in self.places.iter_mut().flatten().filter(|meter| meter.holders > 0) {
+            meter.counts.iter_mut().for_each(|count| count.former = false);
+        }
+    }
+
+    /// Returns the limit that shuts the permission of a meter, if one was passed; of several the one of which more follows.
     pub(crate) fn shut_by(&self, index: MeterIndex) -> Option<Limit> {
         self.shut_for(index).map(|(_, limit)| limit)
     }
@@ -176,7 +216,8 @@ impl Meters {
     /// Returns whose permission a meter shuts, if a limit was passed, and that limit.
     pub(crate) fn shut_for(&self, index: MeterIndex) -> Option<(SubjectId, Limit)> {
         let meter = self.places.get(index.0 as usize)?.as_ref()?;
-        meter.passed.filter(|limit| limit.then.shuts()).map(|limit| (meter.key.subject, limit))
+        let worst = meter.counts.iter().filter(|count| count.shuts()).max_by_key(|count| count.limit.then)?;
+        Some((meter.key.subject, worst.limit))
     }
 
     /// Tells whether permissions have to be shut.
@@ -195,7 +236,7 @@ impl Meters {
         let mut usages = Vec::new();
         let (count, turn) = (self.places.len(), self.turn);
         let in_turn = (0..count).map(|step| (turn + step) % count);
-        let shuts = |meter: &Meter| meter.passed.is_some_and(|passed| passed.then.shuts());
+        let shuts = |meter: &Meter| meter.counts.iter().any(Count::shuts);
         let is_shut = |place: &usize| self.places[*place].as_ref().is_some_and(shuts);
         let (mut order, others): (Vec<usize>, Vec<usize>) = in_turn.partition(is_shut);
         order.truncate(MAX_SHUT_TOLD);
@@ -208,10 +249,10 @@ impl Meters {
             }
             let before = usages.len();
             let is_news = std::mem::take(&mut meter.is_news);
-            for (limit, window) in &mut meter.counts {
-                let mut used = window.used(now);
+            for count in &mut meter.counts {
+                let (mut used, limit) = (count.window.used(now), count.limit);
                 // What is shut stays so after the window: the controller has to hear of it, whenever it can.
-                if meter.passed.is_some_and(|passed| passed.is_same(limit) && passed.then.shuts()) {
+                if count.shuts() {
                     used = used.max(limit.most.saturating_add(1));
                 }
                 if !is_news && used == 0 {
@@ -223,7 +264,7 @@ impl Meters {
                     subject: meter.key.subject,
                     rule: meter.key.rule.clone(),
                     resource: meter.key.resource.clone(),
-                    budget: meter.budget,
+                    budget: limit.budget,
                     measure: limit.measure,
                     within_ms: limit.within_ms,
                     used,
@@ -239,32 +280,31 @@ impl Meters {
 
 impl Meter {
     /// Takes limits as the document says them now. What was counted for a limit that stays goes on; another budget begins anew.
-    fn set(&mut self, limits: &Limits) {
-        // Budgets grow. The documents for two devices of a subject come one after the other, and the older must not bring back what
-        // the newer has ended; a controller that was restored from a backup begins with devices that nobody holds.
-        if limits.budget > self.budget || (limits.budget != self.budget && self.holders <= 1) {
-            self.budget = limits.budget;
-            self.counts.clear();
-            self.passed = None;
-            self.is_news = true;
-        }
-        if self.counts.iter().map(|(limit, _)| limit).eq(&limits.each) {
+    fn set(&mut self, limits: &[Limit]) {
+        if self.counts.iter().map(|count| &count.limit).eq(limits) && !self.counts.iter().any(|count| count.former) {
             return;
         }
-        let before = std::mem::take(&mut self.counts);
-        self.counts = limits
-            .each
-            .iter()
-            .map(|limit| {
-                let window = before.iter().find(|(known, _)| known.is_same(limit)).map(|(_, window)| window.clone());
-                (*limit, window.unwrap_or_else(|| Window::new(limit.within())))
-            })
-            .collect();
-        // What was passed and is not limited any more, or only watched by now, shuts nothing; a greater amount does not open it again.
-        // It goes by what the document says of it now, amount and consequence.
-        self.passed = self.passed.and_then(|passed| {
-            self.counts.iter().map(|(limit, _)| *limit).find(|limit| limit.is_same(&passed) && limit.then.shuts())
-        });
+        let mut before = std::mem::take(&mut self.counts);
+        for limit in limits {
+            let known =
+                before.iter().position(|known| known.limit.is_same(limit)).map(|place| before.swap_remove(place));
+            // The documents for two devices of a subject come one after the other, and the older must not bring back what the newer
+            // has ended.
+            let goes_on = known.filter(|known| known.former || limit.budget <= known.limit.budget);
+            let Some(mut count) = goes_on else {
+                self.is_news = true;
+                self.counts.push(Count::new(*limit));
+                continue;
+            };
+            let budget = if count.former { limit.budget } else { count.limit.budget };
+            // A greater amount does not open again what was passed, and what is only watched by now shuts nothing.
+            count.limit = Limit { budget, ..*limit };
+            count.former = false;
+            if !limit.then.shuts() {
+                count.state = State::Within;
+            }
+            self.counts.push(count);
+        }
     }
 }
 
@@ -284,7 +324,7 @@ mod tests {
     }
 
     fn limit(measure: Measure, most: u64, seconds: u64, then: Consequence) -> Limit {
-        Limit { measure, most, within_ms: seconds * 1_000, then }
+        Limit { measure, most, within_ms: seconds * 1_000, then, budget: 0 }
     }
 
     fn permission(resource: &str, budget: u64, each: &[Limit]) -> Permission<Deadline> {
@@ -296,7 +336,7 @@ mod tests {
             until: Deadline { monotonic: Monotonic::NEVER, wall: WallTime::NEVER },
             on_deny: OnDeny::Drop,
             mode: Mode::Enforce,
-            limits: Limits { budget, each: each.to_vec() },
+            limits: each.iter().map(|limit| Limit { budget, ..*limit }).collect(),
         }
     }
 
@@ -321,7 +361,7 @@ mod tests {
         assert_eq!(meters.usages(at(400))[0].used, 1_001, "and told of until the controller has spoken");
         meters.let_go(meter, at(4));
         let again = meters.hold(subject(1), &permission("r", 7, &[down]), at(500));
-        assert_eq!(meters.shut_by(again), Some(down), "a new session, long after the window");
+        assert_eq!(meters.shut_by(again), Some(Limit { budget: 7, ..down }), "a new session, long after the window");
         let raised = limit(Measure::Download, 9_000, 60, Consequence::Challenge);
         let raised = meters.hold(subject(1), &permission("r", 7, &[raised]), at(501));
         assert!(meters.shut_by(raised).is_some(), "nor does another amount");
@@ -329,6 +369,64 @@ mod tests {
         let fresh = meters.hold(subject(1), &permission("r", 8, &[down]), at(502));
         assert_eq!((fresh, meters.shut_by(fresh)), (meter, None));
         assert_eq!(meters.usages(at(502)).iter().map(|usage| usage.used).sum::<u64>(), 0);
+    }
+
+    #[test]
+    fn what_ends_one_limit_ends_no_other_of_the_same_permission() {
+        let mut meters = Meters::default();
+        let challenge = limit(Measure::Download, 1_000, 60, Consequence::Challenge);
+        let restrict = limit(Measure::Upload, 1_000, 60, Consequence::Restrict);
+        let terminate = limit(Measure::Connections, 1, 60, Consequence::Terminate);
+        let of = |budgets: [u64; 3]| {
+            let each = [challenge, restrict, terminate].into_iter().zip(budgets);
+            let limits = each.map(|(limit, budget)| Limit { budget, ..limit }).collect();
+            Permission { limits, ..permission("r", 0, &[]) }
+        };
+        let meter = meters.hold(subject(1), &of([0, 0, 0]), at(0));
+        meters.count(meter, Measure::Upload, 900, at(1));
+        meters.count(meter, Measure::Download, 1_001, at(1));
+        assert_eq!(meters.shut_by(meter).map(|limit| limit.then), Some(Consequence::Challenge));
+        let met = meters.hold(subject(1), &of([8, 0, 0]), at(2));
+        assert_eq!((met, meters.shut_by(met)), (meter, None), "the challenge was met");
+        let used: Vec<(u64, u64)> = meters.usages(at(2)).iter().map(|usage| (usage.budget, usage.used)).collect();
+        assert_eq!(used, [(8, 0), (0, 900), (0, 0)], "and what was uploaded before counts");
+        meters.count(meter, Measure::Upload, 101, at(3));
+        meters.count(meter, Measure::Connections, 2, at(3));
+        meters.count(meter, Measure::Download, 1_001, at(3));
+        assert_eq!(meters.shut_by(meter).map(|limit| limit.then), Some(Consequence::Terminate), "the worst of them");
+        for (budgets, shut) in [
+            ([9, 0, 0], Some(Consequence::Terminate)),
+            ([9, 0, 10], Some(Consequence::Restrict)),
+            ([0, 0, 0], Some(Consequence::Restrict)),
+            ([9, 11, 10], None),
+        ] {
+            let meter = meters.hold(subject(1), &of(budgets), at(4));
+            assert_eq!(meters.shut_by(meter).map(|limit| limit.then), shut, "{budgets:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_that_was_restored_says_older_budgets_and_hears_of_what_was_passed() {
+        let mut meters = Meters::default();
+        let down = limit(Measure::Download, 1_000, 60, Consequence::Challenge);
+        let hold = |meters: &mut Meters, budget| meters.hold(subject(1), &permission("r", budget, &[down]), at(0));
+        let (laptop, _phone) = (hold(&mut meters, 70), hold(&mut meters, 70));
+        meters.count(laptop, Measure::Download, 1_001, at(1));
+        hold(&mut meters, 7);
+        assert_eq!(meters.usages(at(2))[0].budget, 70, "an older document of another device");
+        meters.another_life();
+        hold(&mut meters, 7);
+        hold(&mut meters, 7);
+        let told = meters.usages(at(3));
+        assert_eq!((told[0].budget, told[0].used), (7, 1_001), "told so that it is believed");
+        assert!(meters.shut_by(laptop).is_some());
+        hold(&mut meters, 8);
+        assert!(meters.shut_by(laptop).is_none(), "and from there on budgets grow again");
+        meters.count(laptop, Measure::Download, 1_001, at(4));
+        meters.another_life();
+        meters.life_is_told();
+        hold(&mut meters, 9);
+        assert!(meters.shut_by(laptop).is_none(), "nothing new was said of it, so its budget is of this life");
     }
 
     #[test]

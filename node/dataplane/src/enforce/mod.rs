@@ -122,6 +122,10 @@ pub(crate) struct Enforcer {
     is_judging: bool,
     /// The clocks as they were read last, to notice that somebody set one.
     clock: Now,
+    /// The epoch of the newest document: the controller's life.
+    life: Option<u64>,
+    /// Names this start of the data plane, in what it tells of behaviour.
+    process: u64,
     pub(crate) counters: Counters,
 }
 
@@ -149,6 +153,8 @@ impl Enforcer {
             next_generation: 1,
             is_judging: true,
             clock: now,
+            life: None,
+            process: settings.process,
             counters: Counters::default(),
         }
     }
@@ -203,6 +209,7 @@ impl Enforcer {
     /// Says how much of what is limited was used lately, and who scans.
     pub(crate) fn take_behaviour(&mut self, now: Now) -> Behaviour {
         Behaviour {
+            process: self.process,
             usages: self.meters.usages(now.monotonic),
             scans: self.scans_told(),
             refused: self.refused_lately(now),

@@ -85,16 +85,26 @@ pub(crate) struct Refused {
     last: Option<FiveTuple>,
     /// The scan, once it is one; it is told until another budget begins.
     told: Option<Scan>,
+    /// Whether the limit's budget was said by a former life of the controller.
+    former: bool,
 }
 
 impl Refused {
-    /// Takes the limit as the document says it now. Another budget begins anew.
+    /// Takes the limit as the document says it now. Another budget begins anew, unless it is that of a controller that was restored from
+    /// a backup: it has to hear of what was a scan.
     pub(crate) fn set(&mut self, limit: Option<&ScanLimit>) {
-        if self.limit.as_ref().map(|limit| limit.budget) != limit.map(|limit| limit.budget) {
+        let is_another = self.limit.as_ref().map(|limit| limit.budget) != limit.map(|limit| limit.budget);
+        let former = limit.is_some() && std::mem::take(&mut self.former);
+        if is_another && !former {
             self.seen = Vec::new();
             self.told = None;
         }
         self.limit = limit.cloned();
+        // What is told has to be about the limit that there is now, or nobody believes it and the machine stays shut out.
+        if let (Some(limit), Some(told)) = (limit, &mut self.told) {
+            (told.rule, told.budget) = (limit.rule.clone(), limit.budget);
+            told.refused = told.refused.max(limit.most.saturating_add(1));
+        }
     }
 
     /// Tells whether the machine is shut out: it scans, and its limit is not only watched.
@@ -162,6 +172,12 @@ impl Scans {
         self.own.set(limit);
     }
 
+    /// Takes note that the controller began another life.
+    fn another_life(&mut self) {
+        let left = self.left.iter_mut().map(|(_, refused)| refused);
+        left.chain([&mut self.own]).for_each(|refused| refused.former = refused.limit.is_some());
+    }
+
     pub(crate) fn has_shut(&self) -> bool {
         !self.shut.is_empty()
     }
@@ -215,6 +231,25 @@ impl Scans {
 }
 
 impl Enforcer {
+    /// Takes note of the life of the controller that a document comes from, and tells whether it is another: numbers of budgets are
+    /// compared within one life alone.
+    pub(crate) fn note_life(&mut self, epoch: u64) -> bool {
+        if self.life.replace(epoch).is_none_or(|life| life == epoch) {
+            return false;
+        }
+        self.meters.another_life();
+        self.scans.another_life();
+        for peer in self.peers.iter_mut().flatten() {
+            peer.refused.former = peer.refused.limit.is_some();
+        }
+        true
+    }
+
+    /// Takes note that a document is enforced: the budgets of everybody who is here are those of its life.
+    pub(crate) fn life_is_told(&mut self) {
+        self.meters.life_is_told();
+    }
+
     /// Counts a refusal if it may be part of a scan.
     pub(crate) fn note_refusal(
         &mut self,

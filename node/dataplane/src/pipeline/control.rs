@@ -52,6 +52,7 @@ impl<W: Tunnels> DataPlane<W> {
         };
         let now = self.not_before(now);
         self.enforcer.watch_clock(now);
+        let is_another_life = self.enforcer.note_life(applied.position.epoch);
         let counters = &self.enforcer.counters;
         let (cut_before, inbound_before) = (counters.flows_cut, counters.inbound_flows_cut);
         let (own, peers, removed) = match grants.into_change() {
@@ -71,6 +72,9 @@ impl<W: Tunnels> DataPlane<W> {
         }
         for peer in &peers {
             self.upsert_peer(peer, &mut applied, now);
+        }
+        if is_another_life {
+            self.enforcer.life_is_told();
         }
         applied.cut = (self.enforcer.counters.flows_cut - cut_before) as usize;
         applied.cut_inbound = self.enforcer.counters.inbound_flows_cut - inbound_before;

@@ -3,7 +3,7 @@
 use postern_common::{
     flow_record::{FlowEnd, FlowEvent},
     grant::{PeerGrant, Permission},
-    limit::{Consequence, Limit, Limits, Measure, ScanLimit},
+    limit::{Consequence, Limit, Measure, ScanLimit},
     reason::DenyReason,
     time::Lifetime,
 };
@@ -21,11 +21,12 @@ use crate::{
 const HOUR: u64 = 3_600_000;
 
 fn limited(rule: &str, services: &[&str], budget: u64, each: &[Limit]) -> Permission<Lifetime> {
-    Permission { limits: Limits { budget, each: each.to_vec() }, ..permission(rule, services, HOUR) }
+    let limits = each.iter().map(|limit| Limit { budget, ..*limit }).collect();
+    Permission { limits, ..permission(rule, services, HOUR) }
 }
 
 fn down(most: u64, then: Consequence) -> Limit {
-    Limit { measure: Measure::Download, most, within_ms: 60_000, then }
+    Limit { measure: Measure::Download, most, within_ms: 60_000, then, budget: 0 }
 }
 
 /// Two machines of the subject of node 1, which are nodes 1 and 3, and the server 2.
@@ -146,8 +147,87 @@ fn without_a_limit_or_with_one_that_is_only_watched_the_same_traffic_passes() {
 }
 
 #[test]
+fn every_limit_with_every_response_cuts_what_it_limits_and_nothing_else() {
+    let counted = [(Measure::Download, 2_000), (Measure::Upload, 300), (Measure::Connections, 5)];
+    let thens = [Consequence::Challenge, Consequence::Restrict, Consequence::Terminate, Consequence::Alert];
+    for (measure, most) in counted {
+        for then in thens {
+            let limit = Limit { measure, most, within_ms: 60_000, then, budget: 0 };
+            let mut nodes = trio(&[limited("dns", &["udp/53"], 0, &[limit]), permission("web", &["tcp/443"], HOUR)]);
+            let [a, b, c] = &mut nodes;
+            a.local_sends(&syn(1, 9, 443), at(5));
+            settle(&mut [a, b, c], at(5));
+            b.take_delivered();
+            assert!(fetch(&mut nodes, 3, 7, 1, 6), "her other machine");
+            let came = (0..20).filter(|n| fetch(&mut nodes, 1, 100 + n, 900, 7 + u64::from(*n))).count();
+            let open: Vec<u16> = nodes[1].plane.flows().iter().map(|flow| flow.flow.destination_port).collect();
+            if then.shuts() {
+                assert!(came < 20, "{measure:?} {then:?}");
+                assert_eq!(open, [443], "{measure:?} {then:?}: every flow of it, on both machines, and no other");
+                assert_eq!(
+                    explained(&mut nodes[1], 60),
+                    (LocalVerdict::Deny { reason: DenyReason::Limit }, Some(limit))
+                );
+            } else {
+                assert_eq!((came, open.len()), (20, 22), "{measure:?} {then:?}: it is only told");
+            }
+            let told = nodes[1].plane.take_behaviour(at(61));
+            assert!(told.usages[0].used > most, "{measure:?} {then:?}: {told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_scan_with_every_response_shuts_the_scanner_out_and_nobody_else() {
+    let thens = [
+        Consequence::Challenge,
+        Consequence::Restrict,
+        Consequence::Terminate,
+        Consequence::Quarantine,
+        Consequence::Alert,
+    ];
+    for then in thens {
+        let mut nodes = watched(0, then);
+        assert!(fetch(&mut nodes, 1, 8, 1, 5));
+        tries(&mut nodes, 1, 100..111, 10);
+        let flows = nodes[1].plane.flow_count();
+        assert_eq!(flows, usize::from(!then.shuts()), "{then:?}: what it had open is cut, or kept");
+        assert_eq!(fetch(&mut nodes, 1, 8, 1, 20), !then.shuts(), "{then:?}");
+        assert!(fetch(&mut nodes, 3, 8, 1, 21), "{then:?}: nobody else");
+        assert_eq!(nodes[1].plane.take_behaviour(at(22)).scans.len(), 1, "{then:?}");
+    }
+}
+
+#[test]
+fn a_controller_that_was_restored_from_a_backup_hears_of_what_was_passed_and_opens_it_by_a_budget_of_its_own() {
+    let limit = down(2_000, Consequence::Challenge);
+    let mut nodes = trio(&[limited("dns", &["udp/53"], 70, &[limit])]);
+    let told = |node: &mut Node<Simulated>, ms: u64| {
+        let told = node.plane.take_behaviour(at(ms)).usages;
+        told.iter().map(|usage| (usage.budget, usage.used > 2_000)).collect::<Vec<_>>()
+    };
+    for ms in 5..9 {
+        fetch(&mut nodes, 1, 8, 900, ms);
+    }
+    assert_eq!(told(&mut nodes[1], 10), [(70, true)]);
+    let both = |budget| {
+        let rules = [limited("dns", &["udp/53"], budget, &[limit])];
+        vec![comes(1, &rules), comes(3, &rules)]
+    };
+    nodes[1].authority.epoch = 2;
+    nodes[1].snapshot(both(7), at(20));
+    assert_eq!(told(&mut nodes[1], 21), [(7, true)], "under the number that it believes");
+    assert!(!fetch(&mut nodes, 1, 8, 1, 22), "and shut until it has spoken");
+    for grant in both(8) {
+        nodes[1].upsert(grant, at(30));
+    }
+    assert!(fetch(&mut nodes, 1, 8, 1, 31) && fetch(&mut nodes, 3, 8, 1, 32));
+}
+
+#[test]
 fn uploads_and_connections_have_limits_of_their_own() {
-    let limit = |measure, most| Limit { measure, most, within_ms: 60_000, then: Consequence::Terminate };
+    let then = Consequence::Terminate;
+    let limit = |measure, most| Limit { measure, most, within_ms: 60_000, then, budget: 0 };
     for (each, passes) in [(limit(Measure::Upload, 100_000), true), (limit(Measure::Upload, 200), false)] {
         let mut nodes = trio(&[limited("dns", &["udp/53"], 0, &[each])]);
         let came: Vec<bool> = (0..10).map(|ms| fetch(&mut nodes, 1, 8, 900, 5 + ms)).collect();

@@ -358,9 +358,10 @@ impl Core {
         }
     }
 
-    /// Tells the controller how much of what is limited was used here, and who scans. Usage that nobody hears, and `refused` destinations that
-    /// are no scan here, are said again with the next; a scan waits for the next stream.
-    pub fn handle_behaviour(&mut self, usages: Vec<Usage>, scans: Vec<Scan>, refused: Vec<Scan>) {
+    /// Tells the controller how much of what is limited was used here since this start (`process`) of the data plane, and who scans.
+    /// Usage that nobody hears, and `refused` destinations that are no scan here, are said again with the next; a scan waits for the
+    /// next stream.
+    pub fn handle_behaviour(&mut self, process: u64, usages: Vec<Usage>, scans: Vec<Scan>, refused: Vec<Scan>) {
         for scan in scans {
             if self.scans_untold.len() < MAX_SCANS && !self.scans_untold.contains(&scan) {
                 self.scans_untold.push(scan);
@@ -373,7 +374,8 @@ impl Core {
         let mut usages = usages.into_iter().peekable();
         while usages.peek().is_some() || !scans.is_empty() {
             let usages = usages.by_ref().take(MAX_USAGES).collect();
-            self.effects.push_back(Effect::Send(FromNode::Behaviour { usages, scans: std::mem::take(&mut scans) }));
+            let scans = std::mem::take(&mut scans);
+            self.effects.push_back(Effect::Send(FromNode::Behaviour { process, usages, scans }));
         }
     }
 

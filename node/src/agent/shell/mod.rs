@@ -79,7 +79,7 @@ use self::{
     requests::Waiting,
 };
 use super::{
-    core::{Core, Entropy, Settings, identity::Wanted},
+    core::{Core, Effect, Entropy, Settings, identity::Wanted},
     state::{
         self, State, StateError,
         writer::{Done, Writer},
@@ -379,6 +379,13 @@ impl Agent {
     }
 
     async fn stop(&mut self) {
+        // What was counted here goes with this process. The controller adds what it was told to what the next one counts.
+        self.tell_behaviour().await;
+        while let Some(effect) = self.core.poll_effect() {
+            if let (Effect::Send(message), Some(link)) = (effect, &self.link) {
+                link.send(message);
+            }
+        }
         let closing = self.link.take().map(Link::close).or(self.closing.take());
         self.stop_plane().await;
         self.host.rest().await;
@@ -406,7 +413,8 @@ impl Agent {
         if let Some(plane) = &self.plane
             && let Ok(behaviour) = plane.worker.take_behaviour().await
         {
-            self.core.handle_behaviour(behaviour.usages, behaviour.scans, behaviour.refused);
+            let postern_dataplane::Behaviour { process, usages, scans, refused } = behaviour;
+            self.core.handle_behaviour(process, usages, scans, refused);
         }
     }
 

@@ -61,7 +61,10 @@ impl Plane {
             Workers::Auto => worker::default_workers(),
             Workers::Fixed(workers) => workers,
         };
-        let settings = Settings { mtu, cipher, ..Settings::default() };
+        let mut process = [0; 8];
+        getrandom::fill(&mut process).expect("the operating system has random bytes once it has started");
+        let process = u64::from_ne_bytes(process);
+        let settings = Settings { mtu, cipher, process, ..Settings::default() };
         let plane = DataPlane::new(settings, clock.now());
         let (worker, events) = worker::spawn(plane, tun, sockets, clock, workers)?;
         worker.set_ceiling(config.ceiling()).await?;

@@ -30,7 +30,8 @@ fn scan(port: u16) -> Scan {
 fn told(node: &mut Node) -> (Vec<u64>, usize) {
     let (mut used, mut count) = (vec![], 0);
     for message in node.sent() {
-        if let FromNode::Behaviour { usages, scans } = message {
+        if let FromNode::Behaviour { process, usages, scans } = message {
+            assert_eq!(process, 7);
             assert!(usages.len() <= MAX_USAGES && scans.len() <= MAX_SCANS);
             used.extend(usages.into_iter().map(|usage| usage.used));
             count += scans.len();
@@ -40,7 +41,7 @@ fn told(node: &mut Node) -> (Vec<u64>, usize) {
 }
 
 fn behave(node: &mut Node, usages: Vec<Usage>, scans: Vec<Scan>) {
-    node.core.handle_behaviour(usages, scans, vec![]);
+    node.core.handle_behaviour(7, usages, scans, vec![]);
     node.run();
 }
 
