@@ -26,7 +26,7 @@ pub(crate) struct Disk {
     pub(crate) quarantines: BTreeMap<Quarantined, QuarantineRecord>,
     postures: BTreeMap<DeviceId, PostureRecord>,
     /// By what they restrain, as the store names them.
-    restraints: BTreeMap<String, RestraintRecord>,
+    pub(crate) restraints: BTreeMap<String, RestraintRecord>,
 }
 
 /// Whether a change can alter who may reach what.

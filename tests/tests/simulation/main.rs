@@ -117,6 +117,24 @@ fn a_controller_killed_at_any_effect_goes_on_soundly() {
     run_all(25, &Plan { troubles, spacing_ms: 12_000, rotation_s: 300, ..plan() }, 12 * MINUTE);
 }
 
+/// The controller's clock is left alone: when somebody proved who they are, and since when that is asked, are times on it.
+#[test]
+fn a_restraint_takes_what_it_says_and_nothing_more_until_it_is_met_or_released() {
+    let troubles = vec![
+        (Trouble::Restrain, 8),
+        (Trouble::Release, 4),
+        (Trouble::Logout, 4),
+        (Trouble::Drop, 3),
+        (Trouble::Kill, 1),
+        (Trouble::CrashController, 2),
+        (Trouble::Revoke, 2),
+        (Trouble::Lift, 2),
+        (Trouble::Policy, 2),
+        (Trouble::JumpMachine, 1),
+    ];
+    run_all(12, &Plan { troubles, spacing_ms: 10_000, ..plan() }, 12 * MINUTE);
+}
+
 #[test]
 fn a_controller_restored_from_an_old_copy_starts_over_and_closes_what_it_does_not_know() {
     let troubles = vec![

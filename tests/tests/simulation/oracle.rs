@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use postern_common::id::DeviceId;
+use postern_common::{id::DeviceId, policy::Reach};
 use postern_controller::records::{
-    DeviceKind, DeviceRecord, NameClaim, Quarantined, SessionRecord, Standing, SubjectKind,
+    DeviceKind, DeviceRecord, NameClaim, Quarantined, Restrained, RestraintRecord, SessionRecord, Standing,
+    SubjectKind, Takes,
 };
 
 use super::{disk::Disk, rng::Rng};
@@ -138,6 +139,36 @@ fn is_at(device: &DeviceRecord, place: &Place) -> bool {
     }
 }
 
+/// Tells whether a restraint keeps something from whoever is on a device.
+fn is_restrained(disk: &Disk, device: &DeviceRecord, rule: &str, to: usize, on: DeviceId) -> bool {
+    let is_person =
+        disk.subjects.get(&device.owner).is_some_and(|owner| matches!(owner.kind, SubjectKind::Person { .. }));
+    let resource = format!("r{to}");
+    let concerns = |record: &&RestraintRecord| match record.whom {
+        Restrained::Subject(id) => id == device.owner,
+        // What is asked on one machine of a person is asked on those that join later.
+        Restrained::Device(id) => {
+            let older = |other: &DeviceRecord| is_person && other.owner == device.owner;
+            id == device.id || record.since <= device.created && disk.devices.get(&id).is_some_and(older)
+        }
+    };
+    let proven = session(disk, device).and_then(|session| session.assurance.auth_time);
+    disk.restraints.values().filter(concerns).any(|record| match &record.takes {
+        Takes::Nothing => false,
+        Takes::AllBut { resources } => !resources.iter().any(|stays| stays.as_str() == resource),
+        Takes::Proof { reach } => {
+            let taken = match reach {
+                Reach::Everything => true,
+                Reach::Access { rule: of, resource: at } => of.as_str() == rule && at.as_str() == resource,
+                Reach::AccessOn { rule: of, resource: at, node } => {
+                    of.as_str() == rule && at.as_str() == resource && *node == on
+                }
+            };
+            taken && proven.is_none_or(|at| at <= record.since)
+        }
+    })
+}
+
 /// Lists every door that policy opens to whoever is signed in.
 pub(crate) fn doors(disk: &Disk, spec: &Spec) -> BTreeSet<Door> {
     let devices: Vec<&DeviceRecord> = disk.devices.values().filter(|device| takes_part(disk, device)).collect();
@@ -153,7 +184,8 @@ pub(crate) fn doors(disk: &Disk, spec: &Spec) -> BTreeSet<Door> {
                 continue;
             }
             for destination in devices.iter().filter(|destination| is_at(destination, &spec.places[access.to])) {
-                if destination.id != source.id {
+                let name = format!("rule-{rule}");
+                if destination.id != source.id && !is_restrained(disk, source, &name, access.to, destination.id) {
                     let port = 1000 + u16::try_from(access.to).expect("few resources");
                     doors.insert(Door { source: source.id, destination: destination.id, rule, port });
                 }

@@ -94,6 +94,8 @@ pub(crate) enum Trouble {
     Policy,
     Logout,
     CopyDirectories,
+    Restrain,
+    Release,
 }
 
 /// What a simulation is made of.

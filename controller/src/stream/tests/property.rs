@@ -1,7 +1,7 @@
 //! Random lives of many nodes, compared with a naive recomputation.
 //!
 //! The oracle reads the durable records and the policy's text, and computes who may reach what from nothing else: no
-//! leases, no indexes, no increments. Against it stand the simulated nodes' own tables and clocks.
+//! leases, no indexes, no increments; what restraints take it takes away by itself. Against it stand the simulated nodes' own tables and clocks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,9 +9,9 @@ use std::{
 };
 
 use postern_common::{
-    id::DeviceId,
+    id::{DeviceId, ResourceName, RuleName},
     net::Service,
-    policy::{Assurance, Policy, RequestContext, Subject, TargetNode, Targets, UserIdentity},
+    policy::{Assurance, Policy, Reach, RequestContext, Subject, TargetNode, Targets, UserIdentity},
     time::Monotonic,
 };
 
@@ -20,8 +20,11 @@ use super::{
     world::{ISSUER, World, person, policy},
 };
 use crate::{
-    records::{NameClaim, Quarantined, RevokeTarget, Standing, SubjectKind},
-    stream::SubjectUpdate,
+    records::{
+        DeviceRecord, NameClaim, Person, Quarantined, Restrained, RestraintRecord, RevokeTarget, Standing, SubjectKind,
+        Takes,
+    },
+    stream::{SignalResponse, SubjectUpdate},
 };
 
 /// Every rule in these policies has leases of 30 seconds.
@@ -97,12 +100,44 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             if all.revoked_rules.iter().any(|revoked| revoked.rule == entitlement.rule) || held(of_resource) {
                 continue;
             }
-            for node in entitlement.nodes.iter().filter(|node| **node != device.id) {
+            let free = |node: &&DeviceId| {
+                **node != device.id && !is_restrained(world, device, &entitlement.rule, &entitlement.resource, **node)
+            };
+            for node in entitlement.nodes.iter().filter(free) {
                 doors.extend(entitlement.services.iter().map(|service| (device.id, *node, *service)));
             }
         }
     }
     doors
+}
+
+/// Tells from the records alone whether a restraint keeps what a rule gives of a resource on a node from whoever is on a device.
+fn is_restrained(
+    world: &World,
+    device: &DeviceRecord,
+    rule: &RuleName,
+    resource: &ResourceName,
+    node: DeviceId,
+) -> bool {
+    let all = &world.store.loaded;
+    let session = all.sessions.iter().find(|session| session.device == device.id && session.ended.is_none());
+    let proven = session.and_then(|session| session.assurance.auth_time);
+    let of = |record: &&RestraintRecord| match record.whom {
+        Restrained::Subject(id) => id == device.owner,
+        Restrained::Device(id) => id == device.id,
+    };
+    all.restraints.iter().filter(of).any(|record| match &record.takes {
+        Takes::Nothing => false,
+        Takes::AllBut { resources } => !resources.contains(resource),
+        Takes::Proof { reach } => {
+            let concerned = match reach {
+                Reach::Everything => true,
+                Reach::Access { rule: of, resource: to } => (of, to) == (rule, resource),
+                Reach::AccessOn { rule: of, resource: to, node: on } => (of, to, *on) == (rule, resource, node),
+            };
+            concerned && proven.is_none_or(|at| at <= record.since)
+        }
+    })
 }
 
 /// What every node lets in now, by its own table and clock.
@@ -190,7 +225,7 @@ impl Life {
         let who = self.world.dice.below(PEOPLE.len() as u64) as usize;
         let node = self.world.dice.below(self.world.nodes.len() as u64) as usize;
         let name = PEOPLE[who];
-        match self.world.dice.below(if restarts { 16 } else { 14 }) {
+        match self.world.dice.below(if restarts { 21 } else { 19 }) {
             0 | 1 => {
                 let all = ["staff", "payroll", "contractors"];
                 let bits = self.world.dice.below(8);
@@ -249,6 +284,9 @@ impl Life {
                     }
                 }
             }
+            14 | 15 => self.restrain(name, node),
+            16 | 17 => self.release(),
+            18 => self.prove(who),
             _ => {
                 if self.world.dice.below(2) == 0 {
                     // In the middle of something.
@@ -269,6 +307,59 @@ impl Life {
         self.world.pump();
         self.recompute();
         self.look();
+    }
+
+    /// Takes something from somebody. It opens nothing, to nobody.
+    fn restrain(&mut self, name: &str, node: usize) {
+        let subject = self.world.core.find_subject(&format!("{name}@corp.example"));
+        let whom = match (self.world.dice.below(3), subject) {
+            (0, Ok(subject)) | (1, Ok(subject)) => Restrained::Subject(subject),
+            (_, _) => Restrained::Device(self.world.nodes[node].id()),
+        };
+        let (rule, resource): (RuleName, ResourceName) =
+            ("staff read the wiki".parse().expect("a name"), "wiki".parse().expect("a name"));
+        let response = match self.world.dice.below(6) {
+            0 => SignalResponse::Challenge(Reach::Everything),
+            1 => SignalResponse::Challenge(Reach::Access { rule, resource }),
+            2 => {
+                let on = self.world.nodes[2 + self.world.dice.below(3) as usize].id();
+                SignalResponse::Challenge(Reach::AccessOn { rule, resource, node: on })
+            }
+            3 => SignalResponse::Restrict([resource].into()),
+            4 => SignalResponse::Restrict([].into()),
+            _ => SignalResponse::Terminate,
+        };
+        let before = self.allowed.clone();
+        self.world.core.respond(whom, response.clone(), "odd", "a test", self.world.now).expect("known");
+        self.world.pump();
+        self.recompute();
+        assert!(self.allowed.is_subset(&before), "{response:?} opened something");
+    }
+
+    /// Releases somebody. It closes nothing.
+    fn release(&mut self) {
+        let held = &self.world.store.loaded.restraints;
+        if held.is_empty() {
+            return;
+        }
+        let whom = held[self.world.dice.below(held.len() as u64) as usize].whom;
+        let before = self.allowed.clone();
+        let _nothing_in_force = self.world.core.release_restraints(whom, "root", self.world.now);
+        self.world.pump();
+        self.recompute();
+        assert!(self.allowed.is_superset(&before), "a release closed something");
+    }
+
+    /// Proves a person's sign-in anew on their machine.
+    fn prove(&mut self, who: usize) {
+        let name = PEOPLE[who];
+        let disabled =
+            self.world.store.loaded.subjects.iter().any(|s| s.disabled.is_some() && s.name.starts_with(name));
+        if !disabled {
+            self.world.nodes[5 + who].new_key();
+            let proven = Person { auth_time: Some(self.world.now.wall), ..person(name, &["staff"]) };
+            self.world.join(5 + who, &proven);
+        }
     }
 
     /// Signs a person in again on their machine, if nobody is.

@@ -1,7 +1,13 @@
 //! What goes wrong, at random.
 
-use postern_common::id::{DeviceId, SessionId};
-use postern_controller::records::{DeviceKind, Quarantined, RevokeTarget, Standing};
+use postern_common::{
+    id::{DeviceId, SessionId},
+    policy::Reach,
+};
+use postern_controller::{
+    records::{DeviceKind, Quarantined, Restrained, RevokeTarget, Standing},
+    stream::SignalResponse,
+};
 use postern_node::agent::core::Command;
 
 use super::{super::oracle::Spec, Event, Trouble, World};
@@ -69,6 +75,8 @@ impl World {
                     self.apply_policy(spec);
                 }
             }
+            Trouble::Restrain => self.restrain_somebody(i),
+            Trouble::Release => self.release_somebody(),
             Trouble::Logout => {
                 if self.machines[i].person.is_some() {
                     self.with_machine(i, |core, now| core.handle_command(Command::Logout, now));
@@ -159,6 +167,47 @@ impl World {
             if self.machines[machine].device().is_some_and(|device| closed.contains(&device)) && self.rng.one_in(2) {
                 self.after(1, 600, Event::MachineKill { machine });
             }
+        }
+    }
+
+    /// Takes something from the subject, or the machine, as a limit or an administrator does. That opens nothing to anybody.
+    fn restrain_somebody(&mut self, i: usize) {
+        let Some(device) = self.machines[i].device() else { return };
+        let Some(record) = self.host.disk.devices.get(&device).cloned() else { return };
+        let whom = if self.rng.one_in(2) { Restrained::Subject(record.owner) } else { Restrained::Device(device) };
+        let resource = |n: u64| format!("r{n}").parse().expect("a resource's name");
+        let rule = format!("rule-{}", self.rng.below(6)).parse().expect("a rule's name");
+        let to = resource(self.rng.below(6));
+        let doors: Vec<DeviceId> = self.current.iter().map(|door| door.destination).collect();
+        let response = match self.rng.below(5) {
+            0 => SignalResponse::Challenge(Reach::Everything),
+            1 => SignalResponse::Challenge(Reach::Access { rule, resource: to }),
+            2 if !doors.is_empty() => {
+                let node = doors[self.rng.index(doors.len())];
+                SignalResponse::Challenge(Reach::AccessOn { rule, resource: to, node })
+            }
+            2 | 3 => SignalResponse::Restrict((0..self.rng.below(6)).map(resource).collect()),
+            _ => SignalResponse::Terminate,
+        };
+        self.note(|| format!("restrain {whom}: {response:?}"));
+        let before = self.current.clone();
+        let _unknown = self.with_controller(|core, now| core.respond(whom, response, "simulated", "root", now));
+        if let Some(door) = self.current.difference(&before).next() {
+            self.fail(format!("a restraint opened {door:?}"));
+        }
+    }
+
+    fn release_somebody(&mut self) {
+        let held: Vec<Restrained> = self.host.disk.restraints.values().map(|record| record.whom).collect();
+        if held.is_empty() {
+            return;
+        }
+        let whom = held[self.rng.index(held.len())];
+        self.note(|| format!("release {whom}"));
+        let before = self.current.clone();
+        let _nothing_in_force = self.with_controller(|core, now| core.release_restraints(whom, "root", now));
+        if let Some(door) = before.difference(&self.current).next() {
+            self.fail(format!("a release closed {door:?}"));
         }
     }
 
