@@ -31,14 +31,14 @@ use postern_controller::{
     },
     signals::{
         events::Receivers,
-        provider::{Ends, Vouchers},
+        provider::{Ends, Vouchers, logout::LogoutToken},
     },
     web::{
         self, Doors, LocalAccounts, SignInWays, Web,
         doors::{
             Acquaintance, Answer, DeviceKind, DoorsError, JoinedMachine, OpenFrom, PendingJoin, Portal, PortalDevice,
             PortalResource, PortalSession, Presence, Reach, StepUpPage, SteppedUp, StockClients, StockConfiguration,
-            StockPeer, StockRequest, Sufficient,
+            StockPeer, StockRequest, Sufficient, TurnedAway,
         },
         event::IdentityEvent,
     },
@@ -290,7 +290,11 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
-    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<String>> {
+    fn signed_out_at_provider<'a>(&'a self, _: &'a LogoutToken) -> Answer<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
         Box::pin(async { Ok(None) })
     }
 

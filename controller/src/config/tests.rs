@@ -119,6 +119,9 @@ fn a_stream_of_events_is_derived_from_what_is_written() {
         with_events(|stream| stream.replace("people_of", "audience").replace("https://ssf.corp", "https://login.corp"));
     let own = own.map_err(|error| error.to_string()).expect("checks");
     assert_eq!(own.events[0].people_of.as_deref(), Some("https://login.corp.example"));
+    let elsewhere = "stream_id = \"s\"\napi_token_file = \"t\"\nverification_url = \"https://other.example/v\"\n";
+    let config = with_events(|stream| stream + elsewhere).map_err(|error| error.to_string()).expect("checks");
+    assert_eq!(config.events[0].verification_url.as_deref(), Some("https://other.example/v"));
     let guide = include_str!("../../../docs/signals.md");
     let shown = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let shown: Vec<&str> = shown.filter(|block| block.starts_with("[[events]]")).collect();
@@ -145,6 +148,18 @@ fn every_mistake_in_a_stream_of_events_says_what_to_do() {
         ("delivery = \"push\"", "poll_url = \"https://a\"\ndelivery = \"push\"", "leave it out"),
         ("delivery = \"push\"", "delivery = \"poll\"\npoll_url = \"https://a\"", "`api_token_file` is what"),
         ("delivery", "stream_id = \"s\"\ndelivery", "needs `api_token_file`"),
+        (
+            "delivery",
+            "stream_id = \"s\"\nverification_url = \"http://a/v\"\ndelivery",
+            "`verification_url` must begin with",
+        ),
+        (
+            "delivery",
+            "stream_id = \"s\"\nverification_url = \"http://127.0.0.1/v\"\ndelivery",
+            "`verification_url` must begin",
+        ),
+        ("delivery", "verification_url = \"a.example/v\"\ndelivery", "`verification_url` must begin with"),
+        ("delivery", "verification_url = \"https://a/v\"\ndelivery", "`verification_url` needs `stream_id`"),
         ("delivery", "silent_after = \"1s\"\ndelivery", "at least \"10s\""),
         ("delivery", "max_age = \"1y\"\ndelivery", "controller.toml:"),
         ("delivery", "max_age = \"60d\"\ndelivery", "`max_age` is"),

@@ -25,6 +25,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`oidc`] | the relying party: discovery, authorization code with PKCE, verification of ID tokens |
+//! | `keys` | published keys: one cache for providers, transmitters and platforms |
 //! | [`machine`] | tokens of the platforms on which services run |
 //! | [`local`] | local accounts: passwords, one-time codes, administration |
 //! | [`sessions`] | login sessions of browsers |
@@ -40,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::records::ProvisionedName;
 
+pub(crate) mod keys;
 pub mod local;
 pub mod machine;
 pub mod oidc;
@@ -73,6 +75,9 @@ pub(crate) struct Proof {
     /// By which name the provider provisions the person.
     #[serde(default)]
     pub(crate) provisioned_as: Option<ProvisionedName>,
+    /// The session at the provider (`sid`), if it said.
+    #[serde(default)]
+    pub(crate) sid: Option<String>,
 }
 
 /// A person who has signed in, with a login session that was live when this value was made.
@@ -126,6 +131,11 @@ impl SignedIn {
         self.proof.provisioned_as.as_ref()
     }
 
+    /// Returns the session at the provider (`sid`), if the sign-in told.
+    pub fn provider_session(&self) -> Option<&str> {
+        self.proof.sid.as_deref()
+    }
+
     /// Returns the identifier of the browser's login session (not its cookie).
     pub const fn session(&self) -> SessionId {
         self.session
@@ -149,6 +159,7 @@ impl SignedIn {
                 amr: vec!["pwd".into(), "otp".into()],
                 auth_time: None,
                 provisioned_as: None,
+                sid: None,
             },
             session: SessionId::from_bytes([1; 16]),
             session_until: WallTime::NEVER,

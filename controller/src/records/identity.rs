@@ -43,6 +43,8 @@ pub struct Person {
     pub web_session: SessionId,
     /// When that ends at the latest.
     pub web_session_until: WallTime,
+    /// The session at the provider (`sid`), if it said.
+    pub provider_session: Option<String>,
 }
 
 impl From<&SignedIn> for Person {
@@ -58,6 +60,7 @@ impl From<&SignedIn> for Person {
             provisioned_as: proven.provisioned_as().cloned(),
             web_session: proven.session(),
             web_session_until: proven.session_until(),
+            provider_session: proven.provider_session().map(str::to_owned),
         }
     }
 }
@@ -101,6 +104,9 @@ pub struct Proven {
     pub amr: Vec<String>,
     /// When it came to count for less, or for more again.
     pub told: WallTime,
+    /// Which security event told so; `None` if that was before this was kept.
+    #[serde(default)]
+    pub by: Option<String>,
 }
 
 /// What a subject is.

@@ -31,6 +31,7 @@ use crate::signals::{
     alerts::Alert,
     events::memory::{SeenRecord, StreamRecord},
     habits::HabitsRecord,
+    provider::ShutDoor,
 };
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
@@ -479,6 +480,8 @@ pub struct Loaded {
     pub event_streams: Vec<StreamRecord>,
     /// Tokens of security events that were taken.
     pub seen_events: Vec<SeenRecord>,
+    /// Doors that are shut to sign-ins from before.
+    pub shut_doors: Vec<ShutDoor>,
     /// What is taken from subjects and devices for a time.
     pub restraints: Vec<RestraintRecord>,
     /// Bearer tokens of SCIM clients.
@@ -566,6 +569,10 @@ pub enum StoreChange {
     PutSeenEvent(SeenRecord),
     /// Forgets a token that is too old to be taken.
     DeleteSeenEvent(String),
+    /// Shuts a door to sign-ins from before, named by the hash of whose it is.
+    PutShutDoor(ShutDoor),
+    /// Forgets a door that was shut long ago.
+    DeleteShutDoor(String),
     /// Writes a SCIM client's token, named by its hash.
     PutScimToken(ScimToken),
     /// Forgets a SCIM client's token.

@@ -14,17 +14,14 @@ use super::{
 use crate::{
     identity::{SignedIn, random::Token, user_code::UserCode},
     records::Person,
-    signals::provider::Ends,
+    signals::provider::{Ends, logout::LogoutToken},
     stream::{CoreError, Decider, Decision, RequestView},
     web::doors::{
         Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration,
-        StockRequest,
+        StockRequest, TurnedAway,
     },
     web::event::IdentityEvent,
 };
-
-/// Why somebody is turned away with a proof from before a security event.
-const OVERTAKEN: &str = "your identity provider has ended this sign-in: sign in there anew";
 
 /// Returns the address of the browser whose request this task answers.
 fn browser() -> IpAddr {
@@ -151,11 +148,19 @@ impl Doors for Handle {
         Box::pin(async move { Ok(refuse.await.map(drop)?) })
     }
 
-    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<String>> {
+    fn signed_out_at_provider<'a>(&'a self, token: &'a LogoutToken) -> Answer<'a, ()> {
+        let LogoutToken { issuer, subject, sid, issued, .. } = token.clone();
+        let shut = self.call(move |turn, now| {
+            turn.core.signed_out_at_provider(&issuer, subject.as_deref(), sid.as_deref(), issued, now);
+        });
+        Box::pin(async move { Ok(shut.await?) })
+    }
+
+    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
         let who = Person::from(who);
         let asked = self.call(move |turn, now| {
-            let ended = || turn.core.is_overtaken(&who, now).then(|| OVERTAKEN.to_owned());
-            turn.core.turned_away(&who).or_else(ended)
+            let out = turn.core.turned_away(&who).map(TurnedAway::NotProvisioned);
+            out.or_else(|| turn.core.overtaken(&who, now).map(TurnedAway::Overtaken))
         });
         Box::pin(async move { Ok(asked.await?) })
     }

@@ -4,8 +4,11 @@
 //! header. Whoever holds the keys checks the signature over exactly [`Unverified::signed`], and only then reads the claims.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use openidconnect::core::CoreJwsSigningAlgorithm;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::identity::keys::Signed;
 
 /// A token as it came, in its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,13 @@ pub struct Unverified<'a> {
     pub signature: Vec<u8>,
     /// The claims, as JSON: to be read only after the signature was checked.
     pub payload: Vec<u8>,
+}
+
+impl Unverified<'_> {
+    /// Returns what keys are asked about.
+    pub(crate) fn signed_by<'a>(&'a self, algorithm: &'a CoreJwsSigningAlgorithm) -> Signed<'a> {
+        Signed { algorithm, key: self.key.as_deref(), text: self.signed, signature: &self.signature }
+    }
 }
 
 #[derive(Deserialize)]

@@ -545,6 +545,8 @@ pub struct Counters {
     pub postures_refused: u64,
     /// Signals of other systems that were refused, or had no effect.
     pub signals_refused: u64,
+    /// Doors to sign-ins from before a logout or revocation that were forgotten for want of room.
+    pub doors_forgotten: u64,
     /// Reports of behaviour about somebody who has no such limit there now, or with a budget that is over.
     pub behaviour_refused: u64,
     /// Platform tokens that were refused.

@@ -22,7 +22,6 @@ use super::{
     limits::Limit,
     node::{Connected, Pace},
     outbox::Outbox,
-    overtaken::Overtaken,
     peering::{Peering, PeeringName},
     plan::Plans,
     platform::{Platform, RUN_OUT},
@@ -44,6 +43,7 @@ use crate::{
         habits,
         place::{Atlas, NoMaps},
         posture,
+        provider::Doors,
         refusals::Refusals,
     },
 };
@@ -124,8 +124,7 @@ pub struct Core {
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
-    /// People whose sign-ins an event has just overtaken.
-    pub(super) overtaken: HashMap<SubjectKind, Overtaken>,
+    pub(super) doors: Doors,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -176,7 +175,7 @@ impl Core {
             atlas: Arc::new(NoMaps),
             event_streams,
             refusals: Refusals::default(),
-            overtaken: HashMap::new(),
+            doors: Doors::load(loaded.shut_doors),
             joins: Joins::default(),
             platform: Platform::load(loaded.token_uses, now),
             habits: habits::Book::load(loaded.habits),
@@ -291,6 +290,7 @@ impl Core {
         self.sweep_requests(now.wall);
         self.sweep_break_glass(now.wall);
         self.sweep_events(now);
+        self.sweep_doors(now);
         self.usages.sweep(now.monotonic);
         self.refused_lately.sweep(now.monotonic);
         self.accusers.sweep(now.monotonic);

@@ -3,7 +3,7 @@
 //! ```text
 //! look_at_event: seen before? whom does it name?  --shell: browsers' sign-ins--> take_event
 //!     --> the token's name, what it changes, the audit log --> only then acknowledged
-//! clock --Due::Silence--> streams that say nothing: alert, and what they vouched for is decided anew
+//! `event_streams`: when streams were heard, their silence, what is refused of them
 //! ```
 //!
 //! Invariants:
@@ -24,25 +24,19 @@ use postern_common::{
     time::{Now, WallTime},
 };
 
-use super::{core::Core, timers::Due};
+use super::core::Core;
 use crate::{
     decision::{Extend, policy_assurance},
-    records::{Assurance, AuditEvent, Proven, Restrained, SessionRecord, StoreChange, SubjectKind},
-    signals::{
-        alerts::{About, AlertKind},
-        events::{
-            Binding, Named, SpeaksOfDevices, Whom,
-            event::{Claims, Compliance, Direction, Level, NewGroups, StreamStatus, Told},
-            memory::{Look, StreamView, Watched},
-            set::SecurityEvent,
-            subject::{Identifier, Subject},
-        },
-        refusals::Line,
+    records::{Assurance, AuditEvent, Proven, Restrained, SessionRecord, SubjectKind},
+    signals::events::{
+        Binding, Named, SpeaksOfDevices, Whom,
+        event::{Claims, Compliance, Direction, Level, NewGroups, Told},
+        memory::{Look, Watched},
+        set::SecurityEvent,
+        subject::{Identifier, Subject},
     },
 };
 
-/// The most names of tokens that one look at the clock forgets.
-const FORGOTTEN_AT_ONCE: usize = 512;
 /// Methods of which none can be phished; what is left without them is what a lower level leaves.
 const SEVERAL: &str = "mfa";
 
@@ -68,16 +62,28 @@ pub enum Counted {
     Again,
 }
 
+/// For what a proof counts from now on.
+#[derive(Clone, Copy)]
+struct LevelTold<'a> {
+    level: &'a Level,
+    direction: Direction,
+    /// Whether the event surely means this session.
+    is_sure: bool,
+    at: WallTime,
+    /// Which event.
+    by: &'a str,
+}
+
 /// What an event did.
-struct Effect {
-    subject: Option<SubjectId>,
-    device: Option<DeviceId>,
-    what: String,
-    sessions: usize,
+pub(super) struct Effect {
+    pub(super) subject: Option<SubjectId>,
+    pub(super) device: Option<DeviceId>,
+    pub(super) what: String,
+    pub(super) sessions: usize,
 }
 
 /// What came of an event that is about somebody.
-enum Applied {
+pub(super) enum Applied {
     Done(Effect),
     /// Nobody or nothing here is concerned; why, as a constant text.
     Nothing(&'static str),
@@ -213,9 +219,7 @@ impl Core {
         let people: BTreeSet<SubjectId> = whom.everybody().filter_map(subject_of).collect();
         let concerned = self.sessions_concerned(binding, people_of, event, whom, &people);
         let sure = self.surely_meant(binding, event, whom, &surely, &people, &concerned);
-        if event.told.overtakes_sign_ins() {
-            self.sign_ins_overtaken(people_of, event, whom, now);
-        }
+        self.sign_ins_overtaken(people_of, event, whom, now);
         let subject = concerned.first().map(|session| session.subject).or(people.first().copied());
         if subject.is_none() && whom.browsers_ended == 0 {
             return Applied::Nothing("nobody here is meant");
@@ -225,11 +229,13 @@ impl Core {
             Told::SessionRevoked => {
                 let ids = concerned.iter().map(|session| session.id).collect();
                 let why = event.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-                self.end_sessions(ids, &format!("ended by the identity provider{why}"), now);
+                self.end_sessions(ids, &format!("ended by the identity provider (session-revoked){why}"), now);
                 "login sessions ended".to_owned()
             }
             Told::CredentialChange { credential, .. } => {
-                let (reason, by) = ("their credentials were changed", format!("events {}", binding.name));
+                let what: String = credential.chars().take(40).collect();
+                let reason = format!("their credentials were changed (credential-change: {what})");
+                let by = format!("events {}", binding.name);
                 // Who is named by a session or device alone is whoever is signed in there.
                 for person in people
                     .iter()
@@ -237,7 +243,7 @@ impl Core {
                     .chain(concerned.iter().map(|session| session.subject))
                     .collect::<BTreeSet<_>>()
                 {
-                    self.challenge_proofs_until(Restrained::Subject(person), event.at, reason, &by, now);
+                    self.challenge_proofs_until(Restrained::Subject(person), event.at, &reason, &by, now);
                 }
                 format!("a fresh sign-in is asked for: {credential}")
             }
@@ -245,7 +251,8 @@ impl Core {
                 let mut changed = 0;
                 for session in concerned {
                     let is_sure = sure.contains(&session.id);
-                    changed += usize::from(self.level_changed(session, level, *direction, is_sure, event.at, now));
+                    let told = LevelTold { level, direction: *direction, is_sure, at: event.at, by: event.told.word() };
+                    changed += usize::from(self.level_changed(session, told, now));
                 }
                 format!("what the proof of sign-in counts for changed in {changed} login sessions")
             }
@@ -346,15 +353,8 @@ impl Core {
     }
 
     /// Makes a session's proof count for a level; tells whether that changed anything.
-    fn level_changed(
-        &mut self,
-        mut session: SessionRecord,
-        level: &Level,
-        direction: Direction,
-        is_sure: bool,
-        at: WallTime,
-        now: Now,
-    ) -> bool {
+    fn level_changed(&mut self, mut session: SessionRecord, told: LevelTold<'_>, now: Now) -> bool {
+        let LevelTold { level, direction, is_sure, at, by } = told;
         if session.proven.as_ref().is_some_and(|proven| at < proven.told) {
             return false;
         }
@@ -373,7 +373,8 @@ impl Core {
         if counts == session.assurance && session.proven.is_none() {
             return false;
         }
-        session.proven = Some(Box::new(Proven { acr: verified.acr, amr: verified.amr, told: at }));
+        session.proven =
+            Some(Box::new(Proven { acr: verified.acr, amr: verified.amr, told: at, by: Some(by.to_owned()) }));
         session.assurance = counts;
         let device = session.device;
         self.registry.put_session(session, &mut self.out);
@@ -431,7 +432,9 @@ impl Core {
             self.decide(device, Extend::No, now);
         }
         if let Some(level) = claims.class() {
-            self.level_changed(session, &level, Direction::Unsaid, is_sure, at, now);
+            let by = "token-claims-change";
+            let told = LevelTold { level: &level, direction: Direction::Unsaid, is_sure, at, by };
+            self.level_changed(session, told, now);
         }
     }
 
@@ -468,121 +471,5 @@ impl Core {
             Compliance::NotCompliant => "the device is not compliant",
         };
         Applied::Done(Effect { subject: None, device: Some(first), what: what.into(), sessions: 0 })
-    }
-
-    // --- streams
-
-    fn stream_heard(&mut self, binding: &Binding, issued: WallTime, now: Now) {
-        let Some((record, silent_since)) = self.event_streams.heard(&binding.name, issued, now) else { return };
-        self.out.store(StoreChange::PutEventStream(record));
-        self.watch_for_silence();
-        let Some(since) = silent_since else { return };
-        let silent = postern_common::diagnostics::HumanDuration::rounded(now.wall.since(since));
-        let vouched = self.postures.vouched_by(&binding.name).len();
-        let mut text = format!("the stream of events {} speaks again, after {silent} of alarm", binding.name);
-        if vouched > 0 {
-            text += &format!(": what it said before of {vouched} machines counts again");
-        }
-        self.stream_changed(&binding.name, text, now);
-    }
-
-    fn stream_updated(&mut self, binding: &Binding, status: StreamStatus, reason: Option<&str>, now: Now) -> Applied {
-        if let Some(record) = self.event_streams.update(&binding.name, status, reason.map(str::to_owned)) {
-            self.out.store(StoreChange::PutEventStream(record));
-            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            let text = format!("the transmitter of {} calls the stream {}{why}", binding.name, status.word());
-            let text = text.chars().filter(|c| !c.is_control()).take(300).collect();
-            self.alert(AlertKind::StreamSilent, text, About::default(), now);
-            self.decide_vouched(&binding.name, now);
-        }
-        let what = format!("the stream is {}", status.word());
-        Applied::Done(Effect { subject: None, device: None, what, sessions: 0 })
-    }
-
-    fn stream_changed(&mut self, stream: &str, text: String, now: Now) {
-        self.out.audit(AuditEvent::SignalStream { stream: stream.to_owned(), what: text.clone() });
-        self.alert(AlertKind::StreamSilent, text, About::default(), now);
-        self.decide_vouched(stream, now);
-    }
-
-    /// What a stream vouches for counts, or counts no more.
-    fn decide_vouched(&mut self, stream: &str, now: Now) {
-        for device in self.postures.vouched_by(stream) {
-            self.decide(device, Extend::No, now);
-        }
-    }
-
-    fn watch_for_silence(&mut self) {
-        match self.event_streams.next_silence() {
-            Some(at) => self.timers.set(Due::Silence, at),
-            None => self.timers.cancel(Due::Silence),
-        }
-    }
-
-    /// Looks which streams say nothing.
-    pub(super) fn silence_due(&mut self, now: Now) {
-        for (record, limit) in self.event_streams.fall_silent(now) {
-            let limit = postern_common::diagnostics::HumanDuration::rounded(limit);
-            let text = format!("the stream of events {} has been silent for {limit}", record.name);
-            let name = record.name.clone();
-            self.out.store(StoreChange::PutEventStream(record));
-            self.stream_changed(&name, text, now);
-        }
-        self.watch_for_silence();
-    }
-
-    /// Draws what is given along with a request for a verification.
-    pub fn expect_verification(&mut self, stream: &str) -> String {
-        let state = hex::encode(self.draw::<16>());
-        self.event_streams.ask(stream, state.clone());
-        state
-    }
-
-    /// Lists the streams.
-    pub fn list_event_streams(&self) -> Vec<StreamView> {
-        self.event_streams.list()
-    }
-
-    pub(super) fn sweep_events(&mut self, now: Now) {
-        for change in self.event_streams.sweep(now.wall, FORGOTTEN_AT_ONCE) {
-            self.out.store(change);
-        }
-        for line in self.refusals.flush(now.monotonic) {
-            self.audit_refusal(line);
-        }
-    }
-
-    // --- refusals
-
-    /// Counts a signal that was refused, or that had no effect; the first of a kind within a minute is audited at once.
-    pub fn refuse_signal(
-        &mut self,
-        source: &str,
-        reason: &'static str,
-        from: Option<std::net::IpAddr>,
-        now: Now,
-    ) -> Counted {
-        self.counters.signals_refused += 1;
-        let Some(line) = self.refusals.count(source, reason, from, now.monotonic) else { return Counted::Again };
-        self.audit_refusal(line);
-        Counted::First
-    }
-
-    /// Counts an event that was issued later than now: it is left with the transmitter, and somebody has to set a clock right.
-    pub fn event_not_yet(&mut self, stream: &str, now: Now) {
-        let why = "issued in the future";
-        if self.refuse_signal(&format!("events {stream}"), why, None, now) == Counted::First {
-            let text = format!(
-                "an event of the stream {stream} was issued in the future: set the clock of the controller right, or the transmitter's; \
-                 what it tells waits there meanwhile"
-            );
-            self.alert(AlertKind::StreamSilent, text, About::default(), now);
-        }
-        self.flush(now);
-    }
-
-    fn audit_refusal(&mut self, line: Line) {
-        let Line { source, reason, from, times } = line;
-        self.out.audit(AuditEvent::SignalRefused { source, reason, from, times });
     }
 }

@@ -153,6 +153,67 @@ impl Core {
         targets: &Targets,
         now: Now,
     ) -> Explanation {
+        let mut explanation = self.explain_destination(context, device, to, service, audience, targets, now);
+        if let Some(device) = device
+            && !explanation.allowed
+        {
+            explanation.because.extend(self.told_by_events(device));
+        }
+        explanation
+    }
+
+    /// What security events have taken from the asking machine and its sign-in. That is its person's own, and tells nothing of what there is
+    /// elsewhere: it is said of every name alike.
+    fn told_by_events(&self, device: &DeviceRecord) -> Vec<String> {
+        let mut told = Vec::new();
+        if let Some(session) = self.registry.session_on(device.id) {
+            let proven = session
+                .proven
+                .as_ref()
+                .filter(|proven| (&proven.acr, &proven.amr) != (&session.assurance.acr, &session.assurance.amr));
+            told.extend(proven.map(|proven| {
+                let by = proven.by.as_deref().unwrap_or("a security event");
+                format!(
+                    "since {} this sign-in counts for less than it proved: the identity provider told so ({by})",
+                    proven.told
+                )
+            }));
+            told.extend(session.claims_told.map(|at| match session.assurance.groups {
+                Some(_) => format!("the groups of this sign-in are those that the identity provider told at {at} (token-claims-change)"),
+                None => format!(
+                    "the groups of this sign-in are unknown since {at}: the identity provider told of a change, and not clearly enough of \
+                     whom or what (token-claims-change)"
+                ),
+            }));
+        }
+        if let Some(compliance) = self.postures.compliance(device.id) {
+            let (at, stream) = (compliance.at, &compliance.stream);
+            match (self.event_streams.vouches(stream), compliance.compliant) {
+                (true, true) => {}
+                (true, false) => told.push(format!(
+                    "the stream of events {stream} says of {} since {at}: not compliant (device-compliance-change)",
+                    device.name
+                )),
+                (false, _) => told.push(format!(
+                    "nobody knows whether {} is compliant: the stream of events {stream}, which told of it, is silent or stopped",
+                    device.name
+                )),
+            }
+        }
+        told
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one question has this many parts")]
+    fn explain_destination(
+        &mut self,
+        context: &RequestContext,
+        device: Option<&DeviceRecord>,
+        to: &str,
+        service: Option<Service>,
+        audience: Audience,
+        targets: &Targets,
+        now: Now,
+    ) -> Explanation {
         let asker = device.map(|device| device.id);
         let bare = to.trim_end_matches('.');
         let bare = bare.strip_suffix(&self.config.domain).and_then(|text| text.strip_suffix('.')).unwrap_or(bare);

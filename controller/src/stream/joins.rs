@@ -257,9 +257,10 @@ impl Core {
         if waiting.join.device_key != shown {
             return Err(CoreError::Changed);
         }
-        let subject = self.person(who, now)?;
-        let device = match self.device_for(subject.id, &waiting, now) {
-            Ok(device) => device,
+        let found =
+            self.person(who, now).and_then(|subject| Ok((self.device_for(subject.id, &waiting, now)?, subject)));
+        let (device, subject) = match found {
+            Ok(found) => found,
             Err(error) => {
                 self.audit_join_refused(&waiting.join.name, waiting.from, &error.to_string());
                 return Err(error);
@@ -320,9 +321,8 @@ impl Core {
 
     /// Finds the record of a person, or makes one; takes over the name that the issuer gives them today.
     pub(super) fn person(&mut self, who: &Person, now: Now) -> Result<SubjectRecord, CoreError> {
-        if self.is_overtaken(who, now) {
-            let message = "your identity provider has ended this sign-in: sign in again";
-            return Err(CoreError::NotPermitted(message.into()));
+        if let Some(why) = self.overtaken(who, now) {
+            return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
         }
         let known = self.registry.subject_of(&who.kind()).cloned();
         let disabled = known.as_ref().and_then(|subject| subject.disabled.clone());

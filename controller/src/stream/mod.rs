@@ -44,6 +44,7 @@
 //! | `alarms`, `habits` | what alerts are raised for; what is new of a service, keys that are too old |
 //! | `stale` | what nobody uses |
 //! | `events` | what security events of other systems change |
+//! | `event_streams` | when streams of them were heard, and their silence |
 //! | `overtaken` | the door behind them: sign-ins from before that were under way |
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
@@ -63,6 +64,7 @@ mod behaviour;
 mod break_glass;
 mod core;
 mod enrol;
+mod event_streams;
 mod events;
 mod explain;
 mod flush;

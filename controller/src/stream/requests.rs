@@ -166,6 +166,11 @@ impl Core {
             // In the words for one that does not exist: whose requests there are is not everybody's to know.
             return Err(missing());
         }
+        if let Decider::Person(who) = by
+            && let Some(why) = self.overtaken(who, now)
+        {
+            return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
+        }
         let until = match (&record.state, decision) {
             (AccessRequestState::Waiting { until }, Decision::Approve | Decision::Refuse)
             | (AccessRequestState::Approved { until, .. }, Decision::Withdraw) => *until,

@@ -225,10 +225,9 @@ impl Core {
         now: Now,
     ) -> Result<SteppedUp, CoreError> {
         let (page, mut session) = self.step_up_page_of(token, who, from, now)?;
-        if self.is_overtaken(who, now) {
-            let reason = "the identity provider has ended this sign-in";
-            self.refuse_step_up(&page, &session, reason, from);
-            return Err(CoreError::NotPermitted(format!("{reason}: sign in again")));
+        if let Some(why) = self.overtaken(who, now) {
+            self.refuse_step_up(&page, &session, why.told(), from);
+            return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
         }
         let new = self.stepped_up(&session, who);
         if !self.strengthens(&session, &new) {

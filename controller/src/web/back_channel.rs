@@ -64,6 +64,10 @@ pub(super) async fn receive(
         Ok(false) => {}
         Err(_) => return answer(StatusCode::SERVICE_UNAVAILABLE),
     }
+    // First the door, then the rooms: a sign-in that finds its way in meanwhile is turned away when it asks.
+    if pages.web.doors.signed_out_at_provider(&token).await.is_err() {
+        return answer(StatusCode::SERVICE_UNAVAILABLE);
+    }
     let Ok(ends) = vouchers.ends(&token).await else { return answer(StatusCode::SERVICE_UNAVAILABLE) };
     // First closed, then noted as used: after a crash in between the provider tells it again, and it is done again.
     if end_browsers(&pages, &ends).await.is_err() {

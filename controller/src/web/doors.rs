@@ -23,7 +23,7 @@ use postern_common::{
 use super::event::IdentityEvent;
 use crate::{
     identity::{SignedIn, random::Token, user_code::UserCode},
-    signals::provider::Ends,
+    signals::provider::{Ends, Overtaking, logout::LogoutToken},
     stream::{Decision, RequestView},
 };
 
@@ -48,6 +48,25 @@ pub enum DoorsError {
     /// The controller cannot do it now. The text is for the log, never for the page.
     #[error("unavailable: {0}")]
     Unavailable(String),
+}
+
+/// Why a person who signed in is turned away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TurnedAway {
+    /// Their provider does not provision them, or no more. The text is for the person.
+    NotProvisioned(String),
+    /// The sign-in comes from before something that ended it.
+    Overtaken(Overtaking),
+}
+
+impl TurnedAway {
+    /// Returns the constant word for the audit log.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::NotProvisioned(_) => "not_provisioned",
+            Self::Overtaken(why) => why.word(),
+        }
+    }
 }
 
 /// What the pages ask of the controller.
@@ -112,8 +131,10 @@ pub trait Doors: Send + Sync + 'static {
 
     /// Counts a signal of another system that was refused; the audit log gets the first of a kind, and how many more there were.
     fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()>;
+    /// Shuts the doors to sign-ins from before a logout at the provider. Ask for it before what it ends is looked for.
+    fn signed_out_at_provider<'a>(&'a self, token: &'a LogoutToken) -> Answer<'a, ()>;
     /// Says why a person who signed in is turned away: their provider keeps them out. `None` if it does not.
-    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<String>>;
+    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>>;
 
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;

@@ -6,7 +6,10 @@ use axum::{
 };
 
 use super::{doors::DoorsError, layout, visit::Next};
-use crate::identity::{StoreFailed, rate::TooMany};
+use crate::{
+    identity::{StoreFailed, rate::TooMany},
+    signals::provider::Overtaking,
+};
 
 /// Why a request did not get its page.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) enum Fault {
     /// Another machine waits under the code than the one that was shown.
     CodeChanged,
     NotPermitted(String),
+    /// The sign-in comes from before something at the provider that ended it.
+    Overtaken(Overtaking),
     /// The password was changed after it was given.
     StartOver,
     /// The one-time link has expired or was used.
@@ -151,6 +156,16 @@ impl Fault {
                 JOIN,
             ),
             Self::NotPermitted(why) => (StatusCode::FORBIDDEN, "Not permitted", why.clone(), HOME),
+            Self::Overtaken(why) => (
+                StatusCode::FORBIDDEN,
+                "Sign in anew",
+                format!(
+                    "You are not signed in: {}. Your provider is asked to have you sign in there anew; what you proved before \
+                     counts no more here.",
+                    why.told()
+                ),
+                ("/oidc/start?anew=yes", "Sign in anew"),
+            ),
             Self::StartOver => words(
                 StatusCode::FORBIDDEN,
                 "Start over",

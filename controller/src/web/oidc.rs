@@ -24,6 +24,9 @@ use crate::identity::{
 pub(super) struct Asked {
     #[serde(default)]
     next: String,
+    /// Whether the provider is asked not to go by a session that it has: what was proven there before counts no more.
+    #[serde(default)]
+    anew: String,
 }
 
 pub(super) async fn start(visit: Visit, Query(asked): Query<Asked>) -> Result<Response, Fault> {
@@ -32,7 +35,9 @@ pub(super) async fn start(visit: Visit, Query(asked): Query<Asked>) -> Result<Re
     visit.pages.limits.provider.take(&AddressPrefix::from(visit.address), visit.now)?;
     // The visit's cookie stays the same over several tabs, so that each of their sign-ins can come back.
     let browser = visit.visit.clone().unwrap_or_else(Token::draw);
-    match provider.begin(&browser, &next.path(), Ask::SignIn, visit.now).await {
+    let anything = Demand::default();
+    let ask = if asked.anew.is_empty() { Ask::SignIn } else { Ask::Anew(&anything) };
+    match provider.begin(&browser, &next.path(), ask, visit.now).await {
         Ok(url) => Ok(Redirect::to(url.as_str()).with_visit(&browser)),
         Err(error) => Err(refused(&visit, error).await?),
     }

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::{
     HalfSignIn, LocalAccounts, Pages,
+    doors::TurnedAway,
     event::{IdentityAction, Who},
     fault::Fault,
     layout, passkey,
@@ -174,17 +175,23 @@ pub(super) async fn finish(visit: &Visit, proof: Proof, vouched: Vouched<'_>, ne
     Ok(next.redirect().with_session(&token, &who, visit.now))
 }
 
-/// Turns away whom the provider keeps out. It is asked after the session is in the store: somebody who is put out meanwhile either
+/// Turns away whom the provider keeps out, and whose sign-in comes from before something that ended it. It is asked after the session is in the store: somebody who is put out meanwhile either
 /// shows here, or their session is found and ended.
 pub(super) async fn admitted(visit: &Visit, cookie: &Token, who: &SignedIn) -> Result<(), Fault> {
-    let asked = visit.pages.web.doors.turned_away(who).await;
-    let Ok(None) = asked else {
-        visit.pages.web.sessions.close(cookie).await?;
-        let why = asked?.unwrap_or_default();
-        visit.audit(Some(Who::of(who)), IdentityAction::SignInRefused { reason: "not_provisioned" }).await?;
-        return Err(Fault::NotPermitted(format!("You may not sign in here: {why}. Ask your administrator.")));
+    let why = match visit.pages.web.doors.turned_away(who).await {
+        Ok(None) => return Ok(()),
+        Ok(Some(why)) => Ok(why),
+        Err(error) => Err(error),
     };
-    Ok(())
+    visit.pages.web.sessions.close(cookie).await?;
+    let why = why?;
+    visit.audit(Some(Who::of(who)), IdentityAction::SignInRefused { reason: why.word() }).await?;
+    Err(match why {
+        TurnedAway::NotProvisioned(why) => {
+            Fault::NotPermitted(format!("You may not sign in here: {why}. Ask your administrator."))
+        }
+        TurnedAway::Overtaken(why) => Fault::Overtaken(why),
+    })
 }
 
 /// Tells whether a local account is still what was proven, after its session is in the store: an administrator's change

@@ -165,7 +165,7 @@ pub(super) async fn renew(
     visit: &Visit,
     cookie: &Token,
     who: &SignedIn,
-    proof: Proof,
+    mut proof: Proof,
     account: Option<&Account>,
 ) -> Result<(Token, SignedIn), Fault> {
     if (proof.issuer.as_str(), proof.subject.as_str()) != (who.issuer(), who.subject()) {
@@ -175,6 +175,8 @@ pub(super) async fn renew(
             who.name()
         )));
     }
+    // What the provider does not say anew stays: a logout still finds the session.
+    proof.sid = proof.sid.or_else(|| who.provider_session().map(str::to_owned));
     let sessions = &visit.pages.web.sessions;
     let renewed = sessions.renew(cookie, proof).await?;
     let (token, who) = renewed.ok_or(Fault::SignInFirst(Next::Home))?;

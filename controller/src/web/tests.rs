@@ -1,5 +1,8 @@
 //! The pages as a client without good manners sees them.
 
+mod nothing;
+mod signals;
+
 use std::{net::SocketAddr, sync::Mutex};
 
 use axum::{
@@ -7,127 +10,20 @@ use axum::{
     extract::ConnectInfo,
     http::{HeaderMap, Method, Request, StatusCode, header},
 };
-use postern_common::{
-    id::{DeviceId, SessionId},
-    key::DevicePublicKey,
-    time::WallTime,
-};
+use postern_common::time::WallTime;
 use tower::ServiceExt;
 
-use super::{
-    doors::{
-        Answer, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration, StockRequest,
-    },
-    event::{IdentityAction, IdentityEvent},
-    *,
-};
+use self::nothing::Nothing;
+use super::{event::IdentityAction, *};
 use crate::identity::{
-    SignedIn,
     local::{AccountRole, AccountStatus, Credential, NewAccount, SealingKey},
-    random::Token,
     sessions::{SessionLimits, test_pool},
     system_clock,
-    user_code::UserCode,
 };
-use crate::signals::{events::Receivers, provider::Ends};
+use crate::signals::events::Receivers;
 
 const OWN: &str = "https://ctl.corp.example";
 const PASSWORD: &str = "correct horse battery";
-
-/// No machines; remembers what was recorded, and can fail to record.
-#[derive(Default)]
-struct Nothing {
-    events: Mutex<Vec<IdentityEvent>>,
-    signed_out: Mutex<Vec<SessionId>>,
-    signed_out_everywhere: std::sync::atomic::AtomicUsize,
-    audit_fails: std::sync::atomic::AtomicBool,
-}
-
-fn not_found<'a, T>() -> Answer<'a, T> {
-    Box::pin(async { Err(DoorsError::NotFound) })
-}
-
-impl Doors for Nothing {
-    fn pending_join<'a>(&'a self, _: UserCode, _: &'a SignedIn) -> Answer<'a, PendingJoin> {
-        not_found()
-    }
-
-    fn confirm_join<'a>(&'a self, _: UserCode, _: DevicePublicKey, _: &'a SignedIn) -> Answer<'a, JoinedMachine> {
-        not_found()
-    }
-
-    fn refuse_join<'a>(&'a self, _: UserCode, _: &'a SignedIn) -> Answer<'a, ()> {
-        not_found()
-    }
-
-    fn portal<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Portal> {
-        Box::pin(async { Ok(Portal::default()) })
-    }
-
-    fn end_session<'a>(&'a self, _: SessionId, _: &'a SignedIn) -> Answer<'a, ()> {
-        not_found()
-    }
-
-    fn remove_device<'a>(&'a self, _: DeviceId, _: &'a SignedIn) -> Answer<'a, ()> {
-        not_found()
-    }
-
-    fn stock_client<'a>(&'a self, _: StockRequest, _: &'a SignedIn) -> Answer<'a, StockConfiguration> {
-        not_found()
-    }
-
-    fn requests<'a>(&'a self, _who: &'a SignedIn) -> Answer<'a, Vec<crate::stream::RequestView>> {
-        Box::pin(async { Ok(vec![]) })
-    }
-
-    fn decide_request<'a>(
-        &'a self,
-        _request: postern_common::id::RequestId,
-        _decision: crate::stream::Decision,
-        _reason: String,
-        _who: &'a SignedIn,
-    ) -> Answer<'a, ()> {
-        Box::pin(async { Err(DoorsError::NotFound) })
-    }
-
-    fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()> {
-        self.signed_out.lock().expect("not poisoned").push(who.session());
-        Box::pin(async { Ok(()) })
-    }
-
-    fn signed_out_everywhere<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
-        self.signed_out_everywhere.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        Box::pin(async { Ok(()) })
-    }
-
-    fn step_up<'a>(&'a self, _: &'a Token, _: &'a SignedIn) -> Answer<'a, StepUpPage> {
-        not_found()
-    }
-
-    fn confirm_step_up<'a>(&'a self, _: &'a Token, _: &'a SignedIn) -> Answer<'a, SteppedUp> {
-        not_found()
-    }
-
-    fn provider_ended<'a>(&'a self, _: &'a Ends) -> Answer<'a, usize> {
-        Box::pin(async { Ok(0) })
-    }
-
-    fn signal_refused(&self, _: &'static str, _: &'static str, _: std::net::IpAddr) -> Answer<'_, ()> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<String>> {
-        Box::pin(async { Ok(None) })
-    }
-
-    fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
-        if self.audit_fails.load(std::sync::atomic::Ordering::SeqCst) {
-            return Box::pin(async { Err(DoorsError::Unavailable("the disk is full".into())) });
-        }
-        self.events.lock().expect("not poisoned").push(event);
-        Box::pin(async { Ok(()) })
-    }
-}
 
 struct Site {
     router: Router,
@@ -155,6 +51,10 @@ impl Page {
 }
 
 async fn site(local: LocalAccounts) -> Site {
+    site_with(local, Receivers::default()).await
+}
+
+async fn site_with(local: LocalAccounts, events: Receivers) -> Site {
     let pool = test_pool().await;
     let accounts = Arc::new(Accounts::new(pool.clone(), OWN, SealingKey::from_bytes([7; 32])));
     let now = Arc::new(Mutex::new(system_clock()()));
@@ -170,7 +70,7 @@ async fn site(local: LocalAccounts) -> Site {
         accounts,
         sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
         vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),
-        events: Receivers::default(),
+        events,
         doors: doors.clone(),
         clock: Arc::new(move || *clock.lock().expect("not poisoned")),
     });

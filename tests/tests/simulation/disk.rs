@@ -85,6 +85,8 @@ impl Disk {
             | StoreChange::PutEventStream(_)
             | StoreChange::PutSeenEvent(_)
             | StoreChange::DeleteSeenEvent(_)
+            | StoreChange::PutShutDoor(_)
+            | StoreChange::DeleteShutDoor(_)
             | StoreChange::PutScimToken(_)
             | StoreChange::DeleteScimToken(_)
             | StoreChange::PutScimUser(_)
@@ -134,6 +136,7 @@ impl Disk {
             habits: vec![],
             event_streams: vec![],
             seen_events: vec![],
+            shut_doors: vec![],
             // nobody provisions in here
             scim_tokens: vec![],
             scim_users: vec![],

@@ -406,4 +406,33 @@ mod tests {
             assert!(text.lines().any(|have| have == line), "{line}\n{text}");
         }
     }
+
+    #[test]
+    fn status_says_of_each_stream_of_events_when_it_was_heard_and_that_it_is_silent() {
+        let now = postern_common::time::WallTime::from_millis(1_795_424_400_000);
+        let at = |seconds: i64| serde_json::to_value(now.as_millis() - seconds * 1_000).expect("a number");
+        let stream = |further: Value| {
+            let mut stream = serde_json::json!({"name": "corp", "delivery": "push", "last_heard": at(60), "silent_since": null,
+                "silent_after_s": 600, "status": "enabled", "why": null, "taken": 7, "replayed": 0, "remembered": 7});
+            for (key, value) in further.as_object().expect("an object") {
+                stream[key] = value.clone();
+            }
+            event_stream_line(&stream, now).expect("a line")
+        };
+        let good = stream(serde_json::json!({}));
+        assert!(
+            good.starts_with("events corp (push): last heard ") && good.ends_with(", 7 taken since the start"),
+            "{good}"
+        );
+        let never = stream(serde_json::json!({"last_heard": null, "taken": 0}));
+        assert_eq!(never, "events corp (push): never heard, 0 taken since the start");
+        let silent = stream(serde_json::json!({"silent_since": at(30)}));
+        assert!(
+            silent.starts_with("! events corp (push): silent since ") && silent.contains(", last heard "),
+            "{silent}"
+        );
+        let paused = stream(serde_json::json!({"status": "paused", "why": "tired\u{1b}[2J", "silent_since": at(30)}));
+        assert!(paused.starts_with("! events corp: the transmitter calls it paused: tired"), "{paused}");
+        assert!(paused.contains("last heard") && !paused.contains('\u{1b}'), "{paused}");
+    }
 }

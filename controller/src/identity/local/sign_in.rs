@@ -267,6 +267,7 @@ impl Accounts {
             amr: methods.iter().map(|method| (*method).to_owned()).collect(),
             auth_time: Some(now),
             provisioned_as: None,
+            sid: None,
         })
     }
 

@@ -13,7 +13,7 @@
 //!
 //! Threats: forged and foreign tokens ([`token`]); a stolen one (bound to the device key that showed it first; the core keeps
 //! that); names that change owners ([`settings`]); an issuer that is asked again and again because strangers name keys that
-//! it does not have ([`keys`]: a bounded allowance); a flood of tokens (the core's limit by address, [`WAITING`] here).
+//! it does not have ([`keys`](super::keys): a bounded allowance); a flood of tokens (the core's limit by address, [`WAITING`] here).
 //!
 //! Rejected: asking the cluster about each token (TokenReview). It needs a credential of ours in every cluster and a
 //! connection to it at every sign-in; the bound life of a token gives most of that without either.
@@ -22,26 +22,28 @@
 //! | --- | --- |
 //! | [`settings`] | `[[machine_issuer]]` |
 //! | `token`, `json` | tokens, taken apart and checked; sans-IO |
-//! | `keys` | an issuer's keys |
+//! | `source` | where an issuer's keys are |
 
 mod json;
-mod keys;
 pub mod settings;
+mod source;
 mod token;
 
 use std::sync::Arc;
 
-use openidconnect::core::CoreJwsSigningAlgorithm;
 use postern_common::{protocol::PlatformToken, time::Now};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub use self::token::fuzz_platform_token;
 use self::{
-    keys::{Keys, Signature, Source},
     settings::{MachineIssuer, Platform},
+    source::Place,
     token::Terms,
 };
-use super::oidc::{ALGORITHMS, SettingsError, http};
+use super::{
+    keys::{Keys, Signature, Signed},
+    oidc::{SettingsError, accepted, http},
+};
 use crate::{
     records::{Reuse, Workload},
     serve::{actor::Handle, clock, listener},
@@ -87,15 +89,7 @@ pub struct Issuers(Vec<Issuer>);
 #[derive(Debug)]
 struct Issuer {
     settings: MachineIssuer,
-    keys: Keys,
-}
-
-/// Finds an algorithm that is taken by its name (RFC 7518 §3.1).
-fn algorithm(name: &str) -> Option<CoreJwsSigningAlgorithm> {
-    let named = |algorithm: &CoreJwsSigningAlgorithm| {
-        serde_json::to_value(algorithm).is_ok_and(|value| value.as_str() == Some(name))
-    };
-    ALGORITHMS.into_iter().find(named)
+    keys: Keys<Place>,
 }
 
 impl Issuers {
@@ -106,8 +100,8 @@ impl Issuers {
     pub fn new(settings: &[MachineIssuer]) -> Result<Self, SettingsError> {
         let issuers = settings.iter().map(|settings| {
             let source = match &settings.keys_file {
-                Some(path) => Source::File(path.clone()),
-                None => Source::Discovery {
+                Some(path) => Place::File(path.clone()),
+                None => Place::Discovery {
                     issuer: settings.issuer.clone(),
                     http: http::client(settings.ca_file.as_deref())?,
                 },
@@ -142,11 +136,18 @@ impl Issuers {
         };
         let name = unverified.algorithm.as_str();
         let wanted = settings.algorithms.is_empty() || settings.algorithms.iter().any(|taken| taken == name);
-        let algorithm = algorithm(name).filter(|_| wanted);
+        let algorithm = accepted(name).filter(|_| wanted);
         let algorithm = algorithm.ok_or_else(|| refused("signed by an algorithm that is not accepted"))?;
-        match keys.signed(&unverified, &algorithm, now).await {
-            Signature::Good => {}
-            Signature::Unknown => return Err(refused("it is not signed by its issuer")),
+        let signed = Signed {
+            algorithm: &algorithm,
+            key: unverified.key.as_deref(),
+            text: unverified.signed,
+            signature: &unverified.signature,
+        };
+        match keys.signed(signed, now).await {
+            Signature::Good(_) => {}
+            // The keys that are known are good ones: nothing is missing but an excuse for this token.
+            Signature::Unknown | Signature::Unread(_) => return Err(refused("it is not signed by its issuer")),
             Signature::Unavailable(why) => {
                 let why = format!("the keys of {} cannot be read: {why}", settings.name);
                 return Err(TokenRefusal::Unavailable(why));

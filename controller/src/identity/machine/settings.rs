@@ -17,7 +17,7 @@ use postern_common::{
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
-use super::keys;
+use crate::identity::oidc::{accepted, http};
 
 /// The longest life of a token that may be taken, and the shortest bound on it that makes sense.
 const MAX_LIFETIME: Duration = Duration::from_secs(24 * 3_600);
@@ -213,7 +213,7 @@ pub(crate) fn check(
             );
         }
         for algorithm in of.algorithms.get_ref() {
-            if super::algorithm(algorithm).is_none() {
+            if accepted(algorithm).is_none() {
                 wrong.push(
                     Diagnostic::at(of.algorithms.span(), format!("`{algorithm}` is not an algorithm that is taken"))
                         .help("use RS256, RS384, RS512, PS256, PS384, PS512, ES256, ES384 or EdDSA"),
@@ -253,7 +253,7 @@ pub(crate) fn check(
 fn check_issuer(of: &Written, wrong: &mut Diagnostics) {
     let issuer = of.issuer.get_ref();
     // With its keys in a file nobody is asked, and the name is only compared: clusters have names of many kinds.
-    if of.keys_file.is_none() && !keys::is_safe(issuer) {
+    if of.keys_file.is_none() && !http::is_safe(issuer) {
         wrong.push(
             Diagnostic::at(of.issuer.span(), "the issuer is not an https:// URL: its keys cannot be asked for safely")
                 .help("give its keys by `keys_file`: kubectl get --raw /openid/v1/jwks > cluster.jwks"),

@@ -117,6 +117,7 @@ pub(super) fn proof(
             .map(|at| at.min(now)),
         provisioned_as: provisioned_claim
             .and_then(|claim| name_at(claims, claim).map(|value| ProvisionedName { claim: claim.to_owned(), value })),
+        sid: sid(claims),
     })
 }
 

@@ -28,7 +28,7 @@ pub(crate) enum HttpError {
 }
 
 /// The client.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Http(reqwest::Client);
 
 impl<'c> AsyncHttpClient<'c> for Http {
@@ -57,6 +57,26 @@ impl Http {
         let mut answer = request.send().await?;
         let status = answer.status().as_u16();
         Ok((status, read(&mut answer).await?))
+    }
+}
+
+/// Tells whether what is read from a URL cannot be changed on its way: HTTPS, or HTTP on this machine, by its address (a name of it
+/// can be another's).
+pub(crate) fn is_safe(url: &str) -> bool {
+    let Ok(url) = url::Url::parse(url) else { return false };
+    url.scheme() == "https" || (url.scheme() == "http" && is_loopback(&url))
+}
+
+/// Tells whether a URL that something read at `told_at` names may be asked: metadata from afar do not send us to our own machine.
+pub(crate) fn may_lead_to(told_at: &url::Url, url: &url::Url) -> bool {
+    url.scheme() == "https" || (url.scheme() == "http" && is_loopback(url) && url.host() == told_at.host())
+}
+
+fn is_loopback(url: &url::Url) -> bool {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        Some(url::Host::Domain(_)) | None => false,
     }
 }
 
@@ -100,4 +120,49 @@ async fn read(answer: &mut reqwest::Response) -> Result<Vec<u8>, HttpError> {
         body.extend_from_slice(&chunk);
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_this_machine_alone_and_by_its_address() {
+        for (url, safe) in [
+            ("https://idp.example/jwks", true),
+            ("https://127.0.0.1/jwks", true),
+            ("http://127.0.0.1:8080/jwks", true),
+            ("http://127.9.9.9/jwks", true),
+            ("http://[::1]:8080/jwks", true),
+            ("http://localhost/jwks", false), // a name: whoever answers for it
+            ("http://127.0.0.1.evil.example/jwks", false),
+            ("http://idp.example/jwks", false),
+            ("http://10.0.0.1/jwks", false),
+            ("http://0.0.0.0/jwks", false),
+            ("http://[::]/jwks", false),
+            ("http://[::ffff:10.0.0.1]/jwks", false),
+            ("ftp://127.0.0.1/jwks", false),
+            ("file:///etc/passwd", false),
+            ("127.0.0.1", false),
+            ("", false),
+        ] {
+            assert_eq!(is_safe(url), safe, "{url}");
+        }
+    }
+
+    #[test]
+    fn metadata_from_afar_lead_to_no_place_on_this_machine() {
+        let parse = |url: &str| url::Url::parse(url).expect("a URL");
+        for (told_at, url, may) in [
+            ("https://idp.example/x", "https://keys.example/jwks", true),
+            ("https://idp.example/x", "http://127.0.0.1/jwks", false),
+            ("https://idp.example/x", "http://[::1]/jwks", false),
+            ("https://idp.example/x", "http://idp.example/jwks", false),
+            ("http://127.0.0.1:1/x", "http://127.0.0.1:2/jwks", true),
+            ("http://127.0.0.1:1/x", "http://127.0.0.2:2/jwks", false),
+            ("http://[::1]:1/x", "http://[::1]:1/jwks", true),
+        ] {
+            assert_eq!(may_lead_to(&parse(told_at), &parse(url)), may, "{told_at} names {url}");
+        }
+    }
 }

@@ -3,16 +3,16 @@
 use std::sync::Arc;
 
 use openidconnect::{
-    JsonWebKey, OAuth2TokenResponse, RefreshToken, RequestTokenError,
-    core::{CoreErrorResponseType, CoreJsonWebKeySet, CoreJsonWebKeyUse, CoreJwsSigningAlgorithm},
+    OAuth2TokenResponse, RefreshToken, RequestTokenError,
+    core::{CoreErrorResponseType, CoreJwsSigningAlgorithm},
 };
 use postern_common::time::WallTime;
 use zeroize::Zeroizing;
 
 use super::{ALGORITHMS, OidcError, Provider, chain, claims::Metadata, short};
-use crate::signals::{
-    jws::Unverified,
-    provider::logout::{self, LogoutToken},
+use crate::{
+    identity::keys::is_signed,
+    signals::provider::logout::{self, LogoutToken},
 };
 
 /// Why the provider did not vouch again.
@@ -66,14 +66,15 @@ impl Provider {
         let algorithm = accepted(&token.algorithm);
         let algorithm = algorithm.ok_or(LogoutError::Refused("signed by an algorithm that is not accepted"))?;
         let unavailable = |error: OidcError| LogoutError::Unavailable(error.to_string());
+        let signed = token.signed_by(&algorithm);
         let metadata = self.metadata(now).await.map_err(unavailable)?;
         if !metadata.id_token_signing_alg_values_supported().contains(&algorithm) {
             return Err(LogoutError::Refused("signed by an algorithm that the provider does not use"));
         }
-        if !is_signed(metadata.jwks(), &token, &algorithm) {
+        if !is_signed(metadata.jwks(), signed) {
             // The provider may have new keys; how often they are read again is limited.
             let metadata: Arc<Metadata> = self.refreshed_keys(&metadata, now).await.map_err(unavailable)?;
-            if !is_signed(metadata.jwks(), &token, &algorithm) {
+            if !is_signed(metadata.jwks(), signed) {
                 return Err(LogoutError::Refused("not signed by the provider"));
             }
         }
@@ -86,13 +87,4 @@ pub(crate) fn accepted(name: &str) -> Option<CoreJwsSigningAlgorithm> {
     ALGORITHMS
         .into_iter()
         .find(|algorithm| serde_json::to_value(algorithm).is_ok_and(|known| known.as_str() == Some(name)))
-}
-
-/// Tells whether one of the keys, the one that the token names if it names one, signed it.
-pub(crate) fn is_signed(keys: &CoreJsonWebKeySet, token: &Unverified<'_>, algorithm: &CoreJwsSigningAlgorithm) -> bool {
-    keys.keys().iter().any(|key| {
-        let named = token.key.as_ref().is_none_or(|name| key.key_id().is_some_and(|id| id.as_str() == name));
-        let signs = key.key_use().is_none_or(|purpose| *purpose == CoreJsonWebKeyUse::Signature);
-        named && signs && key.verify_signature(algorithm, token.signed.as_bytes(), &token.signature).is_ok()
-    })
 }

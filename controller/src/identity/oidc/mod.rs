@@ -23,8 +23,8 @@ mod settings;
 
 pub(in crate::identity) use claims::presentable;
 pub use fuzzing::fuzz_claims;
+pub(crate) use later::accepted;
 pub use later::{LogoutError, Refusal};
-pub(crate) use later::{accepted, is_signed};
 #[cfg(test)]
 mod tests;
 
@@ -32,32 +32,30 @@ use std::{sync::Arc, time::Duration};
 
 use openidconnect::{
     AccessTokenHash, AuthType, AuthenticationContextClass, AuthorizationCode, Client, ClientId, ClientSecret,
-    CsrfToken, EndpointMaybeSet, EndpointNotSet, EndpointSet, IssuerUrl, JsonWebKeySet, Nonce, OAuth2TokenResponse,
-    PkceCodeChallenge, PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError,
-    TokenResponse,
+    CsrfToken, EndpointMaybeSet, EndpointNotSet, EndpointSet, IssuerUrl, Nonce, OAuth2TokenResponse, PkceCodeChallenge,
+    PkceCodeVerifier, RedirectUrl, RequestTokenError, Scope, SignatureVerificationError, TokenResponse,
     core::{
         CoreAuthDisplay, CoreAuthPrompt, CoreAuthenticationFlow, CoreClientAuthMethod, CoreGenderClaim, CoreJsonWebKey,
-        CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreRevocableToken, CoreRevocationErrorResponse,
-        CoreTokenIntrospectionResponse,
+        CoreJsonWebKeySet, CoreJweContentEncryptionAlgorithm, CoreJwsSigningAlgorithm, CoreRevocableToken,
+        CoreRevocationErrorResponse, CoreTokenIntrospectionResponse,
     },
 };
 use postern_common::{
     policy::{Demand, Phishing},
-    time::WallTime,
+    time::{Now, WallTime},
 };
 pub use settings::ProviderSettings;
-use tokio::sync::Mutex;
 use url::Url;
 use zeroize::Zeroizing;
 
 use self::claims::{Metadata, OtherClaims, TokenAnswer, TokenErrorAnswer};
 use super::{
     Proof,
+    keys::{Keys, Published, Source},
     pending::Pending,
     random::{Token, TokenHash},
-    rate::{Allowance, Buckets},
 };
-use crate::signals::provider::Vouching;
+use crate::{serve::clock, signals::provider::Vouching};
 
 type RelyingParty = Client<
     OtherClaims,
@@ -80,7 +78,7 @@ type RelyingParty = Client<
 >;
 
 /// Signature algorithms of ID tokens that are accepted, where the provider says that it uses them.
-pub(in crate::identity) const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
+const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha256,
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha384,
     CoreJwsSigningAlgorithm::RsaSsaPkcs1V15Sha512,
@@ -96,14 +94,9 @@ pub(in crate::identity) const ALGORITHMS: [CoreJwsSigningAlgorithm; 9] = [
 const MAX_PENDING: usize = 4_096;
 /// How long a person may take at the provider.
 const PENDING_LIFETIME: Duration = Duration::from_secs(15 * 60);
-/// How old the provider's metadata may be before they are read again.
-const METADATA_AGE: Duration = Duration::from_secs(3_600);
 /// How far a provider's clock may go ahead of ours, and how old a fresh token may be, seconds.
 const CLOCK_SKEW: i64 = 60;
 const TOKEN_AGE: i64 = 600;
-/// How often the provider's metadata and keys are read at most: unknown key identifiers must not become a flood.
-const FETCHES: Allowance = Allowance { burst: 6, interval: Duration::from_secs(10) };
-
 /// A provider, ready to be asked. It is discovered at the first sign-in, not at start, so that a provider that is away
 /// does not keep the controller down.
 #[derive(Debug)]
@@ -112,9 +105,29 @@ pub struct Provider {
     issuer: IssuerUrl,
     callback: RedirectUrl,
     http: http::Http,
-    known: Mutex<Option<(Arc<Metadata>, WallTime)>>,
-    fetches: Buckets<()>,
+    known: Keys<Discovery>,
     pending: Pending<PendingSignIn>,
+}
+
+/// Where a provider says what it is: its discovery document, and the keys that are named there.
+#[derive(Debug)]
+struct Discovery {
+    issuer: IssuerUrl,
+    http: http::Http,
+}
+
+impl Published for Metadata {
+    fn keys(&self) -> &CoreJsonWebKeySet {
+        self.jwks()
+    }
+}
+
+impl Source for Discovery {
+    type Found = Metadata;
+
+    async fn read(&self) -> Result<Metadata, String> {
+        Metadata::discover_async(self.issuer.clone(), &self.http).await.map_err(|error| chain(&error))
+    }
 }
 
 #[derive(Debug)]
@@ -245,12 +258,13 @@ impl Provider {
             "/" => settings.issuer.as_str().trim_end_matches('/'),
             _ => settings.issuer.as_str(),
         };
+        let issuer = IssuerUrl::new(issuer.to_owned()).map_err(|error| SettingsError::Client(error.to_string()))?;
+        let http = http::client(settings.ca_file.as_deref())?;
         Ok(Arc::new(Self {
-            issuer: IssuerUrl::new(issuer.to_owned()).map_err(|error| SettingsError::Client(error.to_string()))?,
             callback: RedirectUrl::from_url(callback),
-            http: http::client(settings.ca_file.as_deref())?,
-            known: Mutex::new(None),
-            fetches: Buckets::new(FETCHES, 1),
+            known: Keys::new(Discovery { issuer: issuer.clone(), http: http.clone() }),
+            issuer,
+            http,
             pending: Pending::new(MAX_PENDING, PENDING_LIFETIME),
             settings,
         }))
@@ -440,50 +454,20 @@ impl Provider {
         Ok((proof, Vouching { sid: claims::sid(claims), refresh_token }))
     }
 
-    /// Returns the provider's metadata, read at most an hour ago where it answers, and older ones where it does not.
+    /// Returns the provider's metadata, read at most an hour ago where it answers, and not older than a day where it does not.
     async fn metadata(&self, now: WallTime) -> Result<Arc<Metadata>, OidcError> {
-        let mut known = self.known.lock().await; // held while asking: one fetch serves all who wait
-        if let Some((metadata, read_at)) = known.as_ref()
-            && now.since(*read_at) < METADATA_AGE
-        {
-            return Ok(metadata.clone());
-        }
-        let fetched = match self.fetches.take(&(), now) {
-            Ok(()) => Metadata::discover_async(self.issuer.clone(), &self.http)
-                .await
-                .map_err(|error| OidcError::Unavailable(chain(&error))),
-            Err(too_many) => Err(OidcError::Unavailable(too_many.to_string())),
-        };
-        match (fetched, known.as_ref()) {
-            (Ok(metadata), _) => {
-                let metadata = Arc::new(metadata);
-                *known = Some((metadata.clone(), now));
-                Ok(metadata)
-            }
-            (Err(error), Some((metadata, _))) => {
-                tracing::warn!(%error, "the provider's metadata are out of date and cannot be read again");
-                Ok(metadata.clone())
-            }
-            (Err(error), None) => Err(error),
-        }
+        self.known.current(both(now)).await.map_err(OidcError::Unavailable)
     }
 
-    /// Reads the provider's keys again, because a token names one that is not known.
+    /// Reads the provider's metadata and keys again, because a token names a key that is not known.
     async fn refreshed_keys(&self, old: &Arc<Metadata>, now: WallTime) -> Result<Arc<Metadata>, OidcError> {
-        let mut known = self.known.lock().await;
-        if let Some((metadata, _)) = known.as_ref()
-            && !Arc::ptr_eq(metadata, old)
-        {
-            return Ok(metadata.clone()); // somebody else has just read them
-        }
-        self.fetches.take(&(), now).map_err(|error| OidcError::Unavailable(error.to_string()))?;
-        let keys = JsonWebKeySet::fetch_async(old.jwks_uri(), &self.http)
-            .await
-            .map_err(|error| OidcError::Unavailable(chain(&error)))?;
-        let metadata = Arc::new(Metadata::clone(old).set_jwks(keys));
-        *known = Some((metadata.clone(), known.as_ref().map_or(now, |(_, read_at)| *read_at)));
-        Ok(metadata)
+        self.known.again(old, both(now)).await.map_err(OidcError::Unavailable)
     }
+}
+
+/// Adds the monotonic clock, by which keys grow old, to the time of a request.
+fn both(wall: WallTime) -> Now {
+    Now { wall, ..clock::now() }
 }
 
 enum Unverified {

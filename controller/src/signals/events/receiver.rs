@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use postern_common::time::WallTime;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::watch;
@@ -21,7 +20,7 @@ use super::{
     set::{self, ErrorCode, Expected, Refused, SecurityEvent, Unread},
     settings::EventStream,
     subject::{Identifier, Subject},
-    transmitter::{Transmitter, Unverifiable},
+    transmitter::{Addresses, Transmitter, Unverifiable},
 };
 use crate::{
     identity::{StoreFailed, sessions::WebSessions},
@@ -129,10 +128,15 @@ fn token(path: &std::path::Path) -> Result<Zeroizing<String>, String> {
 
 impl Receiver {
     fn new(settings: EventStream, around: Around) -> Result<Self, String> {
-        let jwks_url = settings.jwks_url.as_deref().map(Url::parse).transpose();
-        let jwks_url = jwks_url.map_err(|error| format!("jwks_url: {error}"))?;
-        let poll_url = settings.poll_url.as_deref().and_then(|url| Url::parse(url).ok());
-        let transmitter = Transmitter::new(&settings.issuer, jwks_url, poll_url, settings.ca_file.as_deref());
+        let read = |key: &str, url: &Option<String>| {
+            url.as_deref().map(Url::parse).transpose().map_err(|error| format!("{key}: {error}"))
+        };
+        let addresses = Addresses {
+            jwks_url: read("jwks_url", &settings.jwks_url)?,
+            poll_url: read("poll_url", &settings.poll_url)?,
+            verification_url: read("verification_url", &settings.verification_url)?,
+        };
+        let transmitter = Transmitter::new(&settings.issuer, addresses, settings.ca_file.as_deref());
         let push_token = settings.push_token_file.as_deref().map(token).transpose()?;
         let bearer = settings.api_token_file.as_deref().map(token).transpose()?;
         Ok(Self {
@@ -193,14 +197,14 @@ impl Receiver {
     }
 
     async fn consider(&self, text: &str, named: Option<&str>) -> Result<(), NotTaken> {
-        let now = clock::now().wall;
+        let now = clock::now();
         let token = set::parse(text)?;
         let known = self.transmitter.verify(&token, now).await?;
         let audience = self.settings.audience.as_deref().unwrap_or_default();
         let (issuer, stream_id) = (self.settings.issuer.as_str(), self.settings.stream_id.as_deref());
         let max_age = i64::try_from(self.settings.max_age.get().as_secs()).unwrap_or(i64::MAX);
         let expected = Expected { issuer, audience, stream_id, max_age, stream: &self.settings.name };
-        let event = match set::read(&token.payload, expected, now) {
+        let event = match set::read(&token.payload, expected, now.wall) {
             Ok(event) => event,
             Err(Unread::Refused(refused)) => return Err(refused.into()),
             Err(Unread::NotYet) => {
@@ -234,7 +238,7 @@ impl Receiver {
     }
 
     /// Ends the browsers' sign-ins that an event overtakes, and adds to `whom` what only the pages know.
-    async fn end_browsers(&self, event: &SecurityEvent, mut whom: Whom) -> Result<Whom, NotTaken> {
+    async fn end_browsers(&self, event: &Arc<SecurityEvent>, mut whom: Whom) -> Result<Whom, NotTaken> {
         let Some(people_of) = self.binding.people_of.as_deref().filter(|_| event.told.is_of_people()) else {
             return Ok(whom);
         };
@@ -262,8 +266,8 @@ impl Receiver {
         let ends = event.told.overtakes_sign_ins();
         if ends {
             // First the door, then the rooms: a sign-in that finds its way in meanwhile is turned away when it asks.
-            let (closed, at) = ((people_of.to_owned(), everybody.clone()), event.at);
-            self.around.handle.call(move |turn, now| turn.core.turn_away_people(&closed.0, &closed.1, at, now)).await?;
+            let shut = (people_of.to_owned(), Arc::clone(event), whom.clone());
+            self.around.handle.call(move |turn, now| turn.core.overtake(&shut.0, &shut.1, &shut.2, now)).await?;
         }
         let named_session = match (&event.subject, &event.told) {
             (Subject::Complex(members), _) => members.session.as_ref(),
@@ -347,8 +351,7 @@ pub(crate) async fn verify_now_and_then(receiver: Arc<Receiver>, mut stop: watch
         let Ok(state) = receiver.around.handle.call(move |turn, _| turn.core.expect_verification(&name)).await else {
             return;
         };
-        let now: WallTime = clock::now().wall;
-        match receiver.transmitter.ask_for_verification(&stream_id, &state, &bearer, now).await {
+        match receiver.transmitter.ask_for_verification(&stream_id, &state, &bearer, clock::now()).await {
             Ok(true) => after_failure = ASK_LEAST,
             Ok(false) => tracing::debug!(stream = receiver.binding.name, "the transmitter offers no verification"),
             Err(why) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use postern_common::key::ControllerSigningKey;
+use postern_common::{key::ControllerSigningKey, time::WallTime};
 use serde_json::{Value, json};
 
 use super::*;
@@ -74,6 +74,7 @@ impl Scene {
             amr: vec![],
             auth_time: Some(WallTime::from_millis(now.as_millis() - 10_000)),
             provisioned_as: None,
+            sid: sid.map(str::to_owned),
         };
         let (_, who) = self.receiver.around.sessions.open(proof, now).await.expect("opens");
         let vouching = Vouching { sid: sid.map(str::to_owned), refresh_token: None };
@@ -104,7 +105,13 @@ impl Scene {
 
     async fn is_turned_away(&self, who: &SignedIn) -> bool {
         let who = Person::from(who);
-        self.receiver.around.handle.call(move |turn, now| turn.core.is_overtaken(&who, now)).await.expect("a core")
+        self.receiver
+            .around
+            .handle
+            .call(move |turn, now| turn.core.overtaken(&who, now))
+            .await
+            .expect("a core")
+            .is_some()
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::memory::{LONGEST_AGE, MAX_STREAMS};
+use crate::identity::oidc::http::is_safe;
 
 /// The least silence that is an alarm, and the least and greatest age of a token.
 const LEAST_SILENCE: Duration = Duration::from_secs(10);
@@ -76,6 +77,10 @@ pub struct EventStream {
     /// The stream's name at the transmitter: a verification is asked for if it is there.
     #[serde(default)]
     pub stream_id: Option<String>,
+    /// Where a verification is asked for, if that is not the `verification_endpoint` of the transmitter's metadata, or on another host
+    /// than the issuer's and the poll's: the token of `api_token_file` is shown there.
+    #[serde(default)]
+    pub verification_url: Option<String>,
     /// After how long without an event there is an alert.
     #[serde(default = "default_silent_after")]
     pub silent_after: HumanDuration,
@@ -96,12 +101,6 @@ fn default_max_age() -> HumanDuration {
 
 /// A mistake: what is wrong, and what to do.
 type Mistake = (String, String);
-
-/// Tells whether what goes there stays unread and unchanged on its way: TLS, or this machine.
-fn is_private(url: &str) -> bool {
-    let Ok(url) = url::Url::parse(url) else { return false };
-    url.scheme() == "https" || (url.scheme() == "http" && url.host_str() == Some("127.0.0.1"))
-}
 
 impl EventStream {
     /// Resolves paths, which are relative to the configuration file, and what is derived from the rest of it.
@@ -127,11 +126,11 @@ impl EventStream {
         if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(good) {
             say("the name of a stream is part of an URL".into(), "use small letters, digits and `-`: name = \"corp\"");
         }
-        if !is_private(&self.issuer) {
+        if !is_safe(&self.issuer) {
             say("the issuer must begin with https://".into(), "write it as the `iss` of its tokens says");
         }
         for (key, url) in [("jwks_url", &self.jwks_url), ("poll_url", &self.poll_url)] {
-            if url.as_ref().is_some_and(|url| !is_private(url)) {
+            if url.as_ref().is_some_and(|url| !is_safe(url)) {
                 say(format!("`{key}` must begin with https://"), "keys and events travel there");
             }
         }
@@ -182,6 +181,20 @@ impl EventStream {
                 "`stream_id` needs `api_token_file`: a verification is asked for in the receiver's name".into(),
                 "leave `stream_id` out, and the transmitter has to send verifications by itself",
             );
+        }
+        if let Some(url) = &self.verification_url {
+            if !url::Url::parse(url).is_ok_and(|url| url.scheme() == "https" && url.host().is_some()) {
+                say(
+                    "`verification_url` must begin with https://".into(),
+                    "the token of `api_token_file` is shown there",
+                );
+            }
+            if self.stream_id.is_none() {
+                say(
+                    "`verification_url` needs `stream_id`: a verification is asked for by the stream's name".into(),
+                    "write the name that the transmitter gave the stream, or leave `verification_url` out",
+                );
+            }
         }
         if self.silent_after.get() < LEAST_SILENCE {
             say(

@@ -34,6 +34,8 @@ pub struct LogoutToken {
     pub sid: Option<String>,
     /// Names the token: SHA-256 of issuer and `jti`.
     pub hash: [u8; 32],
+    /// When it was issued, by the provider's clock.
+    pub issued: WallTime,
     /// Until when it would be taken, if it had not been used.
     pub fresh_until: WallTime,
 }
@@ -94,7 +96,8 @@ impl Unverified<'_> {
         let jti = name("jti")?.ok_or("it has no name of its own")?;
         let hash = Sha256::new().chain_update(issuer).chain_update([0]).chain_update(&jti).finalize().into();
         let fresh_until = WallTime::from_millis(issued.saturating_add(FRESH + CLOCK_SKEW).saturating_mul(1_000));
-        Ok(LogoutToken { issuer: issuer.to_owned(), subject, sid, hash, fresh_until })
+        let issued = WallTime::from_millis(issued.saturating_mul(1_000));
+        Ok(LogoutToken { issuer: issuer.to_owned(), subject, sid, hash, issued, fresh_until })
     }
 }
 

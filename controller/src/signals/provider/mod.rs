@@ -13,6 +13,8 @@
 //! - Only the provider's own word ends anything: a refusal of *this* refresh token (`invalid_grant`), or a logout token that
 //!   holds in every part. A provider that is away, or an operator's mistake (`invalid_client`), ends nothing before the grace.
 //! - A refresh token is sealed under the sealing key, bound to its row, and never logged.
+//! - **Who had proven who they are before a logout opens nothing after it** ([`doors`]), also after a restart; a logout of one session
+//!   shuts out that session alone.
 //! - A logout token works once: its `jti` is kept until the token could no longer be fresh.
 //!
 //! Bounds: one row for each browser's login session and each that a machine's hangs on; a batch of checks at a time; logout
@@ -20,13 +22,17 @@
 //!
 //! | module | holds |
 //! | --- | --- |
+//! | [`doors`] | sign-ins from before an end, which open nothing any more; sans-IO |
 //! | [`logout`] | logout tokens, verified; sans-IO |
 //! | `store` | the rows |
 //! | `watch` | the check at an interval |
 
+pub mod doors;
 pub mod logout;
 mod store;
 mod watch;
 
+pub(crate) use doors::{Door, Doors, SignIn};
+pub use doors::{Overtaking, ShutDoor};
 pub use store::{Ends, Vouchers, Vouching};
 pub(crate) use watch::{Settings, watch};

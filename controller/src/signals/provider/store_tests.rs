@@ -19,7 +19,7 @@ fn vouching(sid: Option<&str>, refresh_token: Option<&str>) -> Vouching {
 
 fn logout(subject: Option<&str>, sid: Option<&str>) -> LogoutToken {
     let (subject, sid) = (subject.map(Into::into), sid.map(Into::into));
-    LogoutToken { issuer: ALICE.0.into(), subject, sid, hash: [1; 32], fresh_until: at(9_000) }
+    LogoutToken { issuer: ALICE.0.into(), subject, sid, hash: [1; 32], issued: at(1), fresh_until: at(9_000) }
 }
 
 async fn vouchers() -> Vouchers {

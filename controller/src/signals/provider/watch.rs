@@ -153,6 +153,7 @@ mod tests {
     use super::*;
     use crate::{
         identity::{
+            Proof,
             local::SealingKey,
             oidc::ProviderSettings,
             sessions::{SessionLimits, test_pool},
@@ -205,6 +206,80 @@ mod tests {
         assert_eq!(left.len(), 0, "all were asked");
         let all = vouchers.due(now.saturating_add(ROUND), now.saturating_add(ROUND), 1_000).await.expect("asked");
         assert!(all.len() == 160 && all.iter().all(|due| due.failing_since.is_none()), "the provider answered");
+    }
+
+    /// A provider that answers every refresh with this.
+    async fn answering(answer: Arc<std::sync::Mutex<(u16, Value)>>) -> (Arc<Provider>, String) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let at = format!("http://{}", listener.local_addr().expect("an address"));
+        let metadata: Value = json!({
+            "issuer": at, "authorization_endpoint": format!("{at}/auth"), "token_endpoint": format!("{at}/token"),
+            "jwks_uri": format!("{at}/jwks"), "response_types_supported": ["code"],
+            "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["EdDSA"],
+        });
+        let token = async move || {
+            let (status, body) = answer.lock().expect("not poisoned").clone();
+            (axum::http::StatusCode::from_u16(status).expect("a status"), Json(body))
+        };
+        let router = Router::new()
+            .route("/.well-known/openid-configuration", get(async move || Json(metadata.clone())))
+            .route("/jwks", get(async || Json(json!({"keys": []}))))
+            .route("/token", post(token));
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        let settings = ProviderSettings::new(at.parse().expect("a URL"), "postern");
+        let own = "https://ctl.example".parse().expect("a URL");
+        (Provider::new(settings, &own).expect("a provider"), at)
+    }
+
+    #[tokio::test]
+    async fn the_grace_begins_with_the_first_failure_and_anew_after_a_good_answer() {
+        let good = (200, json!({"access_token": "a", "token_type": "Bearer"}));
+        // An operator's mistake is no word about the person.
+        let failures =
+            [(500, json!({})), (400, json!({"error": "invalid_client"})), (400, json!({"error": "server_error"}))];
+        let answer = Arc::new(std::sync::Mutex::new(good.clone()));
+        let (provider, issuer) = answering(answer.clone()).await;
+        let pool = test_pool().await;
+        let vouchers = Vouchers::new(pool.clone(), SealingKey::from_bytes([7; 32]));
+        let sessions = WebSessions::new(pool, SessionLimits::default());
+        let began = clock::now().wall;
+        let at = |seconds: u64| began.saturating_add(Duration::from_secs(seconds));
+        let proof = Proof {
+            issuer: issuer.clone(),
+            subject: "p".into(),
+            name: "p@corp.example".into(),
+            groups: None,
+            acr: None,
+            amr: vec![],
+            auth_time: None,
+            provisioned_as: None,
+            sid: None,
+        };
+        let (_, who) = sessions.open(proof, began).await.expect("opens");
+        let vouching = Vouching { sid: None, refresh_token: Some(Zeroizing::new("t".into())) };
+        vouchers.put(who.session(), (&issuer, "p"), &vouching, WallTime::from_millis(1)).await.expect("put");
+        let settings = Settings { interval: Duration::from_secs(60), grace: Duration::from_secs(600) };
+        let failing_since = async |now: WallTime| {
+            check(&provider, &vouchers, &sessions, &Handle::ended(), settings, now).await.expect("checked");
+            let all = vouchers.due(WallTime::NEVER, now, 10).await.expect("asked");
+            all.first().map(|due| due.failing_since)
+        };
+        let is_over =
+            async |now: WallTime| !sessions.over(BTreeSet::from([who.session()]), now).await.expect("asked").is_empty();
+        let answers = |with: &(u16, Value)| answer.lock().expect("not poisoned").clone_from(with);
+        assert_eq!(failing_since(at(0)).await, Some(None));
+        for (number, failure) in failures.iter().enumerate() {
+            answers(failure);
+            assert_eq!(failing_since(at(100 + 100 * number as u64)).await, Some(Some(at(100))), "{failure:?}");
+        }
+        answers(&good);
+        assert_eq!(failing_since(at(600)).await, Some(None), "it vouches again");
+        answers(&failures[0]);
+        assert_eq!(failing_since(at(700)).await, Some(Some(at(700))), "a new failure");
+        assert_eq!(failing_since(at(1_299)).await, Some(Some(at(700))));
+        assert!(!is_over(at(1_299)).await, "within the grace");
+        failing_since(at(1_360)).await;
+        assert!(is_over(at(1_360)).await, "beyond it");
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod joining;
 mod keys;
 mod limits;
 mod node;
+mod overtaken;
 mod places;
 mod plans;
 mod platform;

@@ -98,6 +98,8 @@ impl Store {
             StoreChange::PutEventStream(new) => put(&mut all.event_streams, |old| old.name == new.name, new.clone()),
             StoreChange::PutSeenEvent(new) => put(&mut all.seen_events, |old| old.token == new.token, new.clone()),
             StoreChange::DeleteSeenEvent(token) => all.seen_events.retain(|old| old.token != token),
+            StoreChange::PutShutDoor(new) => put(&mut all.shut_doors, |old| old.name == new.name, new.clone()),
+            StoreChange::DeleteShutDoor(name) => all.shut_doors.retain(|old| old.name != name),
             StoreChange::PutRestraint(new) => put(&mut all.restraints, |old| old.name() == new.name(), new.clone()),
             StoreChange::DeleteRestraint(gone) => all.restraints.retain(|old| old.name() != gone.name()),
             StoreChange::PutRequest(new) => put(&mut all.requests, |old| old.id == new.id, new.clone()),
@@ -184,6 +186,7 @@ pub(super) fn person(name: &str, groups: &[&str]) -> Person {
         provisioned_as: None,
         web_session: SessionId::from_bytes([9; 16]),
         web_session_until: WallTime::NEVER,
+        provider_session: None,
     }
 }
 

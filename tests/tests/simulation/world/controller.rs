@@ -283,6 +283,7 @@ impl World {
             provisioned_as: None,
             web_session: SessionId::from_bytes([u8::try_from(person).expect("dozens of people"); 16]),
             web_session_until: wall.saturating_add(Duration::from_secs(3_600)),
+            provider_session: None,
         };
         let code = code.parse().expect("the code that the controller showed");
         let from = Self::address(i).ip();

@@ -82,6 +82,7 @@ async fn a_client_that_goes_away_in_the_middle_leaves_nobody_signed_in() {
         amr: vec![],
         auth_time: None,
         provisioned_as: Some(ProvisionedName { claim: "sub".into(), value: "alice".into() }),
+        sid: None,
     };
     let (cookie, _) = sessions.open(proof, clock::now().wall).await.unwrap();
 
