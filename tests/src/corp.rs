@@ -6,19 +6,12 @@ use crate::{
     browser::{Browser, Page},
     deployment::{Deployment, Node, PATIENCE},
     lab::{host::Host, process::Background},
+    pki,
     programs::{CONTROLLER_AUTHORITY, openid_provider, wait_for_tcp_listener},
 };
 
-/// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
-const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
-  -subj '/CN=Corp CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idp.key -out idp.csr -subj /CN=idp 2>>openssl.log
-echo subjectAltName=DNS:idp > names
-openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out idp.pem 2>>openssl.log";
-
 /// The certificate of the corporation's authority, on the controller's machine.
-pub const CA: &str = "/run/pki/ca.pem";
+pub const CA: &str = pki::AUTHORITY;
 
 /// What a transmitter of events shows where it pushes, and what it wants to be shown: `keys/events.token`, `keys/events-api.token`.
 pub const PUSH_TOKEN: &str = "a-push-token-for-tests";
@@ -52,7 +45,7 @@ impl Corp {
     /// Fails with what the programs said.
     pub fn start_with(name: &str, policy: &str, further: &str, of_provider: &[&str]) -> Result<Self> {
         let world = Deployment::start_with(name, |controller, config| {
-            controller.sh(CERTIFICATES)?;
+            pki::make(controller, "idp")?;
             controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
             for (file, token) in [("events.token", PUSH_TOKEN), ("events-api.token", API_TOKEN)] {
                 controller.write(format!("/etc/postern-controller/keys/{file}"), token)?;
@@ -65,17 +58,9 @@ impl Corp {
                 ))
         })?;
         let idp = world.lab.host("idp")?;
-        for file in ["idp.pem", "idp.key"] {
-            idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
-        }
+        let (certificate, key) = pki::hand_over(&world.controller, &idp, "idp")?;
         idp.write(CONTROLLER_AUTHORITY, world.controller.read("/etc/postern-controller/keys/ca.crt")?)?;
-        let provider = openid_provider(
-            &idp,
-            9443,
-            ("/run/pki/idp.pem", "/run/pki/idp.key"),
-            "https://ctl/oidc/callback",
-            of_provider,
-        )?;
+        let provider = openid_provider(&idp, 9443, (&certificate, &key), "https://ctl/oidc/callback", of_provider)?;
         world.apply_policy(policy)?;
         Ok(Self { world, idp, provider })
     }

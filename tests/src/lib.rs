@@ -14,7 +14,9 @@
 //! | [`browser`] | a person's browser: links, cookies, forms |
 //! | [`corp`] | a controller with an OpenID provider |
 //! | [`deployment`] | a controller, servers, laptops, by the real programs |
+//! | [`pki`] | an organisation's certificates |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
+//! | [`talk`] | conversations that show whether their connection lives |
 //!
 //! **Always clean.** A host is one process that waits on a pipe from the test. However the test ends, `kill -9`
 //! included, the kernel closes the pipe, the process ends, and with it everything in its process namespace, then its
@@ -30,7 +32,9 @@ pub mod browser;
 pub mod corp;
 pub mod deployment;
 pub mod lab;
+pub mod pki;
 pub mod programs;
+pub mod talk;
 
 pub use lab::{
     binaries::find as binary,
@@ -42,3 +46,4 @@ pub use lab::{
     topology::Lab,
     wait::eventually,
 };
+pub use talk::{Chatter, Echo};

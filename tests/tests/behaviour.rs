@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use postern_tests::{
-    Background, Host, Signal,
+    Background, Echo, Host, Signal,
     deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
     eventually,
     programs::can_connect,
@@ -66,7 +66,7 @@ struct Scene {
     server: Node,
     laptop: Node,
     at: IpAddr,
-    _servers: Vec<Background>,
+    _echo: Echo,
 }
 
 fn scene(name: &str) -> Result<Scene> {
@@ -75,14 +75,10 @@ fn scene(name: &str) -> Result<Scene> {
     world.add_user("mallory", &["guests"])?;
     let server = world.server("files-1", &["files"], None)?;
     world.apply_policy(POLICY)?;
-    let echo = |port: u16| {
-        let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
-        server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
-    };
-    let servers = vec![echo(7000)?, echo(7001)?, echo(7002)?, echo(7003)?];
+    let echo = server.echo(&[7000, 7001, 7002, 7003])?;
     let laptop = world.laptop("laptop")?;
     let at = server.overlay(Family::V6)?;
-    Ok(Scene { world, server, laptop, at, _servers: servers })
+    Ok(Scene { world, server, laptop, at, _echo: echo })
 }
 
 /// Downloads so many KiB from the echo, and goes on with a line every 200 ms until its connection ends.
@@ -99,13 +95,9 @@ fn exchange(from: &Host, at: IpAddr, port: u16, kib: u32) -> Result<Background> 
     from.command("sh").args(["-c", &script]).spawn()
 }
 
-fn explained(node: &Node, what: &str) -> Result<String> {
-    Ok(node.command().args(["explain", what]).run()?.text())
-}
-
 #[test]
 fn more_than_the_limit_is_cut_within_seconds_and_after_a_fresh_sign_in_it_goes_on() -> Result<()> {
-    let Scene { world, server, laptop, at, _servers } = scene("limit")?;
+    let Scene { world, server, laptop, at, _echo } = scene("limit")?;
     world.sign_in(&laptop, "alice")?;
     eventually(PATIENCE, "the files are not reached", || can_connect(&laptop.host, at, 7000).then_some(()))?;
     let mut little = download(&laptop.host, at, 300)?;
@@ -123,7 +115,7 @@ fn more_than_the_limit_is_cut_within_seconds_and_after_a_fresh_sign_in_it_goes_o
         world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains("alice"))
     })?;
     ensure!(listed.contains("files until a fresh sign-in") && listed.contains("more than 1MiB down"), "{listed}");
-    let why = explained(&laptop, "files:7000")?;
+    let why = laptop.explain("files:7000");
     ensure!(
         why.contains("files: more than 1MiB down within 1 h") && why.contains("postern step-up files"),
         "the limit is not named: {why}"
@@ -180,7 +172,7 @@ fn more_than_the_limit_is_cut_within_seconds_and_after_a_fresh_sign_in_it_goes_o
 
 #[test]
 fn a_machine_that_scans_is_held_by_itself_and_told_why() -> Result<()> {
-    let Scene { world, server, laptop, at, _servers } = scene("scan")?;
+    let Scene { world, server, laptop, at, _echo } = scene("scan")?;
     world.sign_in(&laptop, "mallory")?;
     eventually(PATIENCE, "the wiki is not reached", || can_connect(&laptop.host, at, 7001).then_some(()))?;
     for port in 8_000..8_005 {
@@ -200,7 +192,7 @@ fn a_machine_that_scans_is_held_by_itself_and_told_why() -> Result<()> {
         laptop.postern(&["status"]).ok().filter(|status| status.contains("IN QUARANTINE"))
     })?;
     ensure!(status.contains("more than 10 refused destinations within 1 min"), "{status}");
-    let why = explained(&laptop, "wiki:7001")?;
+    let why = laptop.explain("wiki:7001");
     ensure!(why.contains("is in quarantine since"), "{why}");
     world.ctl(&["quarantine", "release", "device", "laptop"])?;
     eventually(PATIENCE, "released and not open", || can_connect(&laptop.host, at, 7001).then_some(()))?;
@@ -209,7 +201,7 @@ fn a_machine_that_scans_is_held_by_itself_and_told_why() -> Result<()> {
 
 #[test]
 fn too_many_connections_leave_a_few_resources_and_too_much_upload_ends_the_session() -> Result<()> {
-    let Scene { world, server: _server, laptop, at, _servers } = scene("rate")?;
+    let Scene { world, server: _server, laptop, at, _echo } = scene("rate")?;
     world.sign_in(&laptop, "alice")?;
     eventually(PATIENCE, "the builds are not reached", || can_connect(&laptop.host, at, 7002).then_some(()))?;
     let mut wiki = exchange(&laptop.host, at, 7001, 1)?;
@@ -226,7 +218,7 @@ fn too_many_connections_leave_a_few_resources_and_too_much_upload_ends_the_sessi
     ensure!(listed.contains("all but wiki") && listed.contains("more than 20 connections"), "{listed}");
     eventually(PATIENCE, "more than the set is left", || (!can_connect(&laptop.host, at, 7003)).then_some(()))?;
     ensure!(can_connect(&laptop.host, at, 7001) && wiki.is_running(), "what stays is cut: {}", wiki.output());
-    let why = explained(&laptop, "builds:7002")?;
+    let why = laptop.explain("builds:7002");
     ensure!(why.contains("builds: more than 20 connections within 10 min"), "{why}");
     world.ctl(&["restraint", "release", "subject", "alice"])?;
     for port in [7002, 7003] {
@@ -251,7 +243,7 @@ fn too_many_connections_leave_a_few_resources_and_too_much_upload_ends_the_sessi
 
 #[test]
 fn a_server_that_restarts_has_not_let_less_through() -> Result<()> {
-    let Scene { world, server, laptop, at, _servers } = scene("recount")?;
+    let Scene { world, server, laptop, at, _echo } = scene("recount")?;
     world.sign_in(&laptop, "alice")?;
     eventually(PATIENCE, "the files are not reached", || can_connect(&laptop.host, at, 7000).then_some(()))?;
     let mut first = download(&laptop.host, at, 600)?;

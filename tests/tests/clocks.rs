@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use postern_tests::{
-    Background, Signal,
+    Background, Echo, Signal,
     deployment::{Deployment, Family, Node, PATIENCE, WALL_OFFSET},
     eventually,
     lab::host::Host,
@@ -37,7 +37,7 @@ struct Scene {
     world: Deployment,
     laptop: Node,
     server: Node,
-    _servers: Vec<Background>,
+    _echo: Echo,
     at: IpAddr,
 }
 
@@ -46,15 +46,11 @@ fn scene(name: &str) -> Result<Scene> {
     world.apply_policy(POLICY)?;
     world.add_user("alice", &["staff"])?;
     let server = world.server("echo", &["echo"], None)?;
-    let listen = |port: u16| {
-        let socket = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
-        server.host.command("socat").args([&socket, "EXEC:cat"]).spawn()
-    };
-    let servers = vec![listen(7000)?, listen(7001)?];
+    let echo = server.echo(&[7000, 7001])?;
     let laptop = world.laptop("laptop")?;
     world.sign_in(&laptop, "alice")?;
     let at = server.overlay(Family::V6)?;
-    let scene = Scene { world, laptop, server, _servers: servers, at };
+    let scene = Scene { world, laptop, server, _echo: echo, at };
     scene.opens("echo is not reached")?;
     Ok(scene)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use postern_tests::{
-    Background, Signal,
+    Echo, Signal,
     deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
     eventually,
     programs::can_connect,
@@ -32,25 +32,15 @@ to = ["db"]
 lease = "30s"
 "#;
 
-/// A server that joined with a token made for its name, with an echo on port 7000.
-fn server(world: &Deployment, name: &str) -> Result<(Node, Background)> {
+/// A server that joined with a token made for its name, with an echo on port 7000, and its address.
+fn server(world: &Deployment, name: &str) -> Result<(Node, Echo, IpAddr)> {
     let node = world.machine(name, "")?;
     let token = world.ctl_json(&["token", "create", "--machine", name, "--service", name])?;
     node.host.write("/run/token", token["token"].as_str().unwrap_or_default())?;
     node.postern(&["up", world.join_url(), "--token-file", "/run/token"])?;
-    let echo = node.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
-    Ok((node, echo))
-}
-
-/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
-fn chatter(from: &Node, to: &Node) -> Result<Background> {
-    let at = to.overlay(Family::V6)?;
-    eventually(PATIENCE, "the door does not open", || can_connect(&from.host, at, 7000).then_some(()))?;
-    let script =
-        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:7000");
-    let mut client = from.host.command("sh").args(["-c", &script]).spawn()?;
-    client.wait_for_output("line 5", PATIENCE)?;
-    Ok(client)
+    let echo = node.echo(&[7000])?;
+    let at = node.overlay(Family::V6)?;
+    Ok((node, echo, at))
 }
 
 /// A server that was taken over is held: the connections that others have to it and those that it has to others are cut, and it
@@ -60,21 +50,17 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     let world = Deployment::start("quarantine")?;
     world.apply_policy(POLICY)?;
     world.add_user("alice", &["staff"])?;
-    let (app, _app_echo) = server(&world, "app")?;
-    let (db, _db_echo) = server(&world, "db")?;
+    let (app, _app_echo, app_at) = server(&world, "app")?;
+    let (db, _db_echo, db_at) = server(&world, "db")?;
     let laptop = world.laptop("laptop")?;
     world.sign_in(&laptop, "alice")?;
-    let mut inbound = chatter(&laptop, &app)?;
-    let mut outbound = chatter(&app, &db)?;
-    let (app_at, db_at) = (app.overlay(Family::V6)?, db.overlay(Family::V6)?);
+    let mut inbound = laptop.chatter(app_at, 7000)?;
+    let mut outbound = app.chatter(db_at, 7000)?;
 
     let said = world.ctl(&["quarantine", "node", "app", "--reason", "it scans"])?;
     ensure!(said.starts_with("in quarantine on 3 of 3 nodes in ") && said.contains("2 live flows cut"), "{said}");
-    for (client, what) in [(&mut inbound, "into it"), (&mut outbound, "out of it")] {
-        eventually(Duration::from_secs(5), &format!("the connection {what} lives on"), || {
-            (!client.is_running()).then_some(())
-        })?;
-    }
+    inbound.is_cut("into it")?;
+    outbound.is_cut("out of it")?;
     let closed = |when: &str| -> Result<()> {
         ensure!(!can_connect(&laptop.host, app_at, 7000), "{when}: the laptop reaches it");
         ensure!(!can_connect(&app.host, db_at, 7000), "{when}: it reaches the database");
@@ -111,15 +97,15 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     closed("after the controller's restart and another policy")?;
 
     world.ctl(&["quarantine", "release", "node", "app"])?;
-    chatter(&laptop, &app)?;
-    chatter(&app, &db)?;
+    laptop.chatter(app_at, 7000)?;
+    app.chatter(db_at, 7000)?;
 
     // Past the rules, loudly, and cut when it is closed.
     ensure!(!can_connect(&laptop.host, db_at, 7000), "no rule opens the database to a laptop");
     let reasons = ["--reason", "incident 17", "--why-past-the-rules", "nobody answers"];
     let opened = world.ctl(&[&["break-glass", "open", "laptop", "db", "--for", "30m"][..], &reasons].concat())?;
     ensure!(opened.contains("db is open to alice on laptop until"), "{opened}");
-    let mut client = chatter(&laptop, &db)?;
+    let mut client = laptop.chatter(db_at, 7000)?;
     for (what, text) in [
         ("the controller's status", world.ctl(&["status"])?),
         ("resources", laptop.postern(&["resources", "--json"])?),
@@ -129,7 +115,7 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     }
     let list = world.ctl_json(&["break-glass", "list"])?;
     world.ctl(&["break-glass", "close", list[0]["record"]["id"].as_str().unwrap_or_default()])?;
-    eventually(Duration::from_secs(5), "the connection lives on", || (!client.is_running()).then_some(()))?;
+    client.is_cut("break-glass that was closed")?;
     Ok(())
 }
 
@@ -154,10 +140,9 @@ fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_th
     world.apply_policy(ON_REQUEST)?;
     world.add_user("ann", &["sre", "leads"])?;
     world.add_user("lea", &["leads"])?;
-    let (db, _echo) = server(&world, "db")?;
+    let (db, _echo, at) = server(&world, "db")?;
     let laptop = world.laptop("laptop")?;
     world.sign_in(&laptop, "ann")?;
-    let at = db.overlay(Family::V6)?;
     ensure!(!can_connect(&laptop.host, at, 7000), "it is open before anybody asked");
     let why = laptop.command().args(["explain", "db:7000"]).run()?.stdout;
     ensure!(why.contains("postern request db"), "{why}");
@@ -186,7 +171,7 @@ fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_th
     let shown = page.text();
     ensure!(page.status == 200 && shown.contains("approved by lea") && shown.contains("Take it back now"), "{shown}");
     asking.wait_for_output("approved by lea", PATIENCE)?;
-    let mut client = chatter(&laptop, &db)?;
+    let mut client = laptop.chatter(at, 7000)?;
     let status = laptop.command().arg("status").run()?.stdout;
     ensure!(status.contains("db: approved by lea until"), "{status}");
     let audit = world.ctl(&["audit", "tail", "-n", "50"])?;
@@ -229,7 +214,7 @@ fn an_alert_reaches_the_webhook_after_an_outage_and_a_crash() -> Result<()> {
         Ok(format!("{config}\n{alerts}"))
     })?;
     world.apply_policy(POLICY)?;
-    let (_app, _echo) = server(&world, "app")?;
+    let (_app, _echo, _at) = server(&world, "app")?;
     world.ctl(&["quarantine", "node", "app", "--reason", "it scans"])?;
     let log = || world.controller.read("/etc/postern-controller/alerts.jsonl").unwrap_or_default();
     eventually(PATIENCE, "the alert is not in the log", || log().contains("it scans").then_some(()))?;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Signal,
+    Echo, Signal,
     deployment::{Deployment, Family, Node, PATIENCE},
     eventually,
     programs::can_connect,
@@ -29,7 +29,7 @@ struct Scene {
     world: Deployment,
     laptop: Node,
     server: Node,
-    _servers: Vec<Background>,
+    _echo: Echo,
     at: IpAddr,
 }
 
@@ -39,52 +39,27 @@ fn scene(name: &str) -> Result<Scene> {
     world.apply_policy(POLICY)?;
     world.add_user("alice", &["staff"])?;
     let server = world.server("echo", &["echo"], None)?;
-    let servers = vec![
-        server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?,
-        server.host.command("socat").args(["UDP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?,
-    ];
+    let echo = server.echo(&[7000])?;
     let laptop = world.laptop("laptop")?;
     world.sign_in(&laptop, "alice")?;
     let at = server.overlay(Family::V6)?;
-    eventually(PATIENCE, "echo is not reached", || can_connect(&laptop.host, at, 7000).then_some(()))?;
-    Ok(Scene { world, laptop, server, _servers: servers, at })
-}
-
-/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
-fn chatter(node: &Node, protocol: &str, at: IpAddr) -> Result<Background> {
-    let script =
-        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - {protocol}:[{at}]:7000");
-    let mut client = node.host.command("sh").args(["-c", &script]).spawn()?;
-    client.wait_for_output("line 5", PATIENCE)?;
-    Ok(client)
-}
-
-fn silent_for(client: &Background, quiet: Duration) -> Result<()> {
-    let mut last = (client.output().len(), Instant::now());
-    eventually(PATIENCE, "the conversation goes on", || {
-        let length = client.output().len();
-        if length != last.0 {
-            last = (length, Instant::now());
-        }
-        (last.1.elapsed() >= quiet).then_some(())
-    })
+    Ok(Scene { world, laptop, server, _echo: echo, at })
 }
 
 fn revoking_cuts(name: &str, revoke: &[&str]) -> Result<()> {
     let scene = scene(name)?;
-    let tcp = chatter(&scene.laptop, "TCP6", scene.at)?;
-    let udp = chatter(&scene.laptop, "UDP6", scene.at)?;
+    let mut tcp = scene.laptop.chatter(scene.at, 7000)?;
+    let mut udp = scene.laptop.chatter_by_udp(scene.at, 7000)?;
     let said = scene.world.ctl(&[&["revoke"], revoke, &["--reason", "test"]].concat())?;
     // Each flow lives in the tables of both ends and is told of once.
     ensure!(said.starts_with("revoked on 2 of 2 nodes in ") && said.contains(" ms; 2 live flows cut"), "{said}");
-    let lines = |client: &Background| client.output().lines().filter(|line| line.starts_with("line ")).count();
-    let (tcp_before, udp_before) = (lines(&tcp), lines(&udp));
-    silent_for(&tcp, Duration::from_secs(2))?;
-    silent_for(&udp, Duration::from_secs(2))?;
+    let (tcp_before, udp_before) = (tcp.lines(), udp.lines());
+    tcp.falls_silent("revoked")?;
+    udp.falls_silent("revoked")?;
     // what had come back when the command returned may still have been on its way to the screen, and no more
     for (client, before, what) in [(&tcp, tcp_before, "TCP"), (&udp, udp_before, "UDP")] {
-        let after = lines(client) - before;
-        ensure!(after <= 2, "{what} brought {after} lines after the revocation\n{}", client.output());
+        let after = client.lines() - before;
+        ensure!(after <= 2, "{what} brought {after} lines after the revocation");
     }
     ensure!(!can_connect(&scene.laptop.host, scene.at, 7000), "a new connection after the revocation");
     Ok(())
@@ -94,8 +69,8 @@ fn revoking_cuts(name: &str, revoke: &[&str]) -> Result<()> {
 #[test]
 fn a_plan_names_the_live_flow_that_applying_it_cuts() -> Result<()> {
     let scene = scene("plan-flows")?;
-    let mut tcp = chatter(&scene.laptop, "TCP6", scene.at)?;
-    let mut udp = chatter(&scene.laptop, "UDP6", scene.at)?;
+    let mut tcp = scene.laptop.chatter(scene.at, 7000)?;
+    let mut udp = scene.laptop.chatter_by_udp(scene.at, 7000)?;
     let next = POLICY.replace("[\"tcp/7000\", \"udp/7000\"]", "[\"udp/7000\"]");
     scene.world.controller.write("/run/next.toml", &next)?;
     let plan = scene.world.ctl(&["policy", "plan", "/run/next.toml"])?;
@@ -104,14 +79,11 @@ fn a_plan_names_the_live_flow_that_applying_it_cuts() -> Result<()> {
         "{plan}"
     );
     ensure!(plan.contains("(laptop -> echo, ") && !plan.contains("not counted"), "{plan}");
-    for client in [&mut tcp, &mut udp] {
-        let lines = client.output().lines().count();
-        client.wait_for_output(&format!("line {}", lines + 10), PATIENCE)?;
-    }
+    tcp.goes_on("only planned")?;
+    udp.goes_on("only planned")?;
     scene.world.ctl(&["policy", "apply", "/run/next.toml"])?;
-    silent_for(&tcp, Duration::from_secs(2))?;
-    let lines = udp.output().lines().count();
-    udp.wait_for_output(&format!("line {}", lines + 10), PATIENCE)?;
+    tcp.falls_silent("its port is in no rule any more")?;
+    udp.goes_on("it loses nothing")?;
     let after = scene.world.ctl(&["policy", "plan", "/run/next.toml"])?;
     ensure!(after.contains("nobody who is signed in now gains or loses anything"), "{after}");
 

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Signal,
+    Echo, Signal,
     corp::{CA, Corp, PUSH_TOKEN, TRANSMITTER},
     deployment::{Family, Node, PATIENCE},
     eventually,
@@ -113,31 +113,11 @@ fn tell(corp: &Corp, kind: &str, mut payload: Value, subject: Value) -> Result<(
 }
 
 /// A server with an echo on each port.
-fn server(corp: &Corp) -> Result<(Node, Vec<Background>, IpAddr)> {
+fn server(corp: &Corp) -> Result<(Node, Echo, IpAddr)> {
     let server = corp.world.server("payroll", &["payroll"], None)?;
-    let echo = |port: u16| {
-        let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
-        server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
-    };
-    let echoes = [WIKI, HR, VAULT].map(echo).into_iter().collect::<Result<_>>()?;
+    let echoes = server.echo(&[WIKI, HR, VAULT])?;
     let at = server.overlay(Family::V6)?;
     Ok((server, echoes, at))
-}
-
-/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
-fn chatter(from: &Node, at: IpAddr, port: u16) -> Result<Background> {
-    eventually(PATIENCE, &format!("port {port} does not open"), || can_connect(&from.host, at, port).then_some(()))?;
-    let script =
-        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:{port}");
-    let mut client = from.host.command("sh").args(["-c", &script]).spawn()?;
-    client.wait_for_output("line 5", PATIENCE)?;
-    Ok(client)
-}
-
-fn is_cut(client: &mut Background, what: &str) -> Result<()> {
-    eventually(Duration::from_secs(5), &format!("{what}: the connection lives on"), || {
-        (!client.is_running()).then_some(())
-    })
 }
 
 fn signed_out(node: &Node) -> Option<String> {
@@ -170,18 +150,18 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     let status = |status: &str| json!({"previous_status": "compliant", "current_status": status});
     ensure!(closed(&alice, HR));
     tell(&corp, "device-compliance-change", status("compliant"), device.clone())?;
-    let mut open = chatter(&alice, at, HR)?;
+    let mut open = alice.chatter(at, HR)?;
     tell(&corp, "device-compliance-change", status("not-compliant"), device)?;
-    is_cut(&mut open, "a device that is not compliant")?;
+    open.is_cut("a device that is not compliant")?;
     let why = alice.command().args(["explain", "hr:7001"]).run()?.stdout;
     ensure!(why.contains("not compliant"), "{why}");
     ensure!(closed(&alice, HR) && !closed(&alice, WIKI));
 
     // how strongly it was proven
     let level = |level: &str, direction: &str| json!({"namespace": "NIST-AAL", "current_level": level, "change_direction": direction});
-    let (mut vault, mut wiki) = (chatter(&alice, at, VAULT)?, chatter(&alice, at, WIKI)?);
+    let (mut vault, mut wiki) = (alice.chatter(at, VAULT)?, alice.chatter(at, WIKI)?);
     tell(&corp, "assurance-level-change", level("nist-aal1", "decrease"), user("alice"))?;
-    is_cut(&mut vault, "a proof that counts for less")?;
+    vault.is_cut("a proof that counts for less")?;
     ensure!(closed(&alice, VAULT) && wiki.is_running());
     tell(&corp, "assurance-level-change", level("nist-aal2", "increase"), user("alice"))?;
     eventually(PATIENCE, "the vault stays closed", || (!closed(&alice, VAULT)).then_some(()))?;
@@ -189,23 +169,23 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     ensure!(closed(&bob, VAULT), "an event proved what bob did not");
 
     // groups
-    let mut open = chatter(&bob, at, WIKI)?;
+    let mut open = bob.chatter(at, WIKI)?;
     tell(&corp, "token-claims-change", json!({"claims": {"groups": ["contractors"]}}), user("bob"))?;
-    is_cut(&mut open, "a new group")?;
+    open.is_cut("a new group")?;
     let why =
         corp.world.controller_command()?.args(["explain", "--as", "bob@corp.example", "--to", "wiki"]).run()?.text();
     ensure!(why.contains("contractors never read the wiki"), "{why}");
     tell(&corp, "token-claims-change", json!({"claims": {"groups": []}}), user("bob"))?;
-    let mut open = chatter(&bob, at, WIKI)?;
+    let mut open = bob.chatter(at, WIKI)?;
 
     // credentials: a fresh sign-in is asked for
     tell(&corp, "credential-change", json!({"credential_type": "password", "change_type": "update"}), user("bob"))?;
-    is_cut(&mut open, "changed credentials")?;
+    open.is_cut("changed credentials")?;
     ensure!(wiki.is_running(), "alice was not meant");
 
     // sessions, by push and by poll
     tell(&corp, "session-revoked", json!({"reason_admin": {"en": "lost laptop"}}), user("alice"))?;
-    is_cut(&mut wiki, "a revoked session")?;
+    wiki.is_cut("a revoked session")?;
     let reason = eventually(PATIENCE, "alice is still in", || signed_out(&alice))?;
     ensure!(reason.contains("ended by the identity provider") && reason.contains("lost laptop"), "{reason}");
     let fetched = json!({"aud": "https://ctl/events/fetched", "jti": "poll-1"});
@@ -233,7 +213,7 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
     let (_server, _echoes, at) = server(&corp)?;
     let bob = corp.world.laptop("bob-laptop")?;
     corp.sign_in(&bob, "bob")?;
-    let mut open = chatter(&bob, at, WIKI)?;
+    let mut open = bob.chatter(at, WIKI)?;
 
     let revoked = format!("{CAEP}session-revoked");
     let now = corp.idp.sh("date +%s")?.trim().parse::<i64>()?;
@@ -303,7 +283,7 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
     eventually(PATIENCE, "an event under a new key is not taken", || {
         push(&corp, &good).ok().filter(|said| said.0 == 202).map(drop)
     })?;
-    is_cut(&mut open, "a revoked session")?;
+    open.is_cut("a revoked session")?;
     // a provider tells the time of a sign-in to the second: one in the second of the event is not after it
     let clock = || corp.idp.sh("date +%s").ok()?.trim().parse::<i64>().ok();
     let taken = clock().context("no time")?;
@@ -311,7 +291,7 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
     corp.world.stop_controller(Signal::Kill)?;
     corp.world.start_controller()?;
     corp.sign_in(&bob, "bob")?;
-    let mut open = chatter(&bob, at, WIKI)?;
+    let mut open = bob.chatter(at, WIKI)?;
     ensure!(push(&corp, &good)?.0 == 202, "it is acknowledged again");
     std::thread::sleep(Duration::from_secs(1));
     ensure!(open.is_running() && signed_out(&bob).is_none(), "a replayed event ended the next session");

@@ -10,10 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use postern_tests::{
-    Background, Signal,
+    Background, Echo, Signal,
     deployment::{Deployment, Family, Node, PATIENCE, WALL_OFFSET},
     eventually,
     lab::host::Host,
+    pki,
     programs::{can_connect, wait_for_tcp_listener},
 };
 use serde_json::{Value, json};
@@ -37,21 +38,13 @@ const ACCOUNT: &str = "8f2c6a52-0d3e-4a39-9a4c-1d8ae0f0a001";
 /// How long a pod's token lives here; a cluster's do for an hour.
 const LIFE: i64 = 30;
 
-/// Makes the authority of the cluster and a certificate for its API server, by hand as an operator would.
-const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
-  -subj '/CN=Cluster CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout api.key -out api.csr -subj /CN=cluster 2>>openssl.log
-echo subjectAltName=DNS:cluster > names
-openssl x509 -req -in api.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out api.pem 2>>openssl.log";
-
 /// Serves files over TLS: what an API server says of its keys is nothing else.
 const SERVER: &str = "import http.server, ssl, os, socket
 http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
 os.chdir('/run/issuer')
 server = http.server.ThreadingHTTPServer(('::', 6443), http.server.SimpleHTTPRequestHandler)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain('/run/pki/api.pem', '/run/pki/api.key')
+context.load_cert_chain('/run/pki/cluster.pem', '/run/pki/cluster.key')
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()";
 
@@ -65,9 +58,7 @@ struct Cluster {
 impl Cluster {
     fn start(world: &Deployment) -> Result<Self> {
         let host = world.lab.host("cluster")?;
-        for file in ["api.pem", "api.key"] {
-            host.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
-        }
+        pki::hand_over(&world.controller, &host, "cluster")?;
         let document = json!({"issuer": ISSUER, "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
             "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["RS256"]});
@@ -136,14 +127,14 @@ struct Scene {
     world: Deployment,
     cluster: Cluster,
     server: Node,
-    _listener: Background,
+    _echo: Echo,
     at: IpAddr,
 }
 
 /// A controller that takes the cluster's tokens, and a database.
 fn scene(name: &str) -> Result<Scene> {
     let world = Deployment::start_with(name, |controller, config| {
-        controller.sh(CERTIFICATES)?;
+        pki::make(controller, "cluster")?;
         Ok(config
             + &format!(
                 "\n[alerts]\nlog = \"/run/alerts.jsonl\"\n\n[[machine_issuer]]\nname = \"prod\"\nplatform = \"kubernetes\"\n\
@@ -155,10 +146,9 @@ fn scene(name: &str) -> Result<Scene> {
     let cluster = Cluster::start(&world)?;
     world.apply_policy(POLICY)?;
     let server = world.server("db", &["db"], None)?;
-    let listener =
-        server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let echo = server.echo(&[7000])?;
     let at = server.overlay(Family::V6)?;
-    Ok(Scene { world, cluster, server, _listener: listener, at })
+    Ok(Scene { world, cluster, server, _echo: echo, at })
 }
 
 impl Scene {

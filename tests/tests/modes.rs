@@ -1,11 +1,10 @@
 //! What policy says holds in every way in which packets can be handled: with the kernel's offloads and without, with one worker and
 //! with several, with packets sealed several at once and one by one.
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use postern_tests::{
-    Background,
     deployment::{Deployment, Family, Node, PATIENCE},
     eventually,
     programs::can_connect,
@@ -58,15 +57,6 @@ fn echo(from: &Node, protocol: &str, at: IpAddr, port: u16) -> Result<bool> {
     Ok(said.trim() == "mellon")
 }
 
-/// A client that sends a line every 100 ms and prints what comes back.
-fn chatter(node: &Node, protocol: &str, at: IpAddr) -> Result<Background> {
-    let script =
-        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - {protocol}:[{at}]:7000");
-    let mut client = node.host.command("sh").args(["-c", &script]).spawn()?;
-    client.wait_for_output("line 5", PATIENCE)?;
-    Ok(client)
-}
-
 fn policy_holds(mode: &Mode) -> Result<()> {
     let world = Deployment::start(mode.name)?;
     world.apply_policy(POLICY)?;
@@ -75,17 +65,7 @@ fn policy_holds(mode: &Mode) -> Result<()> {
     let toml = mode.node_toml();
     let echo_server = world.server_with("echo", &["echo"], None, &toml)?;
     let other = world.server_with("other", &["other"], None, &toml)?;
-    let mut servers = Vec::new();
-    for port in [7000, 7001] {
-        for protocol in ["TCP6", "UDP6"] {
-            let listen = match protocol {
-                "TCP6" => format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0"),
-                _udp => format!("UDP6-LISTEN:{port},fork,reuseaddr,ipv6only=0"),
-            };
-            servers.push(echo_server.host.command("socat").args([&listen, "EXEC:cat"]).spawn()?);
-        }
-    }
-    servers.push(other.host.command("socat").args(["TCP6-LISTEN:7000,fork,ipv6only=0", "EXEC:cat"]).spawn()?);
+    let _echoes = [echo_server.echo(&[7000, 7001])?, other.echo(&[7000])?];
     let laptop = world.machine("laptop", &toml)?;
     world.sign_in(&laptop, "alice")?;
     let contractor = world.machine("contractor", &toml)?;
@@ -113,15 +93,16 @@ fn policy_holds(mode: &Mode) -> Result<()> {
     }
     // What lives is cut, and stays cut.
     let at = echo_server.overlay(Family::V6)?;
-    let clients = [chatter(&laptop, "TCP6", at)?, chatter(&laptop, "UDP6", at)?];
+    let mut tcp = laptop.chatter(at, 7000)?;
+    let mut udp = laptop.chatter_by_udp(at, 7000)?;
     let said = world.ctl(&["revoke", "session", "alice/laptop", "--reason", "test"])?;
     ensure!(said.starts_with("revoked on 2 of 2 nodes in "), "{said}");
-    let lines = |client: &Background| client.output().lines().filter(|line| line.starts_with("line ")).count();
-    let before: Vec<_> = clients.iter().map(lines).collect();
-    std::thread::sleep(Duration::from_secs(1)); // ten lines, if they came
-    for (client, before) in clients.iter().zip(before) {
-        let after = lines(client) - before;
-        ensure!(after <= 2, "{after} lines after the revocation\n{}", client.output());
+    let before = [tcp.lines(), udp.lines()];
+    tcp.falls_silent("revoked")?;
+    udp.falls_silent("revoked")?;
+    for (client, before) in [&tcp, &udp].into_iter().zip(before) {
+        let after = client.lines() - before;
+        ensure!(after <= 2, "{after} lines after the revocation");
     }
     ensure!(!can_connect(&laptop.host, at, 7000), "a new connection after the revocation");
     Ok(())

@@ -1,21 +1,15 @@
 //! A device's state decides what it may reach, while connections are open: a fact that changes cuts and opens within seconds, facts
 //! that are too old count for nothing, and where a rule asks for attested ones the device's own word does not count.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Host, Signal,
+    Chatter, Echo, Host, Signal,
     deployment::{Deployment, Family, Node, PATIENCE, POSTURE_ROOT},
     eventually,
     programs::can_connect,
 };
-
-/// How long a change of a file may take until it is felt on an open connection.
-const WITHIN: Duration = Duration::from_secs(5);
 
 const POLICY: &str = r#"
 [posture.managed]
@@ -63,7 +57,7 @@ struct Scene {
     world: Deployment,
     laptop: Node,
     _server: Node,
-    _echo: Background,
+    _echo: Echo,
     at: IpAddr,
 }
 
@@ -72,7 +66,7 @@ fn scene(name: &str, policy: &str) -> Result<Scene> {
     world.apply_policy(policy)?;
     world.add_user("alice", &["staff"])?;
     let server = world.server("echo", &["echo"], None)?;
-    let echo = server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let echo = server.echo(&[7000])?;
     let host = world.lab.host("laptop")?;
     good(&host)?;
     let laptop = world.adopt(host, NODE)?;
@@ -88,32 +82,12 @@ impl Scene {
     }
 
     fn explain(&self) -> String {
-        let said = self.laptop.command().args(["explain", "echo:7000"]).run();
-        said.map(|output| output.stdout + &output.stderr).unwrap_or_default()
+        self.laptop.explain("echo:7000")
     }
 
     /// Opens a connection over which a line goes forth and back every 100 ms.
-    fn chatter(&self) -> Result<Background> {
-        let at = self.at;
-        let script =
-            format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:7000");
-        let mut client = self.laptop.host.command("sh").args(["-c", &script]).spawn()?;
-        client.wait_for_output("line 5", PATIENCE)?;
-        Ok(client)
-    }
-
-    /// Waits until nothing comes back on a connection, and returns how long that took.
-    fn cut(&self, client: &Background) -> Result<Duration> {
-        let begun = Instant::now();
-        let mut last = (client.output().len(), begun);
-        eventually(PATIENCE, "the connection goes on", || {
-            let length = client.output().len();
-            if length != last.0 {
-                last = (length, Instant::now());
-            }
-            (last.1.elapsed() >= Duration::from_secs(1)).then_some(last.1 - begun)
-        })
-        .with_context(|| self.explain())
+    fn chatter(&self) -> Result<Chatter> {
+        self.laptop.chatter(self.at, 7000)
     }
 
     fn facts(&self) -> Result<String> {
@@ -139,10 +113,9 @@ fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() ->
         ("/etc/os-release", "ID=debian\nVERSION_ID=11\n", "its system is debian 11.0", "update the system"),
     ];
     for (file, wrong, named, fix) in flips {
-        let client = scene.chatter()?;
+        let mut client = scene.chatter()?;
         put(&scene.laptop.host, file, wrong)?;
-        let took = scene.cut(&client)?;
-        ensure!(took < WITHIN, "{named}: cut after {took:?}");
+        let took = client.is_cut(named)?;
         println!("{named}: the open connection was cut after {took:?}");
         let said = scene.explain();
         ensure!(said.contains(named) && said.contains("asks for posture \"managed\"") && said.contains(fix), "{said}");
@@ -155,13 +128,13 @@ fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() ->
         scene.opens()?;
     }
     // A check by command: its configuration now names one that fails.
-    let client = scene.chatter()?;
+    let mut client = scene.chatter()?;
     scene
         .laptop
         .host
         .write("/etc/postern/node.toml", NODE.replace("echo all good", "echo signatures are old; exit 1"))?;
     scene.laptop.signal(Signal::HangUp)?;
-    let took = scene.cut(&client)?;
+    let took = client.is_cut("a check by command")?;
     println!("a check by command: the open connection was cut after {took:?}");
     let said = scene.explain();
     ensure!(said.contains("check edr-ok failed (signatures are old)"), "{said}");
@@ -178,13 +151,12 @@ fn facts_that_are_too_old_deny_while_the_lease_would_run() -> Result<()> {
     scene.opens()?;
     let mut client = scene.chatter()?;
     // It reports, and stays open far beyond the age: ten lines a second for half a minute.
-    client.wait_for_output("line 300", PATIENCE).with_context(|| scene.explain())?;
+    client.reaches(300, "facts that are told again and again").with_context(|| scene.explain())?;
     // Its owner keeps the facts at home: nothing is reported any more.
     scene.laptop.host.write("/etc/postern/node.toml", format!("{NODE}\n[posture]\nreport = false\n"))?;
     scene.laptop.signal(Signal::HangUp)?;
-    let took = scene.cut(&client)?;
+    let took = client.is_cut_within(Duration::from_secs(25), "facts that are too old")?;
     println!("facts of at most 20 s: the open connection was cut {took:?} after the last report was let go");
-    ensure!(took < Duration::from_secs(25), "{took:?}");
     let said = scene.explain();
     ensure!(said.contains("and 20 s is accepted") && said.contains("asks for posture \"managed\""), "{said}");
     Ok(())
@@ -210,10 +182,9 @@ fn an_attested_fact_is_not_taken_from_the_device() -> Result<()> {
     scene.world.ctl(&["posture", "bind", "laptop", "--serial", "SN-1"])?;
     import(true)?;
     scene.opens()?;
-    let client = scene.chatter()?;
+    let mut client = scene.chatter()?;
     import(false)?;
-    let took = scene.cut(&client)?;
-    ensure!(took < WITHIN, "cut after {took:?}");
+    let took = client.is_cut("an attested fact")?;
     println!("an attested fact: the open connection was cut after {took:?}");
     import(true)?;
     scene.opens()?;
@@ -247,7 +218,7 @@ when = { posture = "guarded" }
     world.apply_policy(policy)?;
     world.add_user("alice", &[])?;
     let server = world.server("echo", &["echo"], None)?;
-    let echo = server.host.command("socat").args(["TCP6-LISTEN:7000,fork,reuseaddr,ipv6only=0", "EXEC:cat"]).spawn()?;
+    let echo = server.echo(&[7000])?;
     let host = world.lab.host("laptop")?;
     // A program of its own, so that no other process on the machine is taken for it.
     host.sh("cp /bin/sleep /run/edrd")?;
@@ -266,18 +237,16 @@ when = { posture = "guarded" }
     let edr = scene.laptop.host.command("/run/edrd").arg("600").spawn()?;
     // A process that begins is seen by the slow look; its end at once.
     scene.opens()?;
-    let client = scene.chatter()?;
+    let mut client = scene.chatter()?;
     edr.signal(Signal::Kill)?;
-    let took = scene.cut(&client)?;
+    let took = client.is_cut("an endpoint agent that was killed")?;
     println!("the endpoint agent was killed: the open connection was cut after {took:?}");
-    ensure!(took < WITHIN, "{took:?}");
     let edr = scene.laptop.host.command("/run/edrd").arg("600").spawn()?;
     scene.opens()?;
-    let client = scene.chatter()?;
+    let mut client = scene.chatter()?;
     scene.laptop.host.sh("nft delete table inet mine")?;
-    let took = scene.cut(&client)?;
+    let took = client.is_cut("a firewall that was opened")?;
     println!("the firewall was opened: the open connection was cut after {took:?}");
-    ensure!(took < WITHIN, "{took:?}");
     drop(edr);
     Ok(())
 }

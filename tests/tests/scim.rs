@@ -1,14 +1,12 @@
 //! Provisioning: people sign in at a real OpenID provider, and a SCIM client, as Entra and Okta have one, says who is in which group
 //! and who is out.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Host,
+    Background, Echo, Host,
     browser::{Browser, Page},
     deployment::{Deployment, Family, Node, PATIENCE},
-    eventually,
+    eventually, pki,
     programs::{CONTROLLER_AUTHORITY, can_connect, openid_provider},
 };
 use serde_json::{Value, json};
@@ -39,14 +37,6 @@ const USER: &str = "urn:ietf:params:scim:schemas:core:2.0:User";
 const GROUP: &str = "urn:ietf:params:scim:schemas:core:2.0:Group";
 const PATCH: &str = "urn:ietf:params:scim:api:messages:2.0:PatchOp";
 
-/// Makes the authority of the corporation and a certificate for its provider, by hand as an operator would.
-const CERTIFICATES: &str = "mkdir -p /run/pki && cd /run/pki
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem -days 2 \
-  -subj '/CN=Corp CA' -addext keyUsage=critical,keyCertSign 2>openssl.log
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout idp.key -out idp.csr -subj /CN=idp 2>>openssl.log
-echo subjectAltName=DNS:idp > names
-openssl x509 -req -in idp.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out idp.pem 2>>openssl.log";
-
 /// A controller, the provider of its people, and that provider's SCIM client on the same host.
 struct Corp {
     world: Deployment,
@@ -58,7 +48,7 @@ struct Corp {
 impl Corp {
     fn start(name: &str, scim: &str) -> Result<Self> {
         let world = Deployment::start_with(name, |controller, config| {
-            controller.sh(CERTIFICATES)?;
+            pki::make(controller, "idp")?;
             controller.write("/etc/postern-controller/keys/oidc.secret", "a-client-secret-for-tests\n")?;
             controller.sh("chmod 600 /etc/postern-controller/keys/oidc.secret")?;
             Ok(config
@@ -68,12 +58,9 @@ impl Corp {
                 ))
         })?;
         let idp = world.lab.host("idp")?;
-        for file in ["idp.pem", "idp.key"] {
-            idp.write(format!("/run/pki/{file}"), world.controller.read(format!("/run/pki/{file}"))?)?;
-        }
         idp.write(CONTROLLER_AUTHORITY, world.controller.read("/etc/postern-controller/keys/ca.crt")?)?;
-        let files = ("/run/pki/idp.pem", "/run/pki/idp.key");
-        let provider = openid_provider(&idp, 9443, files, "https://ctl/oidc/callback", &[])?;
+        let files = pki::hand_over(&world.controller, &idp, "idp")?;
+        let provider = openid_provider(&idp, 9443, (&files.0, &files.1), "https://ctl/oidc/callback", &[])?;
         world.apply_policy(POLICY)?;
         let made = world.ctl_json(&["scim", "token", "create", "--ttl", "1h"])?;
         ensure!(made["base_url"] == "https://ctl/scim/v2", "{made}");
@@ -145,27 +132,9 @@ impl Corp {
     }
 }
 
-/// A client that sends a line every 100 ms and prints what comes back, until its connection ends.
-fn chatter(from: &Node, to: &Node, port: u16) -> Result<Background> {
-    let at = to.overlay(Family::V6)?;
-    eventually(PATIENCE, "the door does not open", || can_connect(&from.host, at, port).then_some(()))?;
-    let script =
-        format!("i=0; while :; do i=$((i+1)); echo line $i; sleep 0.1; done | socat -t5 -T30 - TCP6:[{at}]:{port}");
-    let mut client = from.host.command("sh").args(["-c", &script]).spawn()?;
-    client.wait_for_output("line 5", PATIENCE)?;
-    Ok(client)
-}
-
-fn cut(client: &mut Background, what: &str) -> Result<()> {
-    eventually(Duration::from_secs(5), what, || (!client.is_running()).then_some(()))
-}
-
-fn server(corp: &Corp) -> Result<(Node, [Background; 2])> {
+fn server(corp: &Corp) -> Result<(Node, Echo)> {
     let node = corp.world.server("payroll", &["payroll"], None)?;
-    let echo = |port: u16| {
-        node.host.command("socat").args([&format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0"), "EXEC:cat"]).spawn()
-    };
-    let echoes = [echo(7000)?, echo(8080)?];
+    let echoes = node.echo(&[7000, 8080])?;
     Ok((node, echoes))
 }
 
@@ -189,9 +158,9 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
     let browser = corp.browser(&alice.host)?; // the provider knows the first one by now
     corp.sign_in(&browser, &alice, "alice")?;
     corp.sign_in(&corp.browser(&bob.host)?, &bob, "bob")?;
-    let mut wiki = chatter(&alice, &payroll, 7000)?;
-    let mut salaries = chatter(&alice, &payroll, 8080)?;
-    let mut of_bob = chatter(&bob, &payroll, 7000)?;
+    let mut wiki = alice.chatter(at, 7000)?;
+    let mut salaries = alice.chatter(at, 8080)?;
+    let mut of_bob = bob.chatter(at, 7000)?;
     ensure!(!can_connect(&bob.host, at, 8080), "bob reaches payroll without its group");
 
     // Without authority nothing happens to anybody.
@@ -207,13 +176,13 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
     // Out of a group, as Entra says it: that rule's connection alone.
     let gone = json!([{"op": "Remove", "path": "members", "value": [{"$ref": null, "value": alice_id}]}]);
     corp.patch(&format!("/Groups/{managers}"), gone)?;
-    cut(&mut salaries, "the connection of the rule that was lost lives on")?;
+    salaries.is_cut("out of the group")?;
     ensure!(wiki.is_running() && of_bob.is_running(), "more was cut than the group gave");
     ensure!(!can_connect(&alice.host, at, 8080));
 
     // Deactivated, as Entra says it.
     corp.scim("PATCH", &target, &off)?;
-    cut(&mut wiki, "her connection lives on")?;
+    wiki.is_cut("deactivated")?;
     ensure!(of_bob.is_running() && can_connect(&bob.host, at, 7000), "bob fell with her");
     ensure!(!can_connect(&alice.host, at, 7000));
     ensure!(stranger(&browser)?, "her browser is still signed in");
@@ -241,7 +210,7 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
     corp.patch(&target, json!([{"op": "replace", "value": {"active": true}}]))?;
     ensure!(!can_connect(&alice.host, at, 7000), "open without a sign-in");
     corp.sign_in(&corp.browser(&alice.host)?, &alice, "alice")?;
-    let mut again = chatter(&alice, &payroll, 7000)?;
+    let mut again = alice.chatter(at, 7000)?;
 
     // Neither a restart nor what was taken back changes any of it.
     corp.world.stop_controller(postern_tests::Signal::Kill)?;
@@ -250,7 +219,7 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
         corp.scim("GET", &target, &Value::Null).ok().filter(|user| user["active"] == true)
     })?;
     corp.scim("DELETE", &target, &Value::Null)?;
-    cut(&mut again, "her connection outlives her account")?;
+    again.is_cut("an account that is deleted")?;
     ensure!(of_bob.is_running(), "bob fell with her");
     let tokens = corp.world.ctl_json(&["scim", "token", "list"])?;
     let own = tokens.as_array().into_iter().flatten().find(|view| view["record"]["networks"] == json!([]));
@@ -258,7 +227,7 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
     corp.world.ctl(&["scim", "token", "revoke", &own])?;
     let (status, _) = corp.send(&corp.idp, &corp.token, "DELETE", &format!("/Users/{bob_id}"), &Value::Null)?;
     ensure!(status == 401 && of_bob.is_running(), "a token that was taken back still works: {status}");
-    cut_nothing(&mut of_bob)?;
+    of_bob.goes_on("a token that was taken back")?;
 
     let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
     for words in [
@@ -273,11 +242,5 @@ fn who_is_deactivated_is_cut_and_turned_away_and_a_group_that_is_taken_away_cuts
         ensure!(audit.contains(words), "the audit log says nothing of {words}");
     }
     ensure!(!audit.contains(&corp.token), "a token is in the audit log");
-    Ok(())
-}
-
-fn cut_nothing(client: &mut Background) -> Result<()> {
-    std::thread::sleep(Duration::from_secs(1));
-    ensure!(client.is_running(), "it was cut");
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use postern_tests::{
-    Background, Host,
+    Echo, Host,
     browser::{Browser, Page},
     deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
     eventually,
@@ -42,7 +42,7 @@ struct Scene {
     laptop: Node,
     server: Node,
     at: IpAddr,
-    _servers: Vec<Background>,
+    _echo: Echo,
 }
 
 fn scene(name: &str, policy: &str) -> Result<Scene> {
@@ -51,18 +51,14 @@ fn scene(name: &str, policy: &str) -> Result<Scene> {
     world.add_user("bob", &["engineers"])?;
     let server = world.server("git-1", &["git"], None)?;
     world.apply_policy(policy)?;
-    let echo = |port: u16| {
-        let listen = format!("TCP6-LISTEN:{port},fork,reuseaddr,ipv6only=0");
-        server.host.command("socat").args([listen.as_str(), "EXEC:cat"]).spawn()
-    };
-    let servers = vec![echo(7000)?, echo(7001)?];
+    let echo = server.echo(&[7000, 7001])?;
     let laptop = world.machine("laptop", "notify_command = \"/run/notify\"\n")?;
     laptop.host.write("/run/notify", format!("#!/bin/sh\nprintf '%s | %s\\n' \"$@\" >> {NOTICES}\n"))?;
     laptop.host.sh("chmod 755 /run/notify")?;
     world.sign_in(&laptop, "alice")?; // with a password alone
     let at = server.overlay(Family::V6)?;
     eventually(PATIENCE, "the wiki is not reached", || can_connect(&laptop.host, at, 7001).then_some(()))?;
-    Ok(Scene { world, laptop, server, at, _servers: servers })
+    Ok(Scene { world, laptop, server, at, _echo: echo })
 }
 
 /// Answers with what an authenticator with this secret shows now (RFC 6238), and waits for the next if `used` was it.
@@ -186,10 +182,8 @@ fn proof_that_grows_old_cuts_the_flow_says_so_and_one_notice_comes_in_a_minute()
     let status = command.wait(PATIENCE)?;
     ensure!(status.success() && command.output().contains("git is open"), "{status}: {}", command.output());
 
-    let script = format!("while :; do echo line; sleep 0.2; done | socat -t5 -T30 - TCP6:[{at}]:7000");
-    let mut chat = laptop.host.command("sh").args(["-c", &script]).spawn()?;
-    chat.wait_for_output("line", PATIENCE)?;
-    eventually(Duration::from_secs(30), "the flow outlives the proof", || (!chat.is_running()).then_some(()))?;
+    let mut chat = laptop.chatter(at, 7000)?;
+    chat.is_cut_within(Duration::from_secs(30), "the proof is too old")?;
     ensure!(can_connect(&laptop.host, at, 7001), "the wiki asks for nothing");
     let again = page_for(laptop, "git")?;
     ensure!(again != url);
