@@ -153,6 +153,13 @@ impl Deployment {
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
 
+    /// Returns what the controller's own `explain` says of a person and a destination, whatever the answer is.
+    pub fn explain(&self, login: &str, to: &str) -> String {
+        let said =
+            self.controller_command().and_then(|command| command.args(["explain", "--as", login, "--to", to]).run());
+        said.map(|output| output.text()).unwrap_or_default()
+    }
+
     /// Makes a policy document the one in force.
     ///
     /// # Errors

@@ -121,8 +121,7 @@ fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() ->
         ensure!(said.contains(named) && said.contains("asks for posture \"managed\"") && said.contains(fix), "{said}");
         let status = scene.laptop.command().args(["status"]).run()?;
         ensure!(status.stdout.contains("posture \"managed\"") && status.stdout.contains(fix), "{}", status.stdout);
-        let by_admin = scene.world.ctl(&["explain", "--as", "alice", "--to", "echo"]);
-        let by_admin = by_admin.unwrap_or_else(|error| format!("{error:#}"));
+        let by_admin = scene.world.explain("alice", "echo");
         ensure!(by_admin.contains(named), "{by_admin}");
         good(&scene.laptop.host)?;
         scene.opens()?;
