@@ -8,7 +8,8 @@ use postern_tests::{
     Background, Echo, Host, Signal,
     deployment::{Deployment, Family, Node, PASSWORD, PATIENCE},
     eventually,
-    programs::can_connect,
+    programs::{can_connect, nmap_open_ports},
+    talk::PROMPTLY,
 };
 
 const POLICY: &str = r#"
@@ -260,4 +261,180 @@ fn a_server_that_restarts_has_not_let_less_through() -> Result<()> {
         world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains("more than 1MiB down"))
     })?;
     Ok(())
+}
+
+/// What a limit takes away from alice, beside what bob has on a machine of his own.
+struct Pair {
+    world: Deployment,
+    _server: Node,
+    _echo: Echo,
+    alice: Node,
+    bob: Node,
+    at: IpAddr,
+}
+
+const FILES: u16 = 7000;
+const WIKI: u16 = 7001;
+const API: u16 = 7002;
+
+fn pair(name: &str, policy: &str) -> Result<Pair> {
+    let world = Deployment::start(name)?;
+    world.add_user("alice", &["staff"])?;
+    world.add_user("bob", &[])?;
+    let server = world.server("files-1", &["files"], None)?;
+    world.apply_policy(policy)?;
+    let echo = server.echo(&[FILES, WIKI, API])?;
+    let (alice, bob) = (world.laptop("laptop-a")?, world.laptop("laptop-b")?);
+    world.sign_in(&alice, "alice")?;
+    world.sign_in(&bob, "bob")?;
+    let at = server.overlay(Family::V6)?;
+    Ok(Pair { world, _server: server, _echo: echo, alice, bob, at })
+}
+
+impl Pair {
+    /// Does once more than its limit lets pass.
+    fn exceed(&self, what: Exceeded) -> Result<()> {
+        let host = &self.alice.host;
+        match what {
+            Exceeded::Volume => download(host, self.at, 400).map(|client| client.kill()),
+            Exceeded::Rate => {
+                // More than the limit; those that come after it are refused.
+                (0..16).for_each(|_| drop(can_connect(host, self.at, API)));
+                Ok(())
+            }
+            Exceeded::Scan => nmap_open_ports(host, self.at, "8000-8030").map(drop),
+        }
+    }
+
+    fn explained(&self, to: &str, words: &[&str]) -> Result<()> {
+        for said in [self.alice.explain(to), self.world.explain("alice", to.split(':').next().unwrap_or(to))] {
+            ensure!(
+                said.starts_with("denied") && words.iter().all(|word| said.contains(word)),
+                "not {words:?}: {said}"
+            );
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exceeded {
+    Volume,
+    Rate,
+    Scan,
+}
+
+const NARROWING: &str = r#"
+[resource.files]
+nodes = ["tag:files"]
+ports = ["tcp/7000"]
+
+[resource.wiki]
+nodes = ["tag:files"]
+ports = ["tcp/7001"]
+
+[resource.api]
+nodes = ["tag:files"]
+ports = ["tcp/7002"]
+
+[set.basics]
+resources = ["wiki"]
+
+[[access]]
+name = "staff use files"
+from = ["group:staff"]
+to = ["files"]
+limits = { download = "256KiB/h", on_exceed = "restrict", restrict_to = "basics" }
+
+[[access]]
+name = "staff use the api"
+from = ["group:staff"]
+to = ["api"]
+limits = { connections = "12/10m", on_exceed = "challenge" }
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*"]
+to = ["wiki"]
+
+[[limit]]
+name = "people who scan"
+from = ["user:*"]
+refused = "10/m"
+on_exceed = "restrict"
+restrict_to = "basics"
+"#;
+
+/// Volume and scans that narrow, and a rate that asks for a fresh sign-in: what is open beyond the set is cut, what is in it goes on.
+#[test]
+fn a_limit_that_narrows_cuts_what_is_open_beyond_its_set_and_keeps_the_rest() -> Result<()> {
+    let pair = pair("limit-narrow", NARROWING)?;
+    let mut wiki = pair.alice.chatter(pair.at, WIKI)?;
+    let mut of_bob = pair.bob.chatter(pair.at, WIKI)?;
+    for (exceeded, whom, port, to, words) in [
+        (
+            Exceeded::Rate,
+            ["subject", "alice"],
+            API,
+            "api:7002",
+            ["more than 12 connections within 10 min", "asks for a fresh sign-in"],
+        ),
+        (
+            Exceeded::Volume,
+            ["subject", "alice"],
+            FILES,
+            "files:7000",
+            ["more than 256KiB down within 1 h", "until an administrator releases it"],
+        ),
+        (
+            Exceeded::Scan,
+            ["device", "laptop-a"],
+            FILES,
+            "files:7000",
+            ["people who scan", "until an administrator releases it"],
+        ),
+    ] {
+        let mut open = pair.alice.chatter(pair.at, port)?;
+        pair.exceed(exceeded)?;
+        open.is_cut_within(2 * PROMPTLY, &format!("{exceeded:?}"))?;
+        wiki.goes_on(&format!("{exceeded:?}"))?;
+        of_bob.goes_on(&format!("{exceeded:?} of somebody else"))?;
+        ensure!(!can_connect(&pair.alice.host, pair.at, port), "{exceeded:?}: it opens again");
+        eventually(PATIENCE, "the controller lists no restraint", || {
+            pair.world.ctl(&["restraint", "list"]).ok().filter(|text| text.contains(whom[1]))
+        })?;
+        pair.explained(to, &words)?;
+        pair.world.ctl(&[&["restraint", "release"][..], &whom].concat())?;
+    }
+    pair.alice.chatter(pair.at, FILES).map(drop)
+}
+
+/// The same that ends the session: all that she has is cut, and nothing but a sign-in opens it again.
+#[test]
+fn a_limit_that_terminates_cuts_everything_of_its_subject_and_nothing_of_others() -> Result<()> {
+    let policy = NARROWING
+        .replace("on_exceed = \"restrict\", restrict_to = \"basics\"", "on_exceed = \"terminate\"")
+        .replace("on_exceed = \"restrict\"\nrestrict_to = \"basics\"", "on_exceed = \"terminate\"")
+        .replace("on_exceed = \"challenge\"", "on_exceed = \"terminate\"");
+    ensure!(policy.matches("terminate").count() == 3, "{policy}");
+    let pair = pair("limit-terminate", &policy)?;
+    let mut of_bob = pair.bob.chatter(pair.at, WIKI)?;
+    for (exceeded, words) in [
+        (Exceeded::Volume, "more than 256KiB down within 1 h"),
+        (Exceeded::Rate, "more than 12 connections within 10 min"),
+        (Exceeded::Scan, "people who scan"),
+    ] {
+        let (mut files, mut wiki) = (pair.alice.chatter(pair.at, FILES)?, pair.alice.chatter(pair.at, WIKI)?);
+        pair.exceed(exceeded)?;
+        files.is_cut_within(2 * PROMPTLY, &format!("{exceeded:?}"))?;
+        wiki.is_cut_within(2 * PROMPTLY, &format!("{exceeded:?}, beside it"))?;
+        of_bob.goes_on(&format!("{exceeded:?} of somebody else"))?;
+        eventually(PATIENCE, "she is not told why her session ended", || {
+            pair.alice.command().arg("status").run().ok().filter(|status| status.text().contains(words))
+        })?;
+        let said = pair.world.explain("alice", "wiki");
+        ensure!(said.starts_with("denied") && said.contains(words), "{exceeded:?} is not explained: {said}");
+        pair.world.sign_in(&pair.alice, "alice")?;
+    }
+    pair.alice.chatter(pair.at, FILES).map(drop)
 }

@@ -9,6 +9,7 @@ use postern_tests::{
     deployment::{Deployment, Family, Node, PATIENCE, POSTURE_ROOT},
     eventually,
     programs::can_connect,
+    talk::PROMPTLY,
 };
 
 const POLICY: &str = r#"
@@ -143,6 +144,132 @@ fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() ->
     Ok(())
 }
 
+const MANAGED: &str = r#"
+[posture.managed]
+secure_boot = true
+screen_lock = true
+max_security_updates = 0
+agents = ["edr"]
+checks = ["edr-ok"]
+managed_by = "corp-mdm"
+os.linux.min_kernel = "6.1"
+
+[resource.echo]
+nodes = ["tag:echo"]
+ports = ["tcp/7000"]
+
+[resource.wiki]
+nodes = ["tag:echo"]
+ports = ["tcp/7001"]
+
+[[access]]
+name = "managed machines use echo"
+from = ["group:staff"]
+to = ["echo"]
+when = { posture = "managed" }
+
+[[access]]
+name = "staff read the wiki"
+from = ["group:staff"]
+to = ["wiki"]
+"#;
+
+const KERNEL: &str = "/proc/sys/kernel/osrelease";
+const SECURE_BOOT: &str = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+const LIST: &str = "/var/lib/apt/lists/security.debian.org_dists_bookworm-security_main_binary-amd64_Packages";
+const DCONF: &str = "/etc/dconf/db/local.d/00-lock";
+const KDE: &str = "/home/bob/.config/kscreenlockerrc";
+const MARKER: &str = "/etc/postern/managed.json";
+const UNIT: &str = "/sys/fs/cgroup/system.slice/edr.service/cgroup.procs";
+const CHECKED: &str = "/edr-state";
+
+/// What a machine looks like that is managed in every way. Two people sit at it, one with GNOME and one with KDE.
+const GOOD: [(&str, &str); 14] = [
+    (KERNEL, "6.1.0-27-amd64\n"),
+    (SECURE_BOOT, "\u{6}\0\0\0\u{1}"),
+    (
+        "/var/lib/dpkg/status",
+        "Package: openssl\nStatus: install ok installed\nArchitecture: amd64\nVersion: 3.0.14-1\n",
+    ),
+    ("/var/lib/apt/periodic/update-success-stamp", ""),
+    (LIST, "Package: openssl\nArchitecture: amd64\nVersion: 3.0.14-1\n"),
+    ("/etc/passwd", "nobody:x:65534:65534::/:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n"),
+    ("/run/systemd/sessions/3", "UID=1001\nTYPE=wayland\nCLASS=user\nSTATE=active\nDESKTOP=gnome\n"),
+    ("/run/systemd/sessions/4", "UID=1000\nTYPE=wayland\nCLASS=user\nSTATE=active\nDESKTOP=KDE\n"),
+    ("/etc/dconf/db/local.d/locks/screensaver", "/org/gnome/desktop/screensaver/lock-enabled\n"),
+    (DCONF, "[org/gnome/desktop/screensaver]\nlock-enabled=true\n"),
+    (KDE, "[Daemon]\nAutolock=true\n"),
+    (UNIT, "77\n"),
+    (CHECKED, "up to date\n"),
+    ("/proc/77/comm", "edrd\n"),
+];
+
+/// Every further fact alone: the resource that asks for it is cut, the one beside it goes on, both ends explain it, and it opens again.
+#[test]
+fn each_fact_alone_cuts_what_asks_for_it_and_nothing_else() -> Result<()> {
+    let node_toml = |key: &str| {
+        format!(
+            "[posture.agents.edr]\nunit = \"edr.service\"\n\n[posture.marker]\nfile = \"{MARKER}\"\nkey = \"{key}\"\n\n\
+             [posture.checks.edr-ok]\nevery = \"5s\"\n\
+             command = [\"/bin/sh\", \"-c\", \"cat {POSTURE_ROOT}{CHECKED}; grep -q date {POSTURE_ROOT}{CHECKED}\"]\n"
+        )
+    };
+    let world = Deployment::start("posture-each")?;
+    world.apply_policy(MANAGED)?;
+    world.add_user("alice", &["staff"])?;
+    let server = world.server("echo", &["echo"], None)?;
+    let _echo = server.echo(&[7000, 7001])?;
+    let at = server.overlay(Family::V6)?;
+    let host = world.lab.host("laptop")?;
+    let key = host.sh("openssl genpkey -algorithm ed25519 -out /run/mdm.pem
+         openssl pkey -in /run/mdm.pem -pubout -outform DER | tail -c 32 | base64")?;
+    let all_good = |host: &Host| GOOD.iter().try_for_each(|(path, text)| put(host, path, text));
+    all_good(&host)?;
+    let laptop = world.adopt(host, &node_toml(key.trim()))?;
+    world.sign_in(&laptop, "alice")?;
+    let mut wiki = laptop.chatter(at, 7001)?;
+    ensure!(!can_connect(&laptop.host, at, 7000), "it is managed by nobody yet");
+    let marker = format!(
+        "{{\"device\": \"{}\", \"managed_by\": \"corp-mdm\", \"expires\": \"2099-01-31T00:00:00Z\"}}\n",
+        device_of(&world, "laptop")?
+    );
+    put(&laptop.host, MARKER, &marker)?;
+    let at_root = format!("{POSTURE_ROOT}{MARKER}");
+    laptop.host.sh(&format!("openssl pkeyutl -sign -rawin -inkey /run/mdm.pem -in {at_root} -out {at_root}.sig"))?;
+
+    let flips = [
+        (KERNEL, "5.10.0-8-amd64\n", "its kernel is 5.10"),
+        (SECURE_BOOT, "\u{6}\0\0\0\0", "Secure Boot is off"),
+        (LIST, "Package: openssl\nArchitecture: amd64\nVersion: 3.0.15-1\n", "1 security updates wait"),
+        (DCONF, "[org/gnome/desktop/screensaver]\nlock-enabled=false\n", "the screen lock is off"),
+        (KDE, "[Daemon]\nAutolock=false\n", "the screen lock is off"),
+        (UNIT, "", "endpoint agent edr does not run"),
+        (CHECKED, "signatures are old\n", "check edr-ok failed (signatures are old)"),
+        (MARKER, "{}", "the device did not say that corp-mdm manages it"),
+    ];
+    for (file, wrong, named) in flips {
+        let mut echo = laptop.chatter(at, 7000)?;
+        put(&laptop.host, file, wrong)?;
+        // A check is run every five seconds; every other fact is felt at once.
+        let took = echo.is_cut_within(if file == CHECKED { 2 * PROMPTLY } else { PROMPTLY }, named)?;
+        println!("{named}: the open connection was cut after {took:?}");
+        wiki.goes_on(named)?;
+        for said in [laptop.explain("echo:7000"), world.explain("alice", "echo")] {
+            ensure!(said.contains(named) && said.contains("asks for posture \"managed\""), "not {named}: {said}");
+        }
+        all_good(&laptop.host)?;
+        put(&laptop.host, MARKER, &marker)?;
+    }
+    laptop.chatter(at, 7000).map(drop)
+}
+
+/// Returns the identifier of a machine.
+fn device_of(world: &Deployment, name: &str) -> Result<String> {
+    let list = world.ctl_json(&["device", "list"])?;
+    let found = list.as_array().into_iter().flatten().find(|view| view["record"]["name"] == name);
+    Ok(found.and_then(|view| view["record"]["id"].as_str()).with_context(|| list.to_string())?.to_owned())
+}
+
 /// A device that is not heard of is closed when its facts are too old, while its lease would still run.
 #[test]
 fn facts_that_are_too_old_deny_while_the_lease_would_run() -> Result<()> {
@@ -191,7 +318,32 @@ fn an_attested_fact_is_not_taken_from_the_device() -> Result<()> {
     scene.world.stop_controller(Signal::Terminate)?;
     scene.world.start_controller()?;
     scene.opens()?;
-    Ok(())
+
+    // It is too old where a rule says so, while the device's own facts are fresh.
+    let aging = policy.replace("attested = ", "attested_max_age = \"10s\"\nattested = ");
+    import(true)?;
+    scene.world.apply_policy(&aging)?;
+    let mut client = scene.chatter()?;
+    client.is_cut_within(Duration::from_secs(15), "attested facts that are too old")?;
+    for said in [scene.explain(), scene.world.explain("alice", "echo")] {
+        ensure!(said.contains("old, and 10 s is accepted"), "the age is not named: {said}");
+    }
+    // An exception stands in for it until its end.
+    let end = scene.world.controller.sh("date -u -d '+8 seconds' +%Y-%m-%dT%H:%M:%SZ")?;
+    let exception = format!(
+        "\n[[posture_exception]]\nposture = \"managed\"\nfrom = [\"group:staff\"]\nowner = \"it-security\"\n\
+         reason = \"the device management is away\"\nexpires = {}\n",
+        end.trim()
+    );
+    scene.world.apply_policy(&(aging + &exception))?;
+    let mut client = scene.chatter()?;
+    ensure!(scene.explain().contains("it-security"), "the exception is not named: {}", scene.explain());
+    client.is_cut_within(Duration::from_secs(15), "an exception that is over")?;
+    for said in [scene.explain(), scene.world.explain("alice", "echo")] {
+        ensure!(said.contains("its exception by it-security ended at"), "the exception's end is not named: {said}");
+    }
+    import(true)?;
+    scene.opens()
 }
 
 /// The machine's own ruleset and processes, with no tree of files in between: `nft` opens and closes the firewall, a program is started

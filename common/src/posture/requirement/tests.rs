@@ -52,7 +52,7 @@ fn each_fact_alone_flips_the_verdict_and_is_named() {
         set(&mut requirement);
         requirement
     };
-    let table: [(Requirement, Flip, &str, Flip, &str); 9] = [
+    let table: [(Requirement, Flip, &str, Flip, &str); 10] = [
         (
             all(|r| r.disk_encrypted = Some(true)),
             |f| f.disk_encrypted = Some(false),
@@ -87,6 +87,13 @@ fn each_fact_alone_flips_the_verdict_and_is_named() {
             "its system is debian 11.0, and must be debian 12.0 or newer",
             |f| f.distribution = None,
             "the device did not say which distribution it is",
+        ),
+        (
+            all(|r| r.min_linux_kernel = Some("6.1".parse().expect("a version"))),
+            |f| f.kernel = Some("5.15".parse().expect("a version")),
+            "its kernel is 5.15, and must be 6.1 or newer",
+            |f| f.kernel = None,
+            "the device did not say which kernel it runs",
         ),
         (
             all(|r| r.max_security_updates = Some(0)),
