@@ -14,6 +14,7 @@
 //! | [`browser`] | a person's browser: links, cookies, forms |
 //! | [`corp`] | a controller with an OpenID provider |
 //! | [`deployment`] | a controller, servers, laptops, by the real programs |
+//! | [`mmdb`] | maps of places |
 //! | [`pki`] | an organisation's certificates |
 //! | [`programs`] | ready-made programs: an HTTP page, an SSH server, iperf3, nmap |
 //! | [`talk`] | conversations that show whether their connection lives |
@@ -32,6 +33,7 @@ pub mod browser;
 pub mod corp;
 pub mod deployment;
 pub mod lab;
+pub mod mmdb;
 pub mod pki;
 pub mod programs;
 pub mod talk;

@@ -14,6 +14,10 @@ const POLICY: &str = r#"
 nodes = ["tag:payroll"]
 ports = ["tcp/8080", "icmp"]
 
+[resource.payslips]
+nodes = ["tag:payroll"]
+ports = ["udp/8081"]
+
 [resource.ledger]
 nodes = ["tag:ledger"]
 ports = ["tcp/5432"]
@@ -21,7 +25,7 @@ ports = ["tcp/5432"]
 [[access]]
 name = "payroll people use payroll"
 from = ["group:payroll"]
-to = ["payroll-app"]
+to = ["payroll-app", "payslips"]
 
 [[access]]
 name = "payroll writes the ledger"
@@ -47,6 +51,15 @@ fn a_signed_in_person_reaches_what_a_rule_names_and_nothing_else() -> Result<()>
     let git = world.server("git", &["git"], None)?;
     let _pages = [http_server(&payroll.host, 8080, "salaries")?, http_server(&payroll.host, 9090, "other")?];
     let _git_pages = [http_server(&git.host, 8080, "code")?];
+    // The same answers by UDP, on the port that is open by TCP alone and on one that a rule names.
+    let echo = |port: u16| {
+        payroll
+            .host
+            .command("socat")
+            .args([&format!("UDP6-LISTEN:{port},fork,reuseaddr,ipv6only=0"), "EXEC:cat"])
+            .spawn()
+    };
+    let _echoes = [echo(8080)?, echo(8081)?];
     let laptop = world.laptop("alice-laptop")?;
     let said = world.sign_in(&laptop, "alice")?;
     ensure!(said.contains("payroll-app") && !said.contains("ledger"), "{said}");
@@ -57,8 +70,12 @@ fn a_signed_in_person_reaches_what_a_rule_names_and_nothing_else() -> Result<()>
         ensure!(!can_connect(&laptop.host, at_payroll, 9090), "another port, {family:?}");
         ensure!(!can_connect(&laptop.host, at_git, 8080), "another node, {family:?}");
         ensure!(!can_connect(&payroll.host, laptop.overlay(family)?, 22), "the other direction, {family:?}");
-        let udp = laptop.host.sh(&format!("echo hi | nc -u -w1 {at_payroll} 8080 || true"))?;
-        ensure!(udp.is_empty(), "another protocol: {udp}");
+        let by_udp = |port: u16| -> Result<String> {
+            let to = std::net::SocketAddr::new(at_payroll, port);
+            laptop.host.sh(&format!("echo mellon | timeout 4 socat -t1 - UDP:{to} || true"))
+        };
+        ensure!(by_udp(8081)?.trim() == "mellon", "UDP that a rule names, {family:?}: {}", by_udp(8081)?);
+        ensure!(by_udp(8080)?.is_empty(), "another protocol, {family:?}: {}", by_udp(8080)?);
         let ping = laptop.host.command("ping").args(["-c1", "-W3", &at_payroll.to_string()]).run()?;
         ensure!(ping.success(), "{family:?}: {}", ping.text());
         let ping = laptop.host.command("ping").args(["-c1", "-W1", &at_git.to_string()]).run()?;

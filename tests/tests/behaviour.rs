@@ -391,7 +391,7 @@ fn a_limit_that_narrows_cuts_what_is_open_beyond_its_set_and_keeps_the_rest() ->
             ["device", "laptop-a"],
             FILES,
             "files:7000",
-            ["people who scan", "until an administrator releases it"],
+            ["more than 10 refused destinations within 1 min", "until an administrator releases it"],
         ),
     ] {
         let mut open = pair.alice.chatter(pair.at, port)?;
@@ -422,7 +422,7 @@ fn a_limit_that_terminates_cuts_everything_of_its_subject_and_nothing_of_others(
     for (exceeded, words) in [
         (Exceeded::Volume, "more than 256KiB down within 1 h"),
         (Exceeded::Rate, "more than 12 connections within 10 min"),
-        (Exceeded::Scan, "people who scan"),
+        (Exceeded::Scan, "more than 10 refused destinations within 1 min"),
     ] {
         let (mut files, mut wiki) = (pair.alice.chatter(pair.at, FILES)?, pair.alice.chatter(pair.at, WIKI)?);
         pair.exceed(exceeded)?;

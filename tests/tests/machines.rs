@@ -198,29 +198,41 @@ fn now() -> i64 {
 #[test]
 fn a_pod_joins_with_its_token_renews_with_the_next_and_is_cut_when_none_comes() -> Result<()> {
     let scene = scene("machines-pod")?;
-    let began = now();
+    let mut minted = now();
     let pod = scene.pod("billing-x")?;
     scene.opens(&pod, "the pod does not reach its database")?;
-    let mut idle = scene.idle(&pod)?;
 
-    // The kubelet writes another token late in the life of the first, signed by another key: the pod shows it in time.
-    eventually(PATIENCE, "time does not pass", || (now() > began + LIFE / 3).then_some(()))?;
-    scene.cluster.rotate("two")?;
-    scene.cluster.project(&pod.host)?;
-    eventually(PATIENCE, "the pod does not renew", || {
-        scene.audit("platform_renewed").ok().filter(|events| !events.is_empty()).map(drop)
-    })
-    .with_context(|| format!("{}\n--- controller\n{}", pod.log(), scene.world.controller_log()))?;
-    let last = now();
-    ensure!(last <= began + LIFE + 1, "the first token had ended already: the machine is too busy");
-    // Nothing breaks where the first token would have ended.
-    eventually(PATIENCE, "time does not pass", || (now() > began + LIFE + 2).then_some(()))?;
-    ensure!(idle.is_running() && can_connect(&pod.host, scene.at, 7000), "cut although it was renewed\n{}", pod.log());
+    // The kubelet writes another token late in the life of the first, signed by another key: the pod shows it in time. On a busy machine
+    // that may have been too late; then it is the next one that has to come in time.
+    let mut in_time = None;
+    for key in ["two", "three", "four"] {
+        let mut idle = scene.idle(&pod)?;
+        let ends = minted + LIFE;
+        let renewed = scene.audit("platform_renewed")?.len();
+        eventually(PATIENCE, "time does not pass", || (now() > ends - 2 * LIFE / 3).then_some(()))?;
+        scene.cluster.rotate(key)?;
+        minted = now();
+        scene.cluster.project(&pod.host)?;
+        eventually(PATIENCE, "the pod does not renew", || {
+            scene.audit("platform_renewed").ok().filter(|events| events.len() > renewed).map(drop)
+        })
+        .with_context(|| format!("{}\n--- controller\n{}", pod.log(), scene.world.controller_log()))?;
+        if now() < ends {
+            // Nothing breaks where the former token would have ended.
+            eventually(PATIENCE, "time does not pass", || (now() > ends + 2).then_some(()))?;
+            ensure!(idle.is_running(), "cut although it was renewed\n{}", pod.log());
+            ensure!(can_connect(&pod.host, scene.at, 7000), "closed although it was renewed\n{}", pod.log());
+            in_time = Some(idle);
+            break;
+        }
+    }
+    let mut idle = in_time.context("no token was shown in time: the machine is too busy")?;
 
+    let before = scene.audit("platform_signed_in")?.len();
     // Its service account is deleted: no token comes any more, and at the end of the last one every door is shut.
-    let limit = Duration::from_secs(u64::try_from(LIFE)? + 10);
+    let limit = Duration::from_secs(u64::try_from(LIFE)? + 15);
     eventually(limit, "a connection outlives the last token", || (!idle.is_running()).then_some(()))?;
-    ensure!(now() <= last + LIFE + 5, "cut {} s after the last token came", now() - last);
+    ensure!(now() >= minted + LIFE - 1, "cut {} s after the last token came", now() - minted);
     ensure!(!can_connect(&pod.host, scene.at, 7000), "a new connection without a token");
     let status = pod.command().arg("status").run()?.text();
     ensure!(status.contains("cannot sign in by its platform") && status.contains("token"), "{status}");
@@ -229,7 +241,7 @@ fn a_pod_joins_with_its_token_renews_with_the_next_and_is_cut_when_none_comes() 
     scene.cluster.project(&pod.host)?;
     eventually(PATIENCE, "the pod does not come back", || can_connect(&pod.host, scene.at, 7000).then_some(()))
         .with_context(|| pod.log())?;
-    ensure!(scene.audit("platform_signed_in")?.len() == 2, "{:?}", scene.audit("platform_signed_in"));
+    ensure!(scene.audit("platform_signed_in")?.len() == before + 1, "{:?}", scene.audit("platform_signed_in"));
     ensure!(!pod.log().contains("eyJ") && !scene.world.controller_log().contains("eyJ"), "a token was logged");
     Ok(())
 }
