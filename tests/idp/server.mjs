@@ -43,7 +43,8 @@ await new Promise((done) => server.listen(Number(options.port), options.host, do
 const bracketed = options.host.includes(":") ? `[${options.host}]` : options.host;
 const issuer = `${options.certificate ? "https" : "http"}://${options.name ?? bracketed}:${server.address().port}`;
 
-/** People whom the administrator of the provider has disabled: POST /test/disable with their login. */
+/** People whom the administrator of the provider has disabled: POST /test/disable with their login. How somebody signs in next: POST
+ * /test/user {login, acr, amr}. */
 const gone = new Set();
 const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
 const provider = new Provider(issuer, {
@@ -125,6 +126,14 @@ server.on("request", async (request, response) => {
     let login = "";
     for await (const chunk of request) login += chunk;
     gone.add(login.trim());
+    return response.end();
+  }
+  if (request.url === "/test/user") {
+    let text = "";
+    for await (const chunk of request) text += chunk;
+    const { login, ...said } = JSON.parse(text);
+    if (users[login]) Object.assign(users[login], said);
+    else response.statusCode = 404;
     return response.end();
   }
   // A logout token signed by the provider's own key, with claims of the test's choice: POST /test/logout-token {header, claims}

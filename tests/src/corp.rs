@@ -1,6 +1,7 @@
 //! A corporation: a controller that signs people in at a real OpenID provider, and that provider.
 
 use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use crate::{
     browser::{Browser, Page},
@@ -16,8 +17,18 @@ pub const CA: &str = pki::AUTHORITY;
 /// What a transmitter of events shows where it pushes, and what it wants to be shown: `keys/events.token`, `keys/events-api.token`.
 pub const PUSH_TOKEN: &str = "a-push-token-for-tests";
 const API_TOKEN: &str = "an-api-token-for-tests";
+/// The issuer of the people.
+pub const PROVIDER: &str = "https://idp:9443";
 /// The issuer of the events of [`Corp::transmitter`].
 pub const TRANSMITTER: &str = "https://idp:9444";
+
+/// Returns the section of `controller.toml` for a stream of events that [`Corp::transmitter`] pushes, about the provider's people.
+pub fn stream_of_events(name: &str) -> String {
+    format!(
+        "\n[[events]]\nname = \"{name}\"\nissuer = \"{TRANSMITTER}\"\npeople_of = \"{PROVIDER}\"\nca_file = \"{CA}\"\n\
+         delivery = \"push\"\npush_token_file = \"keys/events.token\"\napi_token_file = \"keys/events-api.token\"\nstream_id = \"s-1\"\n"
+    )
+}
 
 /// A controller that signs people in at `https://idp:9443`, and that provider.
 #[derive(Debug)]
@@ -82,6 +93,43 @@ impl Corp {
             .spawn()?;
         wait_for_tcp_listener(&self.idp, 9444, PATIENCE)?;
         Ok(transmitter)
+    }
+
+    /// Has the provider say of a person's next sign-in that it is of this class (`acr`), by these methods (`amr`).
+    ///
+    /// # Errors
+    /// Fails when the provider does not know them.
+    pub fn provider_says_of(&self, login: &str, acr: &str, amr: &[&str]) -> Result<()> {
+        self.idp.write("/run/asked", json!({"login": login, "acr": acr, "amr": amr}).to_string())?;
+        self.idp.sh("curl -skf https://localhost:9443/test/user --data-binary @/run/asked").map(drop)
+    }
+
+    /// Has the transmitter push an event (CAEP) about a person, as of now; returns the status of the answer, or nothing if nobody answers.
+    ///
+    /// # Errors
+    /// Fails when the transmitter does not.
+    pub fn push(&self, kind: &str, mut payload: Value, login: &str) -> Result<Option<u64>> {
+        let ask = |path: &str, body: &str| -> Result<String> {
+            self.idp.write("/run/asked", body)?;
+            self.idp.sh(&format!("curl -sk --max-time 30 https://localhost:9444{path} --data-binary @/run/asked"))
+        };
+        payload["event_timestamp"] = self.idp.sh("date +%s.%3N")?.trim().parse::<f64>()?.into();
+        let subject = json!({"format": "iss_sub", "iss": PROVIDER, "sub": login});
+        let kind = format!("https://schemas.openid.net/secevent/caep/event-type/{kind}");
+        let claims = json!({"claims": {"sub_id": subject, "events": {kind: payload}}});
+        let token = ask("/test/token", &claims.to_string())?;
+        let said: Value = serde_json::from_str(&ask("/test/push", &token)?).unwrap_or_default();
+        Ok(said["status"].as_u64())
+    }
+
+    /// As [`Corp::push`], and it has to be taken.
+    ///
+    /// # Errors
+    /// Fails with the controller's log when it is not.
+    pub fn tell(&self, kind: &str, payload: Value, login: &str) -> Result<()> {
+        let status = self.push(kind, payload, login)?;
+        ensure!(status == Some(202), "{kind}: {status:?}\n{}", self.world.controller_log());
+        Ok(())
     }
 
     /// Opens a browser that trusts the controller and the corporation.

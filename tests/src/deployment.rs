@@ -59,6 +59,7 @@ pub struct Node {
     /// The machine.
     pub host: Host,
     program: PathBuf,
+    environment: Vec<(String, String)>,
     agent: Mutex<Option<Background>>,
 }
 
@@ -194,10 +195,19 @@ impl Deployment {
     /// # Errors
     /// Fails with the agent's log when it does not start.
     pub fn adopt(&self, host: Host, node_toml: &str) -> Result<Node> {
+        self.adopt_with(host, node_toml, &[])
+    }
+
+    /// As [`Deployment::adopt`], with further variables in the environment of `postern`.
+    ///
+    /// # Errors
+    /// Fails with the agent's log when it does not start.
+    pub fn adopt_with(&self, host: Host, node_toml: &str, environment: &[(&str, &str)]) -> Result<Node> {
         let authority = self.controller.read(format!("{CONTROLLER}/keys/ca.crt"))?;
         host.write(AUTHORITY, authority)?;
         host.write("/etc/postern/node.toml", node_toml)?;
-        let node = Node { host, program: binaries::find("postern")?, agent: Mutex::new(None) };
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let node = Node { host, program: binaries::find("postern")?, environment, agent: Mutex::new(None) };
         node.start()?;
         Ok(node)
     }
@@ -363,7 +373,8 @@ impl Node {
     /// Prepares `postern`.
     pub fn command(&self) -> HostCommand {
         let command = self.host.command(&self.program).env(WALL_OFFSET_VARIABLE, WALL_OFFSET);
-        command.env(POSTURE_ROOT_VARIABLE, POSTURE_ROOT)
+        let command = command.env(POSTURE_ROOT_VARIABLE, POSTURE_ROOT);
+        self.environment.iter().fold(command, |command, (name, value)| command.env(name, value))
     }
 
     /// Runs a command of `postern` and returns what it printed.

@@ -192,11 +192,13 @@ fn an_expired_or_foreign_token_lets_nobody_in() -> Result<()> {
         world.ctl_json(&["token", "list"]).ok()?.as_array()?.is_empty().then_some(())
     })?;
     let foreign = create(&["--machine", "payroll-1"])?;
+    let elsewhere = create(&["--from", "192.0.2.0/24", "--from", "2001:db8:77::/48"])?;
     let node = world.laptop("web")?;
     for (token, words) in [
         (expired.as_str(), "wrong, expired or used"),
         ("pst_join_NOBODYEVERMADETHISONE", "wrong, expired or used"),
         (&foreign, "for a machine named payroll-1"),
+        (&elsewhere, "the token is not for machines at"),
     ] {
         node.host.write("/run/token", token)?;
         let said = node.command().args(["up", world.join_url(), "--token-file", "/run/token"]).run()?;
@@ -207,6 +209,16 @@ fn an_expired_or_foreign_token_lets_nobody_in() -> Result<()> {
     node.host.write("/run/token", &foreign)?;
     node.postern(&["up", world.join_url(), "--token-file", "/run/token", "--name", "payroll-1"])?;
     ensure!(machines(&world)? == ["payroll-1"], "{:?}", machines(&world)?);
+
+    // One that is bound to the network where it is used lets in.
+    let other = world.laptop("web-2")?;
+    other.host.write("/run/token", create(&["--from", "198.18.0.0/16", "--from", "2001:db8::/48"])?)?;
+    other.postern(&["up", world.join_url(), "--token-file", "/run/token"])?;
+    let mut all = machines(&world)?;
+    all.sort();
+    ensure!(all == ["payroll-1", "web-2"], "{all:?}");
+    let audit = world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    ensure!(audit.contains("the token is not for machines at"), "the audit log says nothing of a token from elsewhere");
     Ok(())
 }
 

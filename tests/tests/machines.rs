@@ -59,12 +59,8 @@ impl Cluster {
     fn start(world: &Deployment) -> Result<Self> {
         let host = world.lab.host("cluster")?;
         pki::hand_over(&world.controller, &host, "cluster")?;
-        let document = json!({"issuer": ISSUER, "jwks_uri": format!("{ISSUER}/openid/v1/jwks"),
-            "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": ["RS256"]});
-        host.write("/run/issuer/.well-known/openid-configuration", document.to_string())?;
+        discovery(&host, ISSUER)?;
         host.write("/run/server.py", SERVER)?;
-        host.sh("mkdir -p /run/issuer/openid/v1")?;
         let server = host.command("python3").arg("/run/server.py").spawn()?;
         wait_for_tcp_listener(&host, 6443, PATIENCE).with_context(|| server.output())?;
         let cluster = Self { host, key: RefCell::default(), _server: server };
@@ -74,12 +70,7 @@ impl Cluster {
 
     /// Takes a new key into use; the former one is listed no more.
     fn rotate(&self, kid: &str) -> Result<()> {
-        self.host.sh(&format!("openssl genrsa -out /run/{kid}.key 2048 2>/dev/null"))?;
-        let modulus = self.host.sh(&format!("openssl rsa -in /run/{kid}.key -noout -modulus"))?;
-        let modulus = hex::decode(modulus.trim().trim_start_matches("Modulus="))?;
-        let key = json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "e": "AQAB",
-            "n": URL_SAFE_NO_PAD.encode(modulus)});
-        self.host.write("/run/issuer/openid/v1/jwks", json!({ "keys": [key] }).to_string())?;
+        new_key(&self.host, kid)?;
         *self.key.borrow_mut() = kid.to_owned();
         Ok(())
     }
@@ -109,6 +100,24 @@ impl Cluster {
         put(pod, &token)?;
         Ok(token)
     }
+}
+
+/// Writes what an issuer says of itself.
+fn discovery(host: &Host, issuer: &str) -> Result<()> {
+    let document = json!({"issuer": issuer, "jwks_uri": format!("{issuer}/openid/v1/jwks"),
+        "response_types_supported": ["id_token"], "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": ["RS256"]});
+    host.write("/run/issuer/.well-known/openid-configuration", document.to_string())
+}
+
+/// Makes a key, `/run/KID.key`, and lists it alone.
+fn new_key(host: &Host, kid: &str) -> Result<()> {
+    host.sh(&format!("openssl genrsa -out /run/{kid}.key 2048 2>/dev/null"))?;
+    let modulus = host.sh(&format!("openssl rsa -in /run/{kid}.key -noout -modulus"))?;
+    let modulus = hex::decode(modulus.trim().trim_start_matches("Modulus="))?;
+    let key = json!({"kty": "RSA", "use": "sig", "alg": "RS256", "kid": kid, "e": "AQAB",
+        "n": URL_SAFE_NO_PAD.encode(modulus)});
+    host.write("/run/issuer/openid/v1/jwks", json!({ "keys": [key] }).to_string())
 }
 
 /// A number that no other token of this test has.
@@ -318,4 +327,106 @@ fn a_clock_that_jumps_opens_nothing_to_a_token_that_has_ended() -> Result<()> {
 fn ended(token: &str) -> Option<i64> {
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     serde_json::from_slice::<Value>(&claims).ok()?["exp"].as_i64()
+}
+
+/// How long a token of a job lives here; GitHub's do for five minutes.
+const JOB_LIFE: i64 = 16;
+/// The bearer token by which a job asks for tokens of its own.
+const JOB: &str = "a-token-of-the-job";
+
+/// The token service of GitHub Actions, and the issuer's keys: a fresh token for each question, for the audience that it names, by the
+/// claims in `/run/claims.json`, until the job is over.
+const GITHUB: &str = "import base64, http.server, json, os, socket, ssl, subprocess, time, urllib.parse
+http.server.ThreadingHTTPServer.address_family = socket.AF_INET6
+os.chdir('/run/issuer')
+def part(value):
+    return base64.urlsafe_b64encode(value).rstrip(b'=')
+class Issuer(http.server.SimpleHTTPRequestHandler):
+    def do_GET(self):
+        url = urllib.parse.urlparse(self.path)
+        if url.path != '/token':
+            return super().do_GET()
+        if self.headers['Authorization'] != 'Bearer a-token-of-the-job' or os.path.exists('/run/job-is-over'):
+            return self.send_error(401)
+        now = int(time.time())
+        claims = json.load(open('/run/claims.json'))
+        claims.update(aud=urllib.parse.parse_qs(url.query)['audience'][0], iat=now, nbf=now, exp=now + 16, jti=str(time.time_ns()))
+        signed = part(json.dumps({'alg': 'RS256', 'kid': 'one'}).encode()) + b'.' + part(json.dumps(claims).encode())
+        sign = ['openssl', 'dgst', '-sha256', '-sign', '/run/one.key']
+        signature = subprocess.run(sign, input=signed, capture_output=True, check=True).stdout
+        answer = json.dumps({'value': (signed + b'.' + part(signature)).decode()}).encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+server = http.server.ThreadingHTTPServer(('::', 6443), Issuer)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('/run/pki/github.pem', '/run/pki/github.key')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()";
+
+/// A job of GitHub Actions has its service's access while it runs, with a token for each quarter of a minute; another repository's has none.
+#[test]
+fn a_job_of_github_reaches_what_its_service_may_for_as_long_as_it_runs() -> Result<()> {
+    let world = Deployment::start_with("machines-github", |controller, config| {
+        pki::make(controller, "github")?;
+        Ok(config
+            + "\n[[machine_issuer]]\nname = \"github\"\nplatform = \"github\"\nissuer = \"https://github:6443\"\n\
+               audience = \"https://ctl/github\"\nca_file = \"/run/pki/ca.pem\"\n\n[[machine_issuer.match]]\nservice = \"billing\"\n\
+               claims.repository_id = \"74190812\"\nclaims.environment = \"production\"\n")
+    })?;
+    world.apply_policy(POLICY)?;
+    let server = world.server("db", &["db"], None)?;
+    let _echo = server.echo(&[7000])?;
+    let at = server.overlay(Family::V6)?;
+
+    let github = world.lab.host("github")?;
+    pki::hand_over(&world.controller, &github, "github")?;
+    discovery(&github, "https://github:6443")?;
+    new_key(&github, "one")?;
+    let claims = json!({"iss": "https://github:6443", "sub": "repo:corp/app:environment:production", "repository_id": "74190812",
+        "environment": "production", "run_id": "4711", "run_attempt": "1"});
+    github.write("/run/claims.json", claims.to_string())?;
+    github.write("/run/github.py", GITHUB)?;
+    let issuer = github.command("python3").arg("/run/github.py").spawn()?;
+    wait_for_tcp_listener(&github, 6443, PATIENCE).with_context(|| issuer.output())?;
+
+    let host = world.lab.host("runner")?;
+    host.write("/run/roots.pem", world.controller.read(pki::AUTHORITY)?)?;
+    let node_toml = format!("[platform]\ngithub_audience = \"https://ctl/github\"\njoin = \"{}\"\n", world.join_url());
+    let job = [
+        ("ACTIONS_ID_TOKEN_REQUEST_URL", "https://github:6443/token?api-version=2.0"),
+        ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", JOB),
+        ("SSL_CERT_FILE", "/run/roots.pem"), // what vouches for GitHub
+    ];
+    let runner = world.adopt_with(host, &node_toml, &job)?;
+    let mut rows =
+        runner.chatter(at, 7000).with_context(|| format!("{}\n{}", issuer.output(), world.controller_log()))?;
+    let first = now();
+    // Each token is taken once: another one came before the first had ended.
+    eventually(PATIENCE, "time does not pass", || (now() > first + JOB_LIFE + 2).then_some(()))?;
+    rows.goes_on("its first token has ended")?;
+
+    github.sh("touch /run/job-is-over")?;
+    rows.is_cut_within(Duration::from_secs(35), "no token any more")?;
+    let told = eventually(PATIENCE, "the runner does not say why", || {
+        runner.command().arg("status").run().ok().map(|output| output.text()).filter(|text| text.contains("GitHub"))
+    })?;
+    ensure!(told.contains("GitHub gives no token: it answers 401"), "{told}");
+    ensure!(!can_connect(&runner.host, at, 7000), "open without a token");
+    let said = world.ctl(&["audit", "tail", "-n", "200"])?;
+    ensure!(!said.contains(JOB) && !runner.log().contains(JOB), "the job's token is in a log");
+
+    // A job of another repository, with the same names everywhere.
+    let mut other = claims;
+    other["repository_id"] = json!("74190813");
+    github.write("/run/claims.json", other.to_string())?;
+    github.sh("rm /run/job-is-over")?;
+    eventually(PATIENCE, "the other repository is not refused", || {
+        let audit = world.controller.sh("cat /etc/postern-controller/state/audit/*").ok()?;
+        audit.contains("fits no match: repository_id is another").then_some(())
+    })
+    .with_context(|| runner.log())?;
+    ensure!(!can_connect(&runner.host, at, 7000), "another repository's job gets in");
+    Ok(())
 }

@@ -8,7 +8,6 @@ use postern_tests::{
     deployment::{Deployment, Family, Node, PATIENCE, WALL_OFFSET},
     eventually,
     mmdb::{Known, map_of},
-    programs::can_connect,
 };
 
 const OFFICE: u16 = 7000;
