@@ -131,7 +131,8 @@ impl Policy {
                 let names: Vec<String> = self.set(set).iter().map(ToString::to_string).collect();
                 match &names[..] {
                     [] => "nothing stays".into(),
-                    names => format!("only {} stays", names.join(", ")),
+                    [one] => format!("only {one} stays"),
+                    several => format!("only {} stay", several.join(", ")),
                 }
             }
         }
