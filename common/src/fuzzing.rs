@@ -62,6 +62,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         address: None,
         place: Default::default(),
         now: WallTime::from_millis(1_795_424_400_000),
+        instead: None,
     };
     let contexts = [user(None), user(Some(&["staff", "payroll"])), user(Some(&[]))];
     for context in &contexts {

@@ -24,6 +24,7 @@ use toml::Spanned;
 use crate::{
     identity::machine::settings::{self as machine_settings, MachineIssuer},
     serve::{
+        clock,
         files::{self, FileError},
         proxy_protocol::TrustedProxies,
         tls,
@@ -367,6 +368,7 @@ impl Config {
             learn_for: written.alerts.learn_for.get(),
             key_deadline: written.keys.deadline.into_inner().get(),
             key_overdue: written.keys.overdue,
+            boot: clock::boot(),
             ..CoreConfig::new(url.clone(), written.overlay.ipv6.into_inner(), written.overlay.ipv4.into_inner())
         };
         let events = written.events.into_iter().map(Spanned::into_inner);

@@ -5,7 +5,7 @@
 
 use std::{
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, ensure};
@@ -154,4 +154,82 @@ fn a_nodes_clock_that_jumps_opens_nothing_and_access_comes_back() -> Result<()> 
     // The nodes' waits between attempts have grown meanwhile.
     eventually(3 * PATIENCE, "access does not come back with the controller", || scene.connects().then_some(()))?;
     scene.stays_shut()
+}
+
+/// A time of the day, so many minutes from now: `HH:MM`, UTC.
+fn in_minutes(minutes: u64) -> Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() / 60;
+    let minute = (now + minutes) % (24 * 60);
+    Ok(format!("{:02}:{:02}", minute / 60, minute % 60))
+}
+
+/// Conditions on time, with one time source that lies to everybody, and to the controller alone: hours that have not begun stay shut an
+/// hour ahead, and what was approved for a minute stays shut an hour back, also after a restart of the controller.
+#[test]
+fn hours_and_approvals_open_nothing_when_clocks_are_set() -> Result<()> {
+    let scene = scene("clock-time")?;
+    let (begins, ends) = (in_minutes(30)?, in_minutes(90)?);
+    let policy = |more: &str| {
+        format!(
+            "[resource.echo]\nnodes = [\"tag:echo\"]\nports = [\"tcp/7000\"]\n[[access]]\nname = \"staff\"\nfrom = [\"group:staff\"]\nto = [\"echo\"]\nlease = \"30s\"\n{more}\n"
+        )
+    };
+    let hosts = [&scene.world.controller, &scene.laptop.host, &scene.server.host];
+    // A policy that is applied decides everything at once: nobody has to wait for the next full minute.
+    let stays_shut = |text: &str, when: &str| -> Result<()> {
+        scene.world.apply_policy(text)?;
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(4) {
+            ensure!(!scene.connects(), "{when}: it is open");
+        }
+        Ok(())
+    };
+
+    let hours = policy(&format!("when = {{ hours = \"Mon-Sun {begins}-{ends} UTC\" }}"));
+    scene.world.apply_policy(&hours)?;
+    scene.closes("hours that have not begun are open")?;
+    set_clock(hosts[0], HOUR)?;
+    stays_shut(&hours, "the controller an hour ahead")?;
+    for host in hosts {
+        set_clock(host, HOUR)?;
+    }
+    stays_shut(&hours, "everybody an hour ahead")?;
+    let why = scene.laptop.command().args(["explain", "echo:7000"]).run()?.stdout;
+    ensure!(why.contains("clock was set"), "{why}");
+    let status = scene.world.ctl(&["status"])?;
+    ensure!(status.contains("! the clock was set"), "{status}");
+    // Whoever knows that the clock is right says so.
+    scene.world.ctl(&["clock", "accept", "--reason", "the lab says so"])?;
+    scene.world.apply_policy(&hours)?;
+    scene.opens("hours that have begun stay shut although an administrator believes the clock")?;
+    for host in hosts {
+        set_clock(host, 0)?;
+    }
+    scene.world.ctl(&["clock", "accept", "--reason", "and it was not"])?;
+    scene.world.apply_policy(&hours)?;
+    scene.closes("hours that have not begun are open")?;
+
+    let on_request = policy("request = { approvers = [\"group:leads\"], longest = \"1h\" }");
+    scene.world.apply_policy(&on_request)?;
+    let _asking = scene.laptop.command().args(["request", "echo", "--for", "1m", "--reason", "incident 17"]).spawn()?;
+    let waiting = eventually(PATIENCE, "no request came", || {
+        let listed = scene.world.ctl_json(&["request", "list"]).ok()?;
+        listed[0]["record"]["id"].as_str().map(str::to_owned)
+    })?;
+    scene.world.ctl(&["request", "approve", &waiting, "--reason", "on call"])?;
+    scene.opens("what was approved does not open")?;
+    eventually(Duration::from_secs(75), "an approval of a minute is open after it", || {
+        (!scene.connects()).then_some(())
+    })?;
+    for host in hosts {
+        set_clock(host, -HOUR)?;
+    }
+    stays_shut(&on_request, "everybody an hour back")?;
+    scene.world.stop_controller(Signal::Kill)?;
+    scene.world.start_controller()?;
+    eventually(3 * PATIENCE, "the laptop does not come back", || {
+        let status = scene.world.ctl(&["status"]).ok()?;
+        status.contains("2 of 2 machines connected").then_some(())
+    })?;
+    stays_shut(&on_request, "after a restart with a clock an hour back")
 }

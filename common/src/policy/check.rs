@@ -274,6 +274,7 @@ impl Policy {
             address: test.address,
             place: test.place,
             now,
+            instead: None,
         }
     }
 }

@@ -148,7 +148,12 @@ impl When {
                 let windows = self.hours.iter().map(Hours::to_string).collect::<Vec<_>>().join(" and ");
                 let next = (state.until != WallTime::NEVER).then(|| self.hours[0].local(state.until));
                 unmet.push(Unmet {
-                    fact: format!("it is {}", self.hours[0].local(context.now)),
+                    fact: match context.instead {
+                        None => format!("it is {}", self.hours[0].local(context.now)),
+                        Some(instead) => {
+                            format!("it is {} or {}", self.hours[0].local(context.now), self.hours[0].local(instead))
+                        }
+                    },
                     demand: format!("opens {windows}"),
                     fix: next.map(|next| format!("try again from {next}")),
                     mended_by_step_up: false,
@@ -161,6 +166,8 @@ impl When {
 }
 
 fn hours_state(hours: &[Hours], context: &RequestContext) -> State {
-    let state = Hours::state(hours, context.now);
-    State { truth: state.open, until: state.until }
+    context.at_every_time(|now| {
+        let state = Hours::state(hours, now);
+        State { truth: state.open, until: state.until }
+    })
 }

@@ -72,8 +72,13 @@ impl Life {
 }
 
 /// Tells until when a rule is only watched; without a moment (`Lens`) it is watched as long as it says so.
-fn watched_until(monitor_until: Option<WallTime>, now: WallTime, lens: Lens) -> Option<WallTime> {
-    monitor_until.filter(|until| lens.grants_time() || *until > now)
+fn watched_until(monitor_until: Option<WallTime>, context: &RequestContext, lens: Lens) -> Option<WallTime> {
+    let until = monitor_until?;
+    if lens.grants_time() {
+        return Some(until);
+    }
+    let state = context.at_every_time(|now| State { truth: Truth::known(until > now), until });
+    (state.truth == Truth::True).then_some(state.until)
 }
 
 impl<'a> Evaluation<'a> {
@@ -121,18 +126,16 @@ impl<'a> Evaluation<'a> {
             Some(unless) => condition(Some(unless), Truth::True).negated(),
             None => State::ALWAYS,
         };
-        let life = deny.life.state(self.context.now, self.lens, Truth::False);
+        let life = self.context.at_every_time(|now| deny.life.state(now, self.lens, Truth::False));
         let state = State { truth: named, until: WallTime::NEVER }
             .and(life)
             .and(condition(deny.when, Truth::False))
             .and(unless);
         match state.truth {
-            Truth::True | Truth::Unknown => {
-                Some(match watched_until(deny.monitor_until, self.context.now, self.lens) {
-                    Some(until) => Effect::Watch(until),
-                    None => Effect::Refuse,
-                })
-            }
+            Truth::True | Truth::Unknown => Some(match watched_until(deny.monitor_until, self.context, self.lens) {
+                Some(until) => Effect::Watch(until),
+                None => Effect::Refuse,
+            }),
             Truth::False if state.until == WallTime::NEVER => None,
             Truth::False => Some(Effect::Later(state.until)),
         }
@@ -140,7 +143,7 @@ impl<'a> Evaluation<'a> {
 
     /// Says what an access gives: until when, and whether it was earned.
     pub(super) fn access_state(&self, access: &Access) -> Option<(WallTime, Mode)> {
-        let life = access.life.state(self.context.now, self.lens, Truth::True);
+        let life = self.context.at_every_time(|now| access.life.state(now, self.lens, Truth::True));
         if life.truth != Truth::True {
             return None;
         }
@@ -149,7 +152,7 @@ impl<'a> Evaluation<'a> {
         match state.truth {
             Truth::True => Some((life.until.min(state.until), Mode::Enforce)),
             Truth::False | Truth::Unknown => {
-                let until = watched_until(access.monitor_until, self.context.now, self.lens)?;
+                let until = watched_until(access.monitor_until, self.context, self.lens)?;
                 let unmet = when.map(|when| when.unmet(self.model, self.context, self.lens)).unwrap_or_default();
                 let unmet: Vec<String> = unmet
                     .into_iter()

@@ -65,6 +65,7 @@ impl Policy {
         }
         if !explanation.allowed {
             explanation.because.extend(question.open_beside());
+            explanation.because.extend(context.doubt());
         }
         explanation
     }
@@ -214,7 +215,7 @@ impl Question<'_> {
         let mut because = vec![format!("{} is named by {}", self.context.subject, best.via)];
         because.extend(access.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
         because.extend(access.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
-        let limits = access.limits_at(self.context.now).into_iter();
+        let limits = access.limits_at(self.context.latest()).into_iter();
         because.extend(limits.map(|limit| format!("at most {limit}; beyond that {}", limit.then)));
         because.extend(self.shut_beside(best));
         let postures = access.when.map(|when| &self.model.whens[when].posture);
@@ -349,18 +350,17 @@ impl Question<'_> {
     }
 
     fn miss(&self, access: &Access) -> (usize, Explanation) {
-        let now = self.context.now;
         let mut explanation = Explanation {
             rule: Some(access.name.to_string()),
             location: Some(self.model.location(access.line)),
             ..self.denied("")
         };
         match access.life {
-            Life { expires: Some(expires), .. } if expires <= now => {
+            Life { expires: Some(expires), .. } if expires <= self.context.latest() => {
                 explanation.reason = format!("rule \"{}\" ended at {expires}", access.name);
                 return (100, explanation);
             }
-            Life { starts: Some(starts), .. } if starts > now => {
+            Life { starts: Some(starts), .. } if starts > self.context.earliest() => {
                 explanation.reason = format!("rule \"{}\" begins at {starts}", access.name);
                 explanation.fix = Some(format!("try again from {starts}"));
                 return (50, explanation);

@@ -164,7 +164,7 @@ impl Policy {
                 on_deny: resource.on_deny,
                 mode: granted.mode,
                 stock_clients: access.stock_clients,
-                limits: access.limits_at(context.now),
+                limits: access.limits_at(context.latest()), // watched no longer than at every time that it may be
                 via: granted.via.to_string(),
             }
         };

@@ -84,10 +84,11 @@ impl PostureException {
         // A test that names no time asks of every time: an exception counts as it would until its end.
         let live = if lens.grants_time() {
             State::ALWAYS
-        } else if self.expires > context.now {
-            State { truth: Truth::True, until: self.expires }
         } else {
-            State::forever(Truth::False)
+            context.at_every_time(|now| match self.expires > now {
+                true => State { truth: Truth::True, until: self.expires },
+                false => State::forever(Truth::False),
+            })
         };
         let instead = self.instead.map_or(State::ALWAYS, |instead| of_facts(&verdict(model, instead, context)));
         live.and(instead)
@@ -130,7 +131,7 @@ pub(super) fn unmet(model: &Model, posture: usize, context: &RequestContext, len
     let fixes: Vec<String> = verdict.findings.iter().map(|finding| finding.fix.clone()).collect();
     for exception in exceptions(model, posture, context) {
         match exception.instead {
-            _ if exception.expires <= context.now && !lens.grants_time() => {
+            _ if exception.expires <= context.latest() && !lens.grants_time() => {
                 let ended = format!("its exception by {} ended at {}", exception.owner, exception.expires);
                 facts.push(ended);
             }

@@ -116,8 +116,7 @@ impl Demand {
         };
         let mut state = State::ALWAYS;
         if let Some(within) = self.mfa_within {
-            state =
-                state.and(fresh(assurance, within, context.now)).and(State::forever(multi_factor(model, assurance)));
+            state = state.and(fresh(assurance, within, context)).and(State::forever(multi_factor(model, assurance)));
         }
         if self.phishing == Phishing::Resistant {
             state = state.and(State::forever(phishing_resistant(model, assurance)));
@@ -126,7 +125,7 @@ impl Demand {
             state = state.and(State::forever(of_class(assurance, &self.acr)));
         }
         if let Some(anew) = &self.anew {
-            state = state.and(State::forever(proven_after(assurance, anew.after, context.now)));
+            state = state.and(State::forever(proven_after(assurance, anew.after, context)));
         }
         state
     }
@@ -146,7 +145,7 @@ impl Demand {
         if self.mfa_within.is_some() {
             let part = Self { mfa_within: self.mfa_within, ..Self::default() };
             if part.state(model, context).truth != Truth::True {
-                missing(proof_in_words(model, assurance, context.now), part);
+                missing(proof_in_words(model, assurance, context.latest()), part);
             }
         }
         if self.phishing == Phishing::Resistant {
@@ -214,22 +213,28 @@ fn of_class(assurance: &Assurance, classes: &[String]) -> Truth {
 }
 
 /// Tells whether a sign-in came after a moment. One of the same moment may be what the moment is about.
-fn proven_after(assurance: &Assurance, after: WallTime, now: WallTime) -> Truth {
+fn proven_after(assurance: &Assurance, after: WallTime, context: &RequestContext) -> Truth {
     match assurance.auth_time {
         None => Truth::Unknown,
-        Some(at) if at > now.saturating_add(CLOCK_SKEW) => Truth::Unknown,
+        Some(at) if is_to_come(at, context) => Truth::Unknown,
         Some(at) => Truth::known(at > after),
     }
 }
 
-fn fresh(assurance: &Assurance, within: Duration, now: WallTime) -> State {
+/// Tells whether a sign-in seems to lie in the future, at every time that it may be: one that a provider vouched for after the clock
+/// was put right lies ahead of the clock that went on as if nothing had been set.
+fn is_to_come(at: WallTime, context: &RequestContext) -> bool {
+    at > context.latest().saturating_add(CLOCK_SKEW)
+}
+
+fn fresh(assurance: &Assurance, within: Duration, context: &RequestContext) -> State {
     match assurance.auth_time {
         None => State::forever(Truth::Unknown),
-        Some(at) if at > now.saturating_add(CLOCK_SKEW) => State::forever(Truth::Unknown),
-        Some(at) => {
+        Some(at) if is_to_come(at, context) => State::forever(Truth::Unknown),
+        Some(at) => context.at_every_time(|now| {
             let until = at.min(now).saturating_add(within);
             if until > now { State { truth: Truth::True, until } } else { State::forever(Truth::False) }
-        }
+        }),
     }
 }
 

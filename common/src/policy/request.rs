@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Policy, model::Access, selector::Selector, subject::RequestContext, subject::Truth};
+use super::{Policy, condition::State, model::Access, selector::Selector, subject::RequestContext, subject::Truth};
 use crate::{
     id::{ResourceName, RuleName},
     time::WallTime,
@@ -56,7 +56,12 @@ impl Access {
     pub(super) fn approved(&self, resource: &ResourceName, context: &RequestContext) -> Option<WallTime> {
         let Some(on_request) = &self.request else { return Some(WallTime::NEVER) };
         let approvals = context.approved.iter().filter(|known| known.rule == self.name && known.resource == *resource);
-        approvals.map(|approval| on_request.until(approval)).filter(|until| *until > context.now).max()
+        let live = approvals.filter_map(|approval| {
+            let until = on_request.until(approval);
+            let state = context.at_every_time(|now| State { truth: Truth::known(until > now), until });
+            (state.truth == Truth::True).then_some(state.until)
+        });
+        live.max()
     }
 }
 

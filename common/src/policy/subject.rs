@@ -9,7 +9,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{place::Place, request::Approval, restraint::Restraint};
+use super::{condition::State, place::Place, request::Approval, restraint::Restraint};
 use crate::{
     id::{DeviceId, MachineName, ServiceName, Tag},
     posture::Report,
@@ -150,6 +150,9 @@ pub struct RequestContext {
     pub place: Place,
     /// The time of the decision.
     pub now: WallTime,
+    /// What the time may be instead, if somebody has set the clock that `now` was read from. A condition on time that is not the
+    /// same at both is unknown.
+    pub instead: Option<WallTime>,
 }
 
 impl RequestContext {
@@ -159,6 +162,40 @@ impl RequestContext {
             Some(machine) => format!("{} on {machine}", self.subject),
             None => self.subject.to_string(),
         }
+    }
+
+    /// Returns the later of the times that it may be.
+    pub(super) fn latest(&self) -> WallTime {
+        self.instead.map_or(self.now, |instead| instead.max(self.now))
+    }
+
+    /// Returns the earlier of the times that it may be.
+    pub(super) fn earliest(&self) -> WallTime {
+        self.instead.map_or(self.now, |instead| instead.min(self.now))
+    }
+
+    /// Evaluates what depends on the time at every time that it may be. Where the answers differ it is unknown, which opens nothing.
+    /// It stays so, in terms of `now`, until the first of them may change: both clocks go on at the same pace.
+    pub(super) fn at_every_time(&self, state: impl Fn(WallTime) -> State) -> State {
+        let here = state(self.now);
+        let Some(instead) = self.instead else { return here };
+        let there = state(instead);
+        let left = |until: WallTime| until.as_millis().saturating_sub(instead.as_millis());
+        let there_until = match there.until {
+            WallTime::NEVER => WallTime::NEVER,
+            until => WallTime::from_millis(self.now.as_millis().saturating_add(left(until))),
+        };
+        let truth = if here.truth == there.truth { here.truth } else { Truth::Unknown };
+        State { truth, until: here.until.min(there_until) }
+    }
+
+    /// Says that the time is in doubt, if it is.
+    pub(super) fn doubt(&self) -> Option<String> {
+        let instead = self.instead?;
+        Some(format!(
+            "the controller's clock was set: it says {}, and it is {instead} if nobody had set it; conditions on time hold only at both",
+            self.now
+        ))
     }
 }
 

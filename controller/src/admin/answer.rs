@@ -258,6 +258,16 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(Value::Null)
         }
         Request::BreakGlassList => ask(office, |core| value(&core.list_break_glass(clock::now()))).await,
+        Request::Clock => ask(office, |core| value(&core.clock_view(clock::now()))).await,
+        Request::ClockAccept { reason } => {
+            let accepted = office.handle.call(move |turn, now| {
+                let before = turn.core.accept_clock(&reason, now)?;
+                let detail = format!("{} instead of {}: {}", before.shows, before.steady, reason.trim());
+                turn.record_administration(&by, "clock accept", &detail);
+                Ok::<_, CoreError>(turn.core.clock_view(now))
+            });
+            Ok(value(&accepted.await??))
+        }
         Request::RequestList => ask(office, |core| value(&core.list_requests())).await,
         Request::RequestDecide { request, decision, reason } => {
             let decided = office.handle.call(move |turn, now| {

@@ -12,6 +12,7 @@ use crate::config::{self, Config};
 
 mod break_glass;
 mod care;
+mod clock;
 mod init;
 mod machines;
 mod people;
@@ -120,6 +121,8 @@ enum Command {
     Backup(care::Backup),
     /// Put a backup in the place of the database. Every login session ends.
     Restore(care::Restore),
+    /// What time it is, after somebody set the clock.
+    Clock(clock::ClockCommand),
     /// The audit log: verify it, follow it.
     #[command(subcommand)]
     Audit(care::Audit),
@@ -226,6 +229,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Flows(command) => command.run(desk),
         Command::Backup(command) => command.run(desk),
         Command::Restore(command) => command.run(desk),
+        Command::Clock(command) => command.run(desk),
         Command::Audit(command) => command.run(desk),
         Command::JoinUrl => desk.ask_and(&Request::JoinUrl, |value| println!("{}", print::text(&value["join_url"]))),
         Command::Completions { shell } => {

@@ -240,6 +240,13 @@ pub enum Request {
     },
     /// Lists what is open past the rules.
     BreakGlassList,
+    /// Tells what time it is.
+    Clock,
+    /// Believes the clock as it stands.
+    ClockAccept {
+        /// Why it is right.
+        reason: String,
+    },
     /// Lists requests for access.
     RequestList,
     /// Decides about a request for access.

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, net::IpAddr};
 use postern_common::{
     id::MachineName,
     policy::{self, Place, RequestContext, Subject, UserIdentity},
-    time::WallTime,
 };
 
+use super::clock::Times;
 use crate::{
     records::{Assurance, DeviceRecord, NameClaim, SubjectKind, SubjectRecord},
     signals::posture::Evidence,
@@ -64,7 +64,7 @@ pub(crate) fn context(
     assurance: Option<&Assurance>,
     posture: Evidence,
     from: Whence,
-    now: WallTime,
+    at: Times,
 ) -> RequestContext {
     RequestContext {
         subject: subject(own_url, owner, assurance),
@@ -78,7 +78,8 @@ pub(crate) fn context(
         restraints: vec![],
         address: from.address,
         place: from.place,
-        now,
+        now: at.wall,
+        instead: at.instead,
     }
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn hypothetical(
     assurance: Option<&Assurance>,
     machine: Option<MachineName>,
     from: Whence,
-    now: WallTime,
+    at: Times,
 ) -> RequestContext {
     RequestContext {
         subject: subject(own_url, owner, assurance),
@@ -103,6 +104,7 @@ pub(crate) fn hypothetical(
         restraints: vec![],
         address: from.address,
         place: from.place,
-        now,
+        now: at.wall,
+        instead: at.instead,
     }
 }

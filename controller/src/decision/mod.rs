@@ -21,10 +21,12 @@
 //!
 //! [`Targets`]: postern_common::policy::Targets
 
+mod clock;
 mod context;
 mod lease;
 mod permissions;
 
+pub(crate) use clock::Clock;
 pub(crate) use context::{Whence, context, hypothetical, policy_assurance};
 pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant};
 pub(crate) use permissions::{Permissions, covered, earliest, latest, live, loses, narrows};

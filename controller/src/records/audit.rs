@@ -634,6 +634,13 @@ pub enum AuditEvent {
         /// From which address it was asked for.
         from: IpAddr,
     },
+    /// The wall clock was found set, or agrees again with the time that has passed.
+    ClockSet {
+        /// What it shows.
+        shows: WallTime,
+        /// What time it would be if nobody had set it.
+        steady: WallTime,
+    },
     /// Something else that an administrator did: accounts, backups.
     Administration {
         /// By which operating system's user.

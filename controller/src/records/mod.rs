@@ -13,6 +13,7 @@
 
 mod audit;
 mod break_glass;
+mod clock;
 mod identity;
 mod machine;
 mod quarantine;
@@ -35,6 +36,7 @@ use crate::signals::{
 };
 pub use audit::{AuditEvent, DecidedAccess, LeaseEnd, RevokeTarget};
 pub use break_glass::BreakGlassRecord;
+pub use clock::ClockRecord;
 pub use identity::{Assurance, Person, Proven, ProvisionedName, SubjectKind, SubjectRecord};
 use ipnet::IpNet;
 pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
@@ -452,6 +454,8 @@ pub struct Meta {
 pub struct Loaded {
     /// What there is once.
     pub meta: Meta,
+    /// What time it was when that was last written.
+    pub clock: Option<ClockRecord>,
     /// Subjects.
     pub subjects: Vec<SubjectRecord>,
     /// Devices.
@@ -505,6 +509,8 @@ pub struct Loaded {
 pub enum StoreChange {
     /// Writes what there is once.
     PutMeta(Meta),
+    /// Writes what time it is.
+    PutClock(ClockRecord),
     /// Writes a subject, named by its id.
     PutSubject(SubjectRecord),
     /// Writes a device, named by its id.

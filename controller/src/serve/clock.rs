@@ -8,7 +8,10 @@
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use postern_common::time::{Monotonic, Now, WallTime};
+use postern_common::{
+    id::BootId,
+    time::{Monotonic, Now, WallTime},
+};
 
 /// Names the file with the offset of the wall clock; looked at in builds with debug assertions only.
 pub const WALL_OFFSET_VARIABLE: &str = "POSTERN_TEST_WALL_OFFSET_FILE";
@@ -24,6 +27,14 @@ pub fn now() -> Now {
     let monotonic = Monotonic::from_nanos(u64::try_from(boot.as_nanos()).unwrap_or(u64::MAX));
     let wall = i64::try_from(wall.as_millis()).unwrap_or(i64::MAX);
     Now { monotonic, wall: WallTime::from_millis(wall.saturating_add(offset(monotonic))) }
+}
+
+/// Names this boot of the machine, if the kernel tells.
+pub fn boot() -> Option<BootId> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let mut bytes = [0; 16];
+    hex::decode_to_slice(text.trim().replace('-', ""), &mut bytes).ok()?;
+    Some(BootId::from_bytes(bytes))
 }
 
 #[cfg(not(debug_assertions))]

@@ -131,6 +131,7 @@ impl SqliteStore {
 
     async fn all<T: DeserializeOwned>(&mut self, table: &'static str) -> Result<Vec<T>, StoreError> {
         let query = match table {
+            "clock" => "SELECT record FROM clock",
             "subjects" => "SELECT record FROM subjects ORDER BY id",
             "devices" => "SELECT record FROM devices ORDER BY id",
             "sessions" => "SELECT record FROM sessions ORDER BY id",
@@ -209,6 +210,7 @@ impl Store for SqliteStore {
         let meta = self.all::<Meta>("meta").await?.pop().unwrap_or_default();
         Ok(Loaded {
             meta,
+            clock: self.all("clock").await?.pop(),
             subjects: self.all("subjects").await?,
             devices: self.all("devices").await?,
             sessions: self.all("sessions").await?,
@@ -326,6 +328,7 @@ async fn apply(to: &mut SqliteConnection, change: &StoreChange) -> Result<(), sq
         StoreChange::PutMeta(meta) => {
             sqlx::query("INSERT OR REPLACE INTO meta (one, record) VALUES (1, ?)").bind(json(meta))
         }
+        StoreChange::PutClock(record) => put!("clock", "one", record),
         StoreChange::PutSubject(subject) => put!("subjects", subject.id, subject),
         StoreChange::PutDevice(device) => sqlx::query(
             "INSERT INTO devices (id, name, address_v6, address_v4, owner, record) VALUES (?, ?, ?, ?, ?, ?) \

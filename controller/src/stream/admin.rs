@@ -65,7 +65,8 @@ impl Core {
         let address = self.nodes.get(&device.id).map(|node| node.from.ip()).or(device.last_address);
         let posture = self.evidence_of(device.id, now);
         let from = self.whence(address);
-        let context = context(&self.config.url, device, owner, assurance.as_ref(), posture, from, now.wall);
+        let context =
+            context(&self.config.url, device, owner, assurance.as_ref(), posture, from, self.clock.times(now));
         let (approved, restraints) = (self.registry.approvals(device), self.restraints_on(device));
         Some(RequestContext { approved, restraints, ..context })
     }

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use postern_common::{
     grant::Position,
-    id::{DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
+    id::{BootId, DeviceId, MachineName, ResourceName, RuleName, ServiceName, Tag},
     net::Service,
     posture::Report,
     protocol::{PlatformToken, Refusal, ToNode, UnmetPosture},

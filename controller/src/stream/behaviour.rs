@@ -129,7 +129,7 @@ impl Core {
 
     /// Answers a limit that was passed, mostly by what `sayer` says.
     fn limit_passed(&mut self, sayer: DeviceId, usage: &Usage, now: Now) -> Word {
-        let known = self.policy.limit(&usage.rule, usage.measure, usage.within_ms, now.wall);
+        let known = self.policy.limit(&usage.rule, usage.measure, usage.within_ms, self.clock.latest(now));
         let Some((limit, response)) = known else { return Word::Counts };
         let whom = Restrained::Subject(usage.subject);
         let (accusers, most, response) = match response {

@@ -125,7 +125,7 @@ impl Core {
 
     /// Lists what is open past the rules, the first to end in front.
     pub fn list_break_glass(&self, now: Now) -> Vec<BreakGlassView> {
-        let live = self.registry.break_glass().filter(|record| record.until > now.wall);
+        let live = self.registry.break_glass().filter(|record| record.until > self.clock.latest(now));
         let mut views: Vec<BreakGlassView> = live.map(|record| self.break_glass_view(record)).collect();
         views.sort_by_key(|view| view.record.until);
         views
@@ -142,8 +142,9 @@ impl Core {
         &self,
         device: &DeviceRecord,
         to: &ResourceName,
-        now: WallTime,
+        now: Now,
     ) -> Option<&BreakGlassRecord> {
+        let now = self.clock.latest(now);
         self.registry.break_glass().find(|record| {
             (record.subject, record.device) == (device.owner, device.id) && record.resource == *to && record.until > now
         })
@@ -151,10 +152,9 @@ impl Core {
 
     /// Returns what a device is given past the rules.
     pub(super) fn broken_glass(&self, device: &DeviceRecord, now: Now) -> Vec<Entitlement> {
-        let own = self
-            .registry
-            .break_glass()
-            .filter(|record| (record.subject, record.device) == (device.owner, device.id) && record.until > now.wall);
+        let own = self.registry.break_glass().filter(|record| {
+            (record.subject, record.device) == (device.owner, device.id) && record.until > self.clock.latest(now)
+        });
         own.filter_map(|record| {
             let resource = self.policy.resource(&record.resource)?;
             let covered = Covered::of(resource.nodes(), resource.services());

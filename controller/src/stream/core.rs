@@ -33,7 +33,7 @@ use super::{
     timers::{Due, Timers},
 };
 use crate::{
-    decision::{Extend, Lease, Terms},
+    decision::{Clock, Extend, Lease, Terms},
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
@@ -103,6 +103,8 @@ pub struct Core {
     /// The connected machines whose old key was told of, and since when they have it.
     pub(super) news_told: HashMap<(postern_common::id::SubjectId, habits::Habit), super::habits::News>,
     pub(super) keys_told: HashMap<DeviceId, postern_common::time::WallTime>,
+    /// What time it is.
+    pub(super) clock: Clock,
     /// The clocks at the start.
     pub(super) started: Now,
     pub(super) step_up_pages: StepUpPages,
@@ -152,8 +154,10 @@ impl Core {
         let registry = Registry::load(&mut loaded);
         let born = WallTime::from_millis(i64::try_from(loaded.meta.epoch).unwrap_or(i64::MAX));
         let event_streams = Streams::load(loaded.event_streams, loaded.seen_events, born, now);
+        let clock = Clock::load(loaded.clock, config.boot, now);
         let mut core = Self {
             config,
+            clock,
             signing,
             policy,
             targets: Arc::default(),
@@ -286,6 +290,7 @@ impl Core {
 
     /// Looks through what hangs on the wall clock, which can be set.
     fn sweep(&mut self, now: Now) {
+        self.watch_clock(now);
         self.registry.sweep(now.wall, &mut self.out);
         self.sweep_requests(now.wall);
         self.sweep_break_glass(now.wall);
@@ -314,7 +319,7 @@ impl Core {
     // --- login sessions
 
     pub(super) fn schedule_session(&mut self, session: SessionId, expires: postern_common::time::WallTime, now: Now) {
-        self.timers.set(Due::Session(session), now.monotonic.saturating_add(expires.since(now.wall)));
+        self.timers.set(Due::Session(session), now.monotonic.saturating_add(expires.since(self.clock.latest(now))));
     }
 
     /// Ends the login sessions whose time is over by the wall clock.

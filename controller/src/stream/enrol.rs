@@ -65,8 +65,10 @@ impl Core {
         now: Now,
     ) -> Result<(DeviceRecord, String), (Refusal, String)> {
         // Looked up by its hash: timing tells nothing about the secret itself.
-        let token =
-            self.registry.token(TokenHash::of(&enrol.token)).filter(|t| t.expires > now.wall && t.uses_left > 0);
+        let token = self
+            .registry
+            .token(TokenHash::of(&enrol.token))
+            .filter(|t| t.expires > self.clock.latest(now) && t.uses_left > 0);
         let Some(token) = token.cloned() else {
             let message = "the enrolment token is wrong, expired or used: `postern-controller token create` makes one";
             return Err((Refusal::BadToken, message.into()));

@@ -122,7 +122,8 @@ impl Core {
         let owner = owner.ok_or_else(|| CoreError::NotFound { what: "subject", name: who.into() })?;
         let restraints = self.restraints_of_subject(owner.id);
         let assurance = self.provisioned_assurance(&owner.kind, owner.provisioned_as.as_ref(), None);
-        let context = hypothetical(&self.config.url, &owner, assurance.as_ref(), None, Whence::default(), now.wall);
+        let context =
+            hypothetical(&self.config.url, &owner, assurance.as_ref(), None, Whence::default(), self.clock.times(now));
         Ok((RequestContext { restraints, ..context }, None))
     }
 
@@ -228,7 +229,7 @@ impl Core {
         };
         let mut explanation = self.policy.explain(context, targets, &destination, service, audience);
         if let (Destination::Resource(resource), Some(device), false) = (&destination, device, explanation.allowed)
-            && let Some(opened) = self.break_glass_on(device, resource, now.wall)
+            && let Some(opened) = self.break_glass_on(device, resource, now)
         {
             explanation.because.insert(0, std::mem::take(&mut explanation.reason));
             explanation.allowed = true;

@@ -199,7 +199,7 @@ impl Core {
             return Err(CoreError::NotPermitted("too many wrong codes from this address: wait a minute".into()));
         }
         match self.joins.waiting.get(&code) {
-            Some(waiting) if waiting.expires > now.wall => Ok(waiting.clone()),
+            Some(waiting) if waiting.expires > self.clock.latest(now) => Ok(waiting.clone()),
             Some(_) => Err(CoreError::Expired),
             None => {
                 self.guess_limit.take(from, now.monotonic);

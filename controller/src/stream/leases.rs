@@ -393,7 +393,9 @@ impl Core {
         for record in leases {
             let device = self.registry.device(record.device).cloned();
             let current = self.registry.session_on(record.device).map(|session| session.id) == record.session;
-            let deadline = crate::decision::deadline(record.until, now);
+            // Time that was left when the controller stopped is not given again by a clock that was set back meanwhile.
+            let latest = Now { wall: self.clock.latest(now), ..now };
+            let deadline = crate::decision::deadline(record.until, latest);
             match device {
                 Some(device) if current && !deadline.has_passed(now) && self.registry.may_take_part(&device) => {
                     devices.insert(device.id);

@@ -62,6 +62,7 @@ mod alarms;
 mod api;
 mod behaviour;
 mod break_glass;
+mod clock;
 mod core;
 mod enrol;
 mod event_streams;
@@ -99,6 +100,7 @@ mod timers;
 pub use api::*;
 
 pub use self::{
+    clock::ClockView,
     core::{Core, restored},
     events::{Counted, TakenEvent},
     provisioning::{ScimClient, ScimClosed, ScimClosedPerson, ScimGroupView, ScimPersonView, ScimView},

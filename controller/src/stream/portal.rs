@@ -74,7 +74,14 @@ impl Core {
         let assurance = self.present_assurance(who);
         let context = match devices.iter().find(|device| self.leases.contains_key(&device.id)) {
             Some(device) => self.context_of(device, now),
-            None => Some(hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)),
+            None => Some(hypothetical(
+                &self.config.url,
+                &owner,
+                Some(&assurance),
+                None,
+                Whence::default(),
+                self.clock.times(now),
+            )),
         };
         let Some(context) = context else { return open.into_values().collect() };
         for resource in self.policy.resources() {

@@ -181,7 +181,7 @@ impl Core {
                 return Err(CoreError::NotPermitted("somebody has decided about it already".into()));
             }
         };
-        if until <= now.wall {
+        if until <= self.clock.latest(now) {
             return Err(CoreError::Expired);
         }
         let reason = checked_reason(reason)?;
@@ -253,7 +253,7 @@ impl Core {
 
     fn approver(&self, who: &Person, now: Now) -> RequestContext {
         let (owner, assurance) = (self.record_of(who, now), self.present_assurance(who));
-        hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall)
+        hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), self.clock.times(now))
     }
 
     /// Lists the requests about which a person may decide, and those given that they may withdraw, the oldest first.
@@ -263,7 +263,7 @@ impl Core {
                 AccessRequestState::Waiting { until } | AccessRequestState::Approved { until, .. } => until,
                 AccessRequestState::Refused { .. } => return false,
             };
-            until > now.wall && self.is_approver(who, request, now)
+            until > self.clock.latest(now) && self.is_approver(who, request, now)
         };
         let mut views: Vec<RequestView> =
             self.registry.requests().filter(stands).map(|request| self.request_view(request)).collect();

@@ -114,7 +114,7 @@ impl Core {
         by: &str,
         now: Now,
     ) {
-        self.restrain(whom, response.takes(), reason, by, now.wall, begins, now);
+        self.restrain(whom, response.takes(), reason, by, self.clock.latest(now), begins, now);
         let devices = self.devices_restrained(whom);
         match response {
             SignalResponse::Challenge(_) | SignalResponse::Restrict(_) => {}

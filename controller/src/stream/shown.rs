@@ -61,7 +61,7 @@ impl Core {
         let later = now.wall.max(self.steady(now));
         if workload.expires <= later {
             let hint = if now.wall < later {
-                ": the controller's clock went back; if it is right now, restart the controller"
+                ": the controller's clock went back; if it is right now: postern-controller clock accept"
             } else {
                 ""
             };
@@ -126,9 +126,9 @@ impl Core {
         self.platform.seen.insert(workload.token, Seen { record, over, alarmed: false });
     }
 
-    /// Returns the wall time that it would be if nobody had set the clock since the start.
+    /// Returns the wall time that it would be if nobody had set the clock.
     pub(super) fn steady(&self, now: Now) -> WallTime {
-        self.started.wall.saturating_add(now.monotonic.since(self.started.monotonic))
+        self.clock.steady(now)
     }
 
     /// Spends the tokens of a device whose session was ended before its time: none of them opens anything again.

@@ -128,7 +128,8 @@ impl Core {
         from: IpAddr,
         now: Now,
     ) -> Result<(Page, SessionRecord), CoreError> {
-        let page = self.step_up_pages.waiting.get(&token.hash()).filter(|page| page.expires > now.wall).cloned();
+        let page =
+            self.step_up_pages.waiting.get(&token.hash()).filter(|page| page.expires > self.clock.latest(now)).cloned();
         let session = page.as_ref().and_then(|page| self.registry.session(page.session)).cloned();
         let (Some(page), Some(session)) = (page, session) else { return Err(CoreError::Expired) };
         let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);

@@ -27,7 +27,8 @@ impl Core {
             return vec![];
         }
         let assurance = self.present_assurance(who);
-        let context = hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), now.wall);
+        let context =
+            hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), self.clock.times(now));
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
         let revoked = self.registry.revoked_rules();

@@ -7,14 +7,16 @@ use postern_common::{
     key::WireGuardPublicKey,
 };
 use postern_controller::records::{
-    Addresses, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, PostureRecord, QuarantineRecord,
-    Quarantined, RestraintRecord, RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash, TokenRecord,
+    Addresses, ClockRecord, DeviceRecord, HoldRecord, LeaseRecord, Loaded, Meta, PairRecord, PostureRecord,
+    QuarantineRecord, Quarantined, RestraintRecord, RevokedRule, SessionRecord, StoreChange, SubjectRecord, TokenHash,
+    TokenRecord,
 };
 
 /// The durable records.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk {
     pub(crate) meta: Meta,
+    clock: Option<ClockRecord>,
     pub(crate) subjects: BTreeMap<SubjectId, SubjectRecord>,
     pub(crate) devices: BTreeMap<DeviceId, DeviceRecord>,
     pub(crate) sessions: BTreeMap<SessionId, SessionRecord>,
@@ -79,6 +81,10 @@ impl Disk {
                 self.pairs.retain(|_, pair| pair.name() != name);
                 return Matters::No;
             }
+            StoreChange::PutClock(clock) => {
+                self.clock = Some(clock);
+                return Matters::No;
+            }
             StoreChange::PutBreakGlass(_)
             | StoreChange::DeleteBreakGlass(_)
             | StoreChange::PutAlert(_)
@@ -119,6 +125,7 @@ impl Disk {
     pub(crate) fn load(&self) -> Loaded {
         Loaded {
             meta: self.meta.clone(),
+            clock: self.clock,
             subjects: self.subjects.values().cloned().collect(),
             devices: self.devices.values().cloned().collect(),
             sessions: self.sessions.values().cloned().collect(),

@@ -1,5 +1,6 @@
 //! Tables and properties of the policy as a whole.
 
+mod clocks;
 mod decisions;
 mod documents;
 mod explanations;
@@ -139,6 +140,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         address: Some("192.0.2.7".parse().expect("an address")),
         place: super::Place::default(),
         now,
+        instead: None,
     }
 }
 

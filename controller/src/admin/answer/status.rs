@@ -6,6 +6,7 @@ pub(super) async fn status(office: &Office) -> Result<Value, Refusal> {
     let (core, devices, meta) =
         office.handle.call(|turn, _| (turn.core.status(), turn.core.list_devices(), turn.meta.clone())).await?;
     let break_glass = ask(office, |core| value(&core.list_break_glass(clock::now()))).await?;
+    let time = ask(office, |core| value(&core.clock_view(clock::now()))).await?;
     let events = ask(office, |core| value(&core.list_event_streams())).await?;
     let now = clock::now();
     let on_disk = std::fs::read_to_string(&office.config.policy).ok();
@@ -18,6 +19,7 @@ pub(super) async fn status(office: &Office) -> Result<Value, Refusal> {
         "uptime_s": now.monotonic.since(office.started.monotonic).as_secs(),
         "now": now.wall,
         "core": value(&core),
+        "clock": time,
         "break_glass": break_glass,
         "events": events,
         "policy": {

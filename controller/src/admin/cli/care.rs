@@ -127,6 +127,9 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
         if text(&core["revoked_rules"]) != "-" {
             println!("! revoked rules: {}", text(&core["revoked_rules"]));
         }
+        if value["clock"]["in_doubt"].as_bool() == Some(true) {
+            println!("! the clock was set: conditions on time hold only where they do by both times (postern-controller clock)");
+        }
         for view in value["break_glass"].as_array().into_iter().flatten() {
             let record = &view["record"];
             let until = print::time(&record["until"]).map_or_else(|| "-".into(), |at| print::clock_time(at, now));

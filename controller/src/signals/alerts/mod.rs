@@ -61,6 +61,8 @@ pub enum AlertKind {
     NewKind,
     /// A service uses something that it never used.
     FirstUse,
+    /// Somebody or something has set the controller's clock.
+    ClockSet,
 }
 
 /// One alert.

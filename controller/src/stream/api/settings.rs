@@ -42,6 +42,8 @@ pub struct CoreConfig {
     pub key_deadline: Duration,
     /// What comes of a key that is older.
     pub key_overdue: KeyOverdue,
+    /// The boot of this machine, if it tells: what time it was, was recorded for a boot.
+    pub boot: Option<BootId>,
     /// For how long after its first use by a service everything that it uses is taken as usual.
     pub learn_for: Duration,
 }
@@ -69,6 +71,7 @@ impl CoreConfig {
             scim: None,
             key_deadline: Duration::from_secs(7 * 86_400),
             key_overdue: KeyOverdue::Alert,
+            boot: None,
             learn_for: Duration::from_secs(86_400),
         }
     }

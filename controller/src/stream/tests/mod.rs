@@ -7,6 +7,7 @@ mod alarms;
 mod behaviour;
 mod break_glass;
 mod claims;
+mod clock;
 mod documents;
 mod enrolling;
 mod events;

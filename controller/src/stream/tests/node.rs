@@ -12,7 +12,7 @@ use postern_common::{
         Enrol, FlowGroup, FromNode, Hello, Join, MachineKind, PROTOCOL_VERSION, PlatformJoin, PlatformToken, ToNode,
         hello_payload, join_payload,
     },
-    time::{Deadline, Monotonic, Now},
+    time::{Deadline, Monotonic, Now, WallTime},
 };
 
 use crate::stream::StreamId;
@@ -40,6 +40,8 @@ pub(super) struct SimNode {
     pub(super) peers: BTreeMap<DeviceId, PeerGrant<Deadline>>,
     /// The node's clock shows this much more than the world's.
     pub(super) offset: u64,
+    /// How far its wall clock is set from everybody's, milliseconds.
+    pub(super) clock_set: i64,
     /// Whether it answers.
     pub(super) mute: bool,
     /// How many flows enforcing the next document cuts.
@@ -99,6 +101,7 @@ impl SimNode {
             own: None,
             peers: BTreeMap::new(),
             offset: seed * 1_000_000_007 % 1_000_000_000_000,
+            clock_set: 0,
             mute: false,
             cuts: 0,
             flows: vec![],
@@ -141,7 +144,7 @@ impl SimNode {
 
     pub(super) fn local(&self, now: Now) -> Now {
         let monotonic = now.monotonic.saturating_add(std::time::Duration::from_nanos(self.offset));
-        Now { monotonic, wall: now.wall }
+        Now { monotonic, wall: WallTime::from_millis(now.wall.as_millis() + self.clock_set) }
     }
 
     pub(super) fn id(&self) -> DeviceId {

@@ -94,6 +94,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             address: None,
             place: Default::default(),
             now: world.now.wall,
+            instead: None,
         };
         for entitlement in policy.entitlements(&context, &targets) {
             let of_resource = Quarantined::Resource(entitlement.resource.clone());

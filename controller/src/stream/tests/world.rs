@@ -73,6 +73,7 @@ impl Store {
         let all = &mut self.loaded;
         match change {
             StoreChange::PutMeta(meta) => all.meta = meta,
+            StoreChange::PutClock(clock) => all.clock = Some(clock),
             StoreChange::PutSubject(new) => put(&mut all.subjects, |old| old.id == new.id, new.clone()),
             StoreChange::PutDevice(new) => put(&mut all.devices, |old| old.id == new.id, new.clone()),
             StoreChange::DeleteDevice(id) => all.devices.retain(|old| old.id != id),
