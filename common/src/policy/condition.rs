@@ -106,10 +106,11 @@ pub(super) struct Unmet {
 }
 
 impl When {
-    /// Tells whether it goes by the place and by nothing else.
-    pub(super) fn is_place_alone(&self) -> bool {
-        let Self { posture, proof, hours, place } = self;
-        !place.is_nothing() && posture.is_empty() && proof.is_nothing() && hours.is_empty()
+    /// Tells whether it goes by the place and by nothing of the person or the device: hours say nothing of either, and a posture from
+    /// which everybody is `excepted` asks nothing.
+    pub(super) fn is_place_alone(&self, excepted: impl Fn(usize) -> bool) -> bool {
+        let Self { posture, proof, hours: _, place } = self;
+        !place.is_nothing() && proof.is_nothing() && posture.iter().all(|posture| excepted(*posture))
     }
 
     /// Evaluates all conditions together. `assumed` is what a condition that the lens takes for granted counts as.

@@ -114,6 +114,18 @@ fn exceptions<'a>(
         .filter(move |exception| exception.posture == posture && exception.speaks_of(context))
 }
 
+/// Tells whether exceptions free everybody whom `from` names of a posture, and ask for no other instead.
+pub(super) fn excepts_all(model: &Model, posture: usize, from: &[Selector]) -> bool {
+    let of_it = model.posture_exceptions.iter().filter(|known| known.posture == posture && known.instead.is_none());
+    let freed: Vec<&Selector> = of_it
+        .flat_map(|exception| match &exception.of {
+            Excepted::Device(_) | Excepted::Machine(_) => &[],
+            Excepted::From(from) => &from[..],
+        })
+        .collect();
+    from.iter().all(|selector| freed.iter().any(|freed| freed.includes(selector)))
+}
+
 /// Tells whether a posture counts as met.
 pub(super) fn state(model: &Model, posture: usize, context: &RequestContext, lens: Lens) -> State {
     let own = of_facts(&verdict(model, posture, context));

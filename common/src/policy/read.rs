@@ -14,6 +14,7 @@ use super::{
     hours::{Hours, time_zone},
     model::{Access, Deny, DenyTo, Life, Model, NodeSelector, Resource, Sensitivity},
     place::{AutonomousSystem, Country},
+    posture,
     proof::Phishing,
     request::OnRequest,
     selector::Selector,
@@ -232,7 +233,8 @@ impl<'a> Reading<'a> {
         let from = self.from(&mut table);
         let to = self.resources_of(&mut table);
         let when = self.conditions(&mut table, "when");
-        if when.is_some_and(|when| self.model.whens[when].is_place_alone()) {
+        let excepted = |posture: usize| posture::excepts_all(&self.model, posture, &from);
+        if when.is_some_and(|when| self.model.whens[when].is_place_alone(excepted)) {
             let help = "ask for something of the person or the device too (posture, mfa_within): an address is easily borrowed";
             let message = format!("{} opens by the place alone", table.title());
             self.diagnostics.push(Diagnostic::at(table.span(), message).help(help));

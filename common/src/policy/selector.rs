@@ -27,6 +27,17 @@ pub enum Selector {
     Tag(Tag),
 }
 
+impl Selector {
+    /// Tells whether whoever `other` names is named by this one too. Only people are in groups.
+    pub(super) fn includes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::AnyUser, Self::LocalUser(_) | Self::OidcUser(_) | Self::Group(_)) => true,
+            (Self::AnyService, Self::Service(_)) => true,
+            (one, other) => one == other,
+        }
+    }
+}
+
 /// Tells why a text is no selector.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SelectorError {

@@ -10,12 +10,18 @@
 //!   serves all of them (group commit).
 //! - If that fails, nothing leaves and the actor ends: the core then knows more than the store, and only a new
 //!   start from the store makes them agree again.
+//! - A turn ends after [`WORK`] of work: whatever its calls have closed is on its way then, and a call that is expensive delays those
+//!   behind it by itself alone, not by everything that waited with them.
 //! - The queue of calls is bounded ([`QUEUE`]); who calls waits. A node that does not read its messages is disconnected
 //!   ([`STREAM_QUEUE`]).
 //!
 //! Rejected: a lock around the core. Group commit and the order of effects would have to be rebuilt around it.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use postern_common::{
     protocol::{FromNode, Refusal, ToNode},
@@ -39,6 +45,8 @@ pub const QUEUE: usize = 1_024;
 pub const STREAM_QUEUE: usize = 256;
 /// How many calls one turn takes at most, so that its effects stay bounded.
 const TURN: usize = 128;
+/// After so much work a turn takes no further call: what it has closed leaves, and the other calls are the next turn's.
+const WORK: Duration = Duration::from_millis(20);
 
 /// What the task of one stream is told.
 #[derive(Debug)]
@@ -181,6 +189,12 @@ impl Handle {
         self.turns.clone()
     }
 
+    /// Returns how many calls the queue has room for.
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.commands.capacity()
+    }
+
     /// Makes a handle of an actor that has ended, for tests of what does not need it.
     #[cfg(test)]
     pub(crate) fn ended() -> Self {
@@ -228,9 +242,11 @@ impl<S: Store> Actor<S> {
                     due => tokio::time::sleep(due.since(now.monotonic)).await,
                 }
             };
-            tokio::select! {
-                received = self.commands.recv_many(&mut waiting, TURN) => if received == 0 { return Ok(()) },
-                () = wake => {}
+            if waiting.is_empty() {
+                tokio::select! {
+                    received = self.commands.recv_many(&mut waiting, TURN) => if received == 0 { return Ok(()) },
+                    () = wake => {}
+                }
             }
             if let Some(stopped) = self.turn(&mut waiting).await? {
                 let _ = stopped.send(());
@@ -239,14 +255,17 @@ impl<S: Store> Actor<S> {
         }
     }
 
-    /// Takes every waiting call, makes durable what they caused, then lets messages and answers go.
+    /// Takes the waiting calls in their order, as many as fit into [`WORK`] and at least one, makes durable what they caused, then lets
+    /// messages and answers go. What did not fit stays in `waiting`.
     async fn turn(&mut self, waiting: &mut Vec<Command>) -> Result<Option<oneshot::Sender<()>>, ActorError> {
         let now = clock::now();
         let mut answers: Vec<Answer> = Vec::new();
         let mut events = Vec::new();
         let mut stopped = None;
         let mut progress = waiting.is_empty();
-        for command in waiting.drain(..) {
+        let began = Instant::now();
+        let mut commands = std::mem::take(waiting).into_iter();
+        for command in commands.by_ref() {
             progress |= !matches!(command, Command::Call(_));
             match command {
                 Command::Call(call) => {
@@ -273,7 +292,11 @@ impl<S: Store> Actor<S> {
                 Command::Probe { datagram, from } => self.core.observe_probe(&datagram, from, now),
                 Command::Stop { answer } => stopped = Some(answer),
             }
+            if stopped.is_some() || began.elapsed() >= WORK {
+                break;
+            }
         }
+        waiting.extend(commands);
         if self.core.poll_timeout() <= now.monotonic {
             self.core.handle_timeout(now);
         }

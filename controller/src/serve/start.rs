@@ -153,7 +153,9 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
     let meta = loaded.meta.clone();
     let (policy, apply) = choose_policy(&config, &meta, at_start)?;
     let random = Box::new(|bytes: &mut [u8]| getrandom::fill(bytes).expect("the kernel's random source answers"));
-    let core = Core::new(core_config, signing, policy, loaded, random, now);
+    let maps = Maps::read(&config.place)?;
+    let seen = maps.seen;
+    let core = Core::new(core_config, signing, policy, Arc::new(maps), loaded, random, now);
     let (tokens, questions) = mpsc::channel(machine::WAITING);
     let (actor, handle) = Actor::new(core, meta, store, audit, tokens);
     let actor = tokio::spawn(actor.run());
@@ -193,13 +195,14 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
         issuers.map_err(|error| ServeError::MachineIssuer { file: config.file.clone(), why: error.to_string() })?;
     let stop = running.stop.subscribe();
     running.tasks.spawn(machine::answer(Arc::new(issuers), questions, running.handle.clone(), stop));
-    serve_all(&mut running, config, certificates, sockets, probes, &database).await?;
+    serve_all(&mut running, config, seen, certificates, sockets, probes, &database).await?;
     Ok(running)
 }
 
 async fn serve_all(
     running: &mut Running,
     config: Config,
+    seen: place::Seen,
     certificates: Arc<tls::Certificates>,
     sockets: Vec<TcpListener>,
     probes: UdpSocket,
@@ -220,7 +223,6 @@ async fn serve_all(
         running.tasks.spawn(watch);
     }
     let events = receive_events(running, &config, &sessions, &vouchers).await?;
-    let maps = Maps::read(&config.place)?;
     let local = if config.local_accounts { LocalAccounts::SecondFactorOptional } else { LocalAccounts::Off };
     let pages = Arc::new(Web {
         public_url,
@@ -260,7 +262,7 @@ async fn serve_all(
         let (limits, proxies) = (Arc::clone(&limits), Arc::clone(&proxies));
         running.tasks.spawn(listener::serve(socket, acceptor, router, limits, proxies, running.stop.subscribe()));
     }
-    running.tasks.spawn(place::keep_up(config.place.clone(), maps, running.handle.clone(), running.stop.subscribe()));
+    running.tasks.spawn(place::keep_up(config.place.clone(), seen, running.handle.clone(), running.stop.subscribe()));
     running.tasks.spawn(receive_probes(probes, running.handle.clone(), running.stop.subscribe()));
     running.tasks.spawn(keep_up(
         certificates.clone(),

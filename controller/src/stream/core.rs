@@ -1,7 +1,7 @@
 //! The core's state, its start, and its clock.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +21,7 @@ use super::{
     joins::Joins,
     limits::Limit,
     node::{Connected, Pace},
+    openings::Openings,
     outbox::Outbox,
     peering::{Peering, PeeringName},
     plan::Plans,
@@ -37,15 +38,7 @@ use crate::{
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
     },
-    signals::{
-        behaviour,
-        events::memory::Streams,
-        habits,
-        place::{Atlas, NoMaps},
-        posture,
-        provider::Doors,
-        refusals::Refusals,
-    },
+    signals::{behaviour, events::memory::Streams, habits, place::Atlas, posture, provider::Doors, refusals::Refusals},
 };
 
 /// How long a lease without any entitlement lasts, and how often its device is looked at.
@@ -66,7 +59,10 @@ pub(super) enum PlacesChange {
     /// These are not there any more, and nothing else is different.
     Gone(BTreeSet<DeviceId>),
     /// Some are new, or have another name or tag.
-    Any,
+    Any {
+        /// Those that are gone or have another name or tag: something may be taken away there.
+        touched: BTreeSet<DeviceId>,
+    },
 }
 
 /// Everything that the controller decides, in memory. See the module for its shape. What is walked through is ordered, so
@@ -123,6 +119,7 @@ pub struct Core {
     /// Of whom a fresh sign-in is asked for what one node gives.
     pub(super) challenged_there: behaviour::Accusers<SubjectId>,
     pub(super) provisioning: Provisioning,
+    pub(super) openings: Openings,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
@@ -141,11 +138,13 @@ pub struct Core {
 }
 
 impl Core {
-    /// Takes up what the store kept. `now` and every later `now` come from the clocks of one boot.
+    /// Takes up what the store kept. Where addresses are is known from the first moment on: a machine that moved while the controller was
+    /// down is not overlooked. `now` and every later `now` come from the clocks of one boot.
     pub fn new(
         config: CoreConfig,
         signing: ControllerSigningKey,
         policy: Arc<Policy>,
+        atlas: Arc<dyn Atlas>,
         mut loaded: Loaded,
         random: Random,
         now: Now,
@@ -176,7 +175,8 @@ impl Core {
             next_stream: 0,
             strangers: VecDeque::new(),
             provisioning,
-            atlas: Arc::new(NoMaps),
+            openings: Openings::default(),
+            atlas,
             event_streams,
             refusals: Refusals::default(),
             doors: Doors::load(loaded.shut_doors),
@@ -256,6 +256,7 @@ impl Core {
                 Due::Retire(one, other) => self.retire_pairs(one, other, now),
                 Due::Revocation(id) => self.revocation_due(id, now),
                 Due::Silence => self.silence_due(now),
+                Due::Openings => looks += self.decide_openings(now).max(1),
                 Due::Provisioning => looks += self.decide_waiting(now).max(1),
                 Due::Sweep => self.sweep(now),
             }
@@ -433,31 +434,37 @@ impl Core {
             return PlacesChange::None;
         }
         let all_known = next.nodes().iter().all(|node| self.targets.node(node.device) == Some(node));
-        let gone = before.iter().map(|node| node.device).filter(|device| next.node(*device).is_none()).collect();
+        let touched = before.iter().filter(|node| next.node(node.device) != Some(node));
+        let touched = touched.map(|node| node.device).collect();
         self.targets = Arc::new(next);
-        if all_known { PlacesChange::Gone(gone) } else { PlacesChange::Any }
+        if all_known { PlacesChange::Gone(touched) } else { PlacesChange::Any { touched } }
     }
 
-    /// Decides again whom a change of the nodes that policy can name concerns. Where places only went, these are the ones whose
-    /// leases open something there: nobody gains by that.
+    /// Decides again whom a change of the nodes that policy can name concerns: at once whose leases open something on a place that went
+    /// or changed, and everybody in portions if some may gain by it.
     pub(super) fn targets_changed(&mut self, now: Now) {
         match self.rebuild_targets() {
             PlacesChange::None => {}
             PlacesChange::Gone(gone) => {
                 self.decide_where(now, |entitlement| entitlement.nodes.iter().any(|node| gone.contains(node)));
             }
-            PlacesChange::Any => self.decide_all(now),
+            PlacesChange::Any { touched } => {
+                let on = |entitlement: &Entitlement| entitlement.nodes.iter().any(|node| touched.contains(node));
+                let decided = self.decide_where(now, on);
+                self.let_wait(&decided, now);
+            }
         }
     }
 
-    /// Decides again the leases of which some entitlement is concerned: enough for whatever only takes away.
-    pub(super) fn decide_where(&mut self, now: Now, concerned: impl Fn(&Entitlement) -> bool) {
+    /// Decides again the leases of which some entitlement is concerned: enough for whatever only takes away. Returns whose.
+    pub(super) fn decide_where(&mut self, now: Now, concerned: impl Fn(&Entitlement) -> bool) -> HashSet<DeviceId> {
         let held = |lease: &Lease| lease.granted.iter().any(|granted| concerned(&granted.entitlement));
         let devices: Vec<DeviceId> =
             self.leases.iter().filter(|(_, lease)| held(lease)).map(|(device, _)| *device).collect();
-        for device in devices {
-            self.decide(device, Extend::No, now);
+        for device in &devices {
+            self.decide(*device, Extend::No, now);
         }
+        devices.into_iter().collect()
     }
 
     pub(super) fn decide_all(&mut self, now: Now) {

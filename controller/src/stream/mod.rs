@@ -77,6 +77,7 @@ mod leases;
 mod limits;
 mod list;
 mod node;
+mod openings;
 mod outbox;
 mod overtaken;
 mod peering;

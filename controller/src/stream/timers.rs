@@ -30,6 +30,8 @@ pub(crate) enum Due {
     Silence,
     /// People whom provisioning concerns are decided anew.
     Provisioning,
+    /// Those are decided anew who may gain something by a place that appeared.
+    Openings,
     /// What hangs on the wall clock is looked through, in case that clock was set.
     Sweep,
 }

@@ -33,6 +33,22 @@ fn a_mistake_is_shown_with_its_line_and_its_likely_meaning() {
     );
 }
 
+/// A rule's condition on a place and a posture from which `from` is excepted.
+fn excepted(from: &str, more: &str) -> String {
+    format!(
+        "when = {{ network = \"192.0.2.0/24\", posture = \"managed\" }}\n[[posture_exception]]\nposture = \"managed\"\nfrom = [\"{from}\"]\nowner = \"it\"\nreason = \"x\"\nexpires = \"2027-01-31\"\n{more}"
+    )
+}
+
+#[test]
+fn a_place_with_something_of_the_device_or_the_person_is_a_condition() {
+    let instead = "instead = \"own\"\n[posture.own]\nfirewall = true";
+    for text in [excepted("group:others", ""), excepted("user:bob", ""), excepted("user:*", instead)] {
+        policy(&format!("{GOOD}{text}\n"));
+    }
+    policy(&format!("{GOOD}when = {{ network = \"192.0.2.0/24\", mfa_within = \"12h\" }}\n"));
+}
+
 #[test]
 fn every_kind_of_mistake_has_its_place_and_its_help() {
     let replaced = |from: &str, to: &str| {
@@ -84,6 +100,12 @@ fn every_kind_of_mistake_has_its_place_and_its_help() {
         (added("when = { asn = \"Telekom\" }"), ["is not an autonomous system", ":13:16", "AS3320"]),
         (added("when = { network = \"192.0.2.0/24\" }"), ["opens by the place alone", ":9:1", "easily borrowed"]),
         (added("when = { country = \"DE\", asn = \"AS3320\" }"), ["opens by the place alone", ":9:1", "borrowed"]),
+        (
+            added("when = { network = \"192.0.2.0/24\", hours = \"Mon-Sun 00:00-24:00 UTC\" }"),
+            ["opens by the place alone", ":9:1", "borrowed"],
+        ),
+        (added(&excepted("user:*", "")), ["opens by the place alone", ":9:1", "borrowed"]),
+        (added(&excepted("group:staff", "")), ["opens by the place alone", ":9:1", "borrowed"]),
         (
             added("when = { network = \"ofice\" }\n[network.office]\nprefixes = [\"192.0.2.0/24\"]"),
             ["is not a network", ":13:20", "\"office\"?"],

@@ -27,7 +27,15 @@ async fn on_a_full_disk_the_actor_ends_and_whatever_it_had_answered_is_on_disk()
     let policy = Arc::new(crate::serve::parse_policy(std::path::Path::new("policy.toml"), "").unwrap());
     let random = Box::new(|bytes: &mut [u8]| getrandom::fill(bytes).unwrap());
     let meta = loaded.meta.clone();
-    let core = Core::new(config, ControllerSigningKey::from_seed(&[1; 32]), policy, loaded, random, clock::now());
+    let core = Core::new(
+        config,
+        ControllerSigningKey::from_seed(&[1; 32]),
+        policy,
+        Arc::new(crate::signals::place::NoMaps),
+        loaded,
+        random,
+        clock::now(),
+    );
     let (actor, handle) = Actor::new(core, meta, store, audit, tokio::sync::mpsc::channel(1).0);
     let actor = tokio::spawn(actor.run());
 

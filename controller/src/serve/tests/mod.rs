@@ -5,6 +5,7 @@ mod durability;
 mod front;
 mod nodes;
 mod provisioning;
+mod turns;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 

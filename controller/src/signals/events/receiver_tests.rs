@@ -42,7 +42,15 @@ async fn scene(transmitter: &str) -> Scene {
     let policy = Arc::new(crate::serve::parse_policy(std::path::Path::new("policy.toml"), "").expect("a policy"));
     let random = Box::new(|bytes: &mut [u8]| getrandom::fill(bytes).expect("randomness"));
     let meta = loaded.meta.clone();
-    let core = Core::new(config, ControllerSigningKey::from_seed(&[1; 32]), policy, loaded, random, clock::now());
+    let core = Core::new(
+        config,
+        ControllerSigningKey::from_seed(&[1; 32]),
+        policy,
+        Arc::new(crate::signals::place::NoMaps),
+        loaded,
+        random,
+        clock::now(),
+    );
     let (actor, handle) = Actor::new(core, meta, store, audit, tokio::sync::mpsc::channel(1).0);
     tokio::spawn(actor.run());
     let pool = test_pool().await;

@@ -65,7 +65,12 @@ impl Atlas for NoMaps {
 pub struct Maps {
     country: Option<Reader<Vec<u8>>>,
     asn: Option<Reader<Vec<u8>>>,
+    /// When the files were changed last, before they were read.
+    pub(crate) seen: Seen,
 }
+
+/// When the files were changed last, as far as they are there.
+pub(crate) type Seen = [Option<SystemTime>; 2];
 
 impl Maps {
     /// Reads the files.
@@ -73,7 +78,8 @@ impl Maps {
     /// # Errors
     /// [`MapError`], which names the file.
     pub fn read(files: &PlaceFiles) -> Result<Self, MapError> {
-        Ok(Self { country: read(files.country.as_deref())?, asn: read(files.asn.as_deref())? })
+        let seen = changed(files);
+        Ok(Self { country: read(files.country.as_deref())?, asn: read(files.asn.as_deref())?, seen })
     }
 }
 
@@ -100,18 +106,16 @@ impl Atlas for Maps {
     }
 }
 
-/// When the files were changed last, as far as they are there.
-fn changed(files: &PlaceFiles) -> [Option<SystemTime>; 2] {
+fn changed(files: &PlaceFiles) -> Seen {
     [&files.country, &files.asn].map(|file| {
         let metadata = std::fs::metadata(file.as_deref()?).ok()?;
         metadata.modified().ok()
     })
 }
 
-/// Gives the core its maps, and new ones when a file is replaced; returns when told to stop.
-pub(crate) async fn keep_up(files: PlaceFiles, maps: Maps, handle: Handle, mut stop: watch::Receiver<bool>) {
-    let mut seen = changed(&files);
-    let mut next: Option<Maps> = Some(maps);
+/// Gives the core new maps when a file is replaced since it was `seen`; returns when told to stop.
+pub(crate) async fn keep_up(files: PlaceFiles, mut seen: Seen, handle: Handle, mut stop: watch::Receiver<bool>) {
+    let mut next: Option<Maps> = None;
     let mut look = tokio::time::interval(LOOK_EVERY);
     loop {
         if let Some(maps) = next.take() {

@@ -21,7 +21,7 @@ ports = ["tcp/80"]
 name = "staff read the wiki from home"
 from = ["group:staff"]
 to = ["wiki"]
-when = { country = "DE", hours = "Mon-Sun 00:00-24:00 UTC" }
+when = { country = "DE", mfa_within = "12h" }
 "#;
 
 struct Map(HashMap<IpAddr, Place>);
@@ -67,4 +67,25 @@ fn a_map_that_changes_and_a_device_that_moves_open_and_close() {
     assert_eq!(alerts.len(), 2, "there and back: {alerts:?}");
     assert_eq!(alerts[0].0, AlertKind::NewPlace);
     assert!(alerts[0].1.contains("bob-laptop") && alerts[0].1.contains("(FR)") && alerts[0].1.contains("(DE)"));
+}
+
+#[test]
+fn a_device_that_moved_while_the_controller_was_down_is_not_overlooked() {
+    let mut world = World::new(42, POLICY);
+    let wiki = world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    let (home, away) = (world.remote(bob), SocketAddr::from(([203, 0, 113, 9], 40_000)));
+    let map = || Arc::new(Map(HashMap::from([(home.ip(), place("DE")), (away.ip(), place("FR"))])));
+    world.core.set_atlas(map(), world.now);
+    world.pump();
+    world.run(Duration::from_secs(1));
+    assert!(world.passes(bob, wiki, "tcp/80") && world.store.alerts.is_empty());
+    world.atlas = map();
+    world.restart();
+    world.nodes[bob].moved_to = Some(away);
+    world.connect(wiki);
+    world.connect(bob);
+    world.run(Duration::from_secs(1));
+    assert!(!world.lets_in(bob, wiki, "tcp/80"));
+    assert!(world.store.alerts.iter().any(|alert| alert.kind == AlertKind::NewPlace), "{:?}", world.store.alerts);
 }

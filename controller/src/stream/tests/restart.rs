@@ -223,6 +223,7 @@ fn a_hundred_nodes_that_all_meet_are_told_once_each() {
         config(),
         ControllerSigningKey::from_seed(&[5; 32]),
         policy(&text),
+        std::sync::Arc::new(crate::signals::place::NoMaps),
         world.store.loaded.clone(),
         Box::new(|bytes| bytes.fill(1)),
         world.now,

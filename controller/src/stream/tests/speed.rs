@@ -99,6 +99,61 @@ fn a_signal_about_one_subject_decides_that_subject_alone_under_ten_thousand_rule
     });
 }
 
+#[test]
+fn places_that_appear_one_after_the_other_decide_everybody_in_portions_and_never_in_one_call() {
+    let text = "[resource.wiki]\nnodes = [\"tag:wiki\"]\nports = [\"tcp/80\"]\n[[access]]\nname = \"staff\"\nfrom = [\"group:staff\"]\nto = [\"wiki\"]\n";
+    let mut world = World::new(82, text);
+    let people: Vec<usize> =
+        (0..100).map(|i| world.laptop(&format!("laptop-{i}"), &person(&format!("p{i}"), &["staff"]))).collect();
+    let decided = |world: &World| world.core.status().counters.decisions;
+    let (mut last, mut most) = (decided(&world), 0);
+    let tokens: Vec<String> = (0..20)
+        .map(|i| {
+            let new = crate::stream::NewToken {
+                service: Some("wiki".parse().expect("a name")),
+                tags: ["wiki".parse().expect("a tag")].into(),
+                machine: Some(format!("wiki-{i}").parse().expect("a name")),
+                networks: vec![],
+                uses: 1,
+                life: Duration::from_secs(3_600),
+            };
+            world.core.create_token(new, "root", world.now).expect("a token").0
+        })
+        .collect();
+    world.pump();
+    let servers: Vec<usize> = tokens
+        .into_iter()
+        .enumerate()
+        .map(|(i, token)| world.add_node(&format!("wiki-{i}"), super::node::Want::Enrol(token)))
+        .collect();
+    for server in &servers {
+        world.connect(*server);
+    }
+    let mut run = |world: &mut World, span: u64| {
+        world.run_with(Duration::from_secs(span), |world| {
+            most = most.max(decided(world) - last);
+            last = decided(world);
+        });
+    };
+    run(&mut world, 2);
+    for server in &servers {
+        world.cut_stream(*server);
+        world.connect(*server);
+    }
+    run(&mut world, 2);
+    // Each call decides a portion, and the one machine that it is about.
+    assert!(most <= super::super::openings::AT_ONCE as u64 + 2, "{most} in one call");
+    // Whoever waits, waits once, however many places appear before their turn comes.
+    let before = decided(&world);
+    (0..100).for_each(|_| world.core.let_wait(&std::collections::HashSet::new(), world.now));
+    world.run(Duration::from_millis(5));
+    let (all, leases) = (decided(&world) - before, world.core.list_leases().len() as u64);
+    assert!((leases..=leases + 5).contains(&all), "{all} decisions of {leases} leases");
+    for (person, server) in people.iter().zip(servers.iter().cycle()) {
+        assert!(world.passes(*person, *server, "tcp/80"), "everybody gets what appeared");
+    }
+}
+
 /// The best of many: what the work takes, whatever else the machine does meanwhile.
 #[test]
 fn deciding_one_subject_under_ten_thousand_rules_takes_less_than_a_millisecond() {

@@ -23,6 +23,7 @@ use super::node::{SimNode, Want};
 use crate::{
     identity::machine::TokenRefusal,
     records::{AuditEvent, Loaded, Person, StoreChange, Workload},
+    signals::place::{Atlas, NoMaps},
     stream::{Core, CoreConfig, Effect, NewToken, StreamId},
 };
 
@@ -154,6 +155,8 @@ pub(super) struct World {
     last_delivery: BTreeMap<(StreamId, bool), Monotonic>,
     pub(super) config: CoreConfig,
     policy: Arc<Policy>,
+    /// What a core that starts knows of places.
+    pub(super) atlas: Arc<dyn Atlas>,
     seeds: u64,
 }
 
@@ -208,6 +211,7 @@ impl World {
             config.clone(),
             ControllerSigningKey::from_seed(&[5; 32]),
             policy.clone(),
+            Arc::new(NoMaps),
             store.loaded.clone(),
             random(seed),
             now,
@@ -231,6 +235,7 @@ impl World {
             last_delivery: BTreeMap::new(),
             config,
             policy,
+            atlas: Arc::new(NoMaps),
             seeds: seed,
         };
         world.pump();
@@ -506,6 +511,7 @@ impl World {
             self.config.clone(),
             ControllerSigningKey::from_seed(&[5; 32]),
             self.policy.clone(),
+            self.atlas.clone(),
             self.store.loaded.clone(),
             random(seed),
             self.now,

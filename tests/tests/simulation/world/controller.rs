@@ -22,6 +22,7 @@ impl World {
             self.host.config.clone(),
             ControllerSigningKey::from_seed(self.host.signing.expose_seed()),
             policy,
+            Arc::new(postern_controller::signals::place::NoMaps),
             self.host.disk.load(),
             random,
             now,
