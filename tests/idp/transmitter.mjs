@@ -6,6 +6,7 @@
 // --push URL, --push-token TOKEN          where it pushes, and what it shows there
 // --api-token TOKEN                       what a receiver shows that polls or asks for a verification
 // --stream-id ID, --audience URL          of the stream that is pushed
+// --verification-port N                   where it takes requests for a verification: another origin than the issuer's
 //
 // POST /test/token {header, claims}       answers with a signed token; claims of null are left out
 // POST /test/push TOKEN                   pushes it, and answers {"status", "body"}
@@ -16,7 +17,7 @@ import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { generateKeyPairSync, randomUUID, sign } from "node:crypto";
 
-const names = ["host", "name", "port", "certificate", "key", "push", "push-token", "api-token", "stream-id", "audience"];
+const names = ["host", "name", "port", "certificate", "key", "push", "push-token", "api-token", "stream-id", "audience", "verification-port"];
 const { values: options } = parseArgs({ options: Object.fromEntries(names.map((name) => [name, { type: "string" }])) });
 const issuer = `https://${options.name}:${options.port}`;
 
@@ -83,7 +84,7 @@ async function read(request) {
 }
 const routes = {
   "/.well-known/ssf-configuration": async () => ({
-    spec_version: "1_0", issuer, jwks_uri: `${issuer}/jwks`, verification_endpoint: `${issuer}/verify`,
+    spec_version: "1_0", issuer, jwks_uri: `${issuer}/jwks`, verification_endpoint: `https://${options.name}:${options["verification-port"] ?? options.port}/verify`,
     delivery_methods_supported: ["urn:ietf:rfc:8935", "urn:ietf:rfc:8936"], critical_subject_members: ["org_unit"],
   }),
   "/jwks": async () => ({ keys }),
@@ -108,9 +109,10 @@ const routes = {
 };
 
 const tls = { cert: readFileSync(options.certificate), key: readFileSync(options.key) };
-const server = createServer(tls, async (request, response) => {
+async function answer(request, response) {
   try {
-    const route = routes[request.url];
+    const elsewhere = request.socket.localPort !== Number(options.port);
+    const route = !elsewhere || request.url === "/verify" ? routes[request.url] : undefined;
     const guarded = request.url === "/poll" || request.url === "/verify";
     if (!route) response.statusCode = 404;
     else if (guarded && request.headers.authorization !== `Bearer ${options["api-token"]}`) response.statusCode = 401;
@@ -128,5 +130,7 @@ const server = createServer(tls, async (request, response) => {
     response.statusCode = 500;
   }
   response.end();
-});
-server.listen(Number(options.port), options.host);
+}
+for (const port of [options.port, options["verification-port"]].filter(Boolean)) {
+  createServer(tls, answer).listen(Number(port), options.host);
+}

@@ -1,11 +1,12 @@
 //! A corporation: a controller that signs people in at a real OpenID provider, and that provider.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
     browser::{Browser, Page},
     deployment::{Deployment, Node, PATIENCE},
+    eventually,
     lab::{host::Host, process::Background},
     pki,
     programs::{CONTROLLER_AUTHORITY, openid_provider, wait_for_tcp_listener},
@@ -89,6 +90,7 @@ impl Corp {
             .args(["--host", "::", "--name", "idp", "--port", "9444", "--push", url, "--audience", url])
             .args(["--certificate", "/run/pki/idp.pem", "--key", "/run/pki/idp.key"])
             .args(["--push-token", PUSH_TOKEN, "--api-token", API_TOKEN, "--stream-id", "s-1"])
+            .args(["--verification-port", "9445"])
             .env("NODE_EXTRA_CA_CERTS", CONTROLLER_AUTHORITY)
             .spawn()?;
         wait_for_tcp_listener(&self.idp, 9444, PATIENCE)?;
@@ -130,6 +132,40 @@ impl Corp {
         let status = self.push(kind, payload, login)?;
         ensure!(status == Some(202), "{kind}: {status:?}\n{}", self.world.controller_log());
         Ok(())
+    }
+
+    /// Lists the sessions at the provider of a person, as their sign-ins named them, oldest first.
+    ///
+    /// # Errors
+    /// Fails when the controller's database cannot be read.
+    pub fn provider_sessions(&self, login: &str) -> Result<Vec<String>> {
+        let script = "import sqlite3,sys\n\
+            rows=sqlite3.connect('/etc/postern-controller/state/controller.db').execute(\n\
+            'SELECT sid FROM provider_sessions WHERE subject = ? AND sid IS NOT NULL ORDER BY checked_at', (sys.argv[1],))\n\
+            print('\\n'.join(row[0] for row in rows))";
+        let said = self.world.controller.command("python3").args(["-c", script, login]).run()?.ok()?;
+        Ok(said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    /// Waits for the next second: a provider tells the time of a sign-in to the second, and one in the second of an end is not after it.
+    ///
+    /// # Errors
+    /// Fails when the clock stands.
+    pub fn wait_for_the_next_second(&self) -> Result<()> {
+        let clock = || self.idp.sh("date +%s").ok()?.trim().parse::<i64>().ok();
+        let began = clock().context("no time")?;
+        eventually(PATIENCE, "the clock stands", || clock().filter(|now| *now > began).map(drop))
+    }
+
+    /// Goes from the sign-in page to the provider and back with a browser that is still signed in there: the page on which it ends.
+    ///
+    /// # Errors
+    /// Fails when the provider asks for anything.
+    pub fn sign_in_by_the_session_there(&self, browser: &Browser) -> Result<Page> {
+        let page = browser.get("https://ctl/sign-in")?;
+        let page = browser.get(&page.link("/oidc/start")?)?;
+        ensure!(page.url.starts_with("https://ctl/"), "the provider asks: {} {}", page.url, page.text());
+        Ok(page)
     }
 
     /// Opens a browser that trusts the controller and the corporation.

@@ -56,6 +56,8 @@ const HR: u16 = 7001;
 const VAULT: u16 = 7002;
 const PROVIDER: &str = "https://idp:9443";
 const CAEP: &str = "https://schemas.openid.net/secevent/caep/event-type/";
+/// With a place to tell of logouts the provider names its sessions in ID tokens.
+const LOGOUT: [&str; 2] = ["--logout", "https://ctl/oidc/backchannel-logout"];
 const AUDIT: &str = "cat /etc/postern-controller/state/audit/*";
 
 fn streams(silent_after: &str) -> String {
@@ -67,7 +69,7 @@ fn streams(silent_after: &str) -> String {
     };
     let push = format!(
         "delivery = \"push\"\ndevices = true\npush_token_file = \"keys/events.token\"\nstream_id = \"s-1\"\n\
-         silent_after = \"{silent_after}\"\n"
+         verification_url = \"https://idp:9445/verify\"\nsilent_after = \"{silent_after}\"\n"
     );
     let poll =
         "delivery = \"poll\"\npoll_url = \"https://idp:9444/poll\"\npoll_interval = \"1s\"\nsilent_after = \"24h\"\n";
@@ -134,6 +136,11 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     corp.sign_in(&alice, "alice")?;
     corp.sign_in(&bob, "bob")?;
     let closed = |node: &Node, port: u16| !can_connect(&node.host, at, port);
+    let names = |node: &Node, to: &str, event: &str| -> Result<()> {
+        let why = node.command().args(["explain", to]).run()?.stdout;
+        ensure!(why.contains(event), "{event} is not named: {why}");
+        Ok(())
+    };
 
     // the transmitter was asked for a verification, and it came
     eventually(PATIENCE, "no verification came", || {
@@ -153,8 +160,8 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     let mut open = alice.chatter(at, HR)?;
     tell(&corp, "device-compliance-change", status("not-compliant"), device)?;
     open.is_cut("a device that is not compliant")?;
-    let why = alice.command().args(["explain", "hr:7001"]).run()?.stdout;
-    ensure!(why.contains("not compliant"), "{why}");
+    names(&alice, "hr:7001", "not compliant")?;
+    names(&alice, "hr:7001", "device-compliance-change")?;
     ensure!(closed(&alice, HR) && !closed(&alice, WIKI));
 
     // how strongly it was proven
@@ -163,6 +170,7 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     tell(&corp, "assurance-level-change", level("nist-aal1", "decrease"), user("alice"))?;
     vault.is_cut("a proof that counts for less")?;
     ensure!(closed(&alice, VAULT) && wiki.is_running());
+    names(&alice, "vault:7002", "assurance-level-change")?;
     tell(&corp, "assurance-level-change", level("nist-aal2", "increase"), user("alice"))?;
     eventually(PATIENCE, "the vault stays closed", || (!closed(&alice, VAULT)).then_some(()))?;
     tell(&corp, "assurance-level-change", level("nist-aal3", "increase"), user("bob"))?;
@@ -172,6 +180,7 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     let mut open = bob.chatter(at, WIKI)?;
     tell(&corp, "token-claims-change", json!({"claims": {"groups": ["contractors"]}}), user("bob"))?;
     open.is_cut("a new group")?;
+    names(&bob, "wiki:7000", "token-claims-change")?;
     let why =
         corp.world.controller_command()?.args(["explain", "--as", "bob@corp.example", "--to", "wiki"]).run()?.text();
     ensure!(why.contains("contractors never read the wiki"), "{why}");
@@ -181,6 +190,7 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     // credentials: a fresh sign-in is asked for
     tell(&corp, "credential-change", json!({"credential_type": "password", "change_type": "update"}), user("bob"))?;
     open.is_cut("changed credentials")?;
+    names(&bob, "wiki:7000", "credential-change")?;
     ensure!(wiki.is_running(), "alice was not meant");
 
     // sessions, by push and by poll
@@ -188,6 +198,7 @@ fn each_event_flips_its_verdict_and_cuts_what_is_open() -> Result<()> {
     wiki.is_cut("a revoked session")?;
     let reason = eventually(PATIENCE, "alice is still in", || signed_out(&alice))?;
     ensure!(reason.contains("ended by the identity provider") && reason.contains("lost laptop"), "{reason}");
+    ensure!(reason.contains("session-revoked"), "{reason}");
     let fetched = json!({"aud": "https://ctl/events/fetched", "jti": "poll-1"});
     let text = token(&corp, &format!("{CAEP}session-revoked"), json!({}), user("bob"), fetched)?;
     let said = ask(&corp, "/test/offer", &json!({"jti": "poll-1", "token": text}).to_string())?;
@@ -284,10 +295,7 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
         push(&corp, &good).ok().filter(|said| said.0 == 202).map(drop)
     })?;
     open.is_cut("a revoked session")?;
-    // a provider tells the time of a sign-in to the second: one in the second of the event is not after it
-    let clock = || corp.idp.sh("date +%s").ok()?.trim().parse::<i64>().ok();
-    let taken = clock().context("no time")?;
-    eventually(PATIENCE, "the clock stands", || clock().filter(|now| *now > taken).map(drop))?;
+    corp.wait_for_the_next_second()?;
     corp.world.stop_controller(Signal::Kill)?;
     corp.world.start_controller()?;
     corp.sign_in(&bob, "bob")?;
@@ -314,5 +322,60 @@ fn what_does_not_hold_changes_nothing_and_what_was_taken_is_remembered_over_a_re
         "{}",
         alerts()
     );
+    Ok(())
+}
+
+#[test]
+fn a_session_that_is_revoked_at_the_provider_is_cut_alone_and_comes_back_by_a_fresh_sign_in() -> Result<()> {
+    let corp = Corp::start_with("events-session", POLICY, &streams("10m"), &LOGOUT)?;
+    let _transmitter = corp.transmitter()?;
+    let (_server, _echoes, at) = server(&corp)?;
+    let (lost, kept) = (corp.world.laptop("alice-laptop")?, corp.world.laptop("alice-desktop")?);
+    let (browser, at_home) = (corp.browser(&lost.host)?, corp.browser(&kept.host)?);
+    corp.sign_in_with(&browser, &lost, "alice")?;
+    let named = corp.provider_sessions("alice")?;
+    let [sid] = named.as_slice() else { anyhow::bail!("sessions at the provider: {named:?}") };
+    corp.sign_in_with(&at_home, &kept, "alice")?;
+    ensure!(corp.provider_sessions("alice")?.len() == 2, "the provider calls both sessions the same");
+    let (mut open, mut stays) = (lost.chatter(at, WIKI)?, kept.chatter(at, WIKI)?);
+
+    let session = json!({"format": "complex", "user": user("alice"), "session": {"format": "opaque", "id": sid}});
+    tell(&corp, "session-revoked", json!({"reason_admin": {"en": "lost laptop"}}), session)?;
+    open.is_cut("a revoked session")?;
+    let reason = eventually(PATIENCE, "the lost laptop is still in", || signed_out(&lost))?;
+    ensure!(reason.contains("session-revoked") && reason.contains("lost laptop"), "{reason}");
+    ensure!(stays.is_running() && signed_out(&kept).is_none(), "another session was cut");
+
+    // the provider still has the session, and signs in by it: it opens nothing, and the person is told why
+    let turned_away = || -> Result<()> {
+        let page = corp.sign_in_by_the_session_there(&browser)?;
+        ensure!(
+            page.status == 403 && page.text().contains("has revoked this sign-in"),
+            "{} {}",
+            page.status,
+            page.text()
+        );
+        Ok(())
+    };
+    turned_away()?;
+    corp.world.stop_controller(Signal::Kill)?;
+    corp.world.start_controller()?;
+    turned_away()?;
+    // her other session is not shut out, neither on the machine nor in the browser
+    let page = at_home.get("https://ctl/")?;
+    ensure!(page.text().contains("alice@corp.example") && stays.is_running(), "{}", page.text());
+    let second = corp.world.laptop("alice-second")?;
+    let (mut up, code) = corp.world.begin_sign_in(&second)?;
+    let page = at_home.get(&format!("https://ctl/join?code={code}"))?;
+    let page = at_home.submit(&page.form("/join/confirm")?, &[])?;
+    ensure!(page.status == 200 && up.wait(PATIENCE)?.success(), "{} {}", page.status, page.text());
+    // who proves anew who they are comes in
+    let page = corp.sign_in_by_the_session_there(&browser)?;
+    let page = browser.get(&page.link("/oidc/start?anew=yes")?)?;
+    ensure!(page.url.starts_with("https://idp:9443/interaction/"), "the provider asks for nothing: {}", page.url);
+    let page = browser.submit(&page.form("password")?, &[("login", "alice"), ("password", "alice-password")])?;
+    ensure!(page.status == 200 && page.text().contains("alice@corp.example"), "{} {}", page.status, page.text());
+    let audit = corp.world.controller.sh(AUDIT)?;
+    ensure!(audit.contains("\"session_revoked\"") && !audit.contains("not_provisioned"), "{audit}");
     Ok(())
 }

@@ -293,6 +293,7 @@ fn back_channel_logout_ends_what_it_names_and_what_does_not_hold_changes_nothing
     ensure!(tell(&corp, "{}", "{}")? == "200");
     let reason = eventually(PATIENCE, "bob is still in", || signed_out(&bob))?;
     ensure!(reason.contains("signed out at the identity provider"), "{reason}");
+    corp.wait_for_the_next_second()?;
     corp.sign_in(&bob, "bob")?;
     ensure!(tell_again(&corp)? == "400", "a used token was taken again");
     ensure!(signed_out(&bob).is_none(), "a replayed token ended the next sign-in");
@@ -300,6 +301,63 @@ fn back_channel_logout_ends_what_it_names_and_what_does_not_hold_changes_nothing
     for word in ["provider_logout", "replayed", "for another client", "not signed by the provider"] {
         ensure!(audit.contains(word), "the audit log says nothing of {word}");
     }
+    Ok(())
+}
+
+#[test]
+fn who_had_proven_it_before_a_logout_opens_nothing_after_it_and_other_sessions_are_not_shut_out() -> Result<()> {
+    // with a place to tell of logouts the provider names its sessions in ID tokens
+    let corp = Corp::start_with("oidc-logout-door", POLICY, "", &["--logout", "https://ctl/oidc/backchannel-logout"])?;
+    let (_server, _page, at) = payroll(&corp)?;
+    let (first, second) = (corp.world.laptop("bob-first")?, corp.world.laptop("bob-second")?);
+    let (browser, other) = (corp.browser(&first.host)?, corp.browser(&second.host)?);
+    corp.sign_in_with(&browser, &first, "bob")?;
+    let sid = corp.provider_sessions("bob")?.pop().context("the provider names no session")?;
+    corp.sign_in_with(&other, &second, "bob")?;
+    for node in [&first, &second] {
+        eventually(PATIENCE, "the wiki is not reached", || can_connect(&node.host, at, 80).then_some(()))?;
+    }
+    // a sign-in that the provider has answered, and that is not finished yet
+    let late = corp.browser(&first.host)?;
+    let begun = corp.to_provider(&late, "https://ctl/sign-in")?;
+    let filled = [("login", "bob"), ("password", "bob-password")];
+    let stopped = late.submit_until(&begun.form("password")?, &filled, "https://ctl/")?;
+    ensure!(stopped.url.starts_with("https://ctl/oidc/callback?"), "{}", stopped.url);
+
+    ensure!(tell(&corp, "{}", &format!("{{'sid':'{sid}'}}"))? == "200");
+    let reason = eventually(PATIENCE, "bob is still in", || signed_out(&first))?;
+    ensure!(reason.contains("signed out at the identity provider"), "{reason}");
+    ensure!(signed_out(&second).is_none() && can_connect(&second.host, at, 80), "another session ended");
+    // by the session that the provider still has nothing opens, also after a restart; another session's sign-in is not shut out
+    let turned_away = |browser: &Browser| -> Result<()> {
+        let page = corp.sign_in_by_the_session_there(browser)?;
+        ensure!(page.status == 403 && page.text().contains("you signed out at"), "{} {}", page.status, page.text());
+        Ok(())
+    };
+    turned_away(&browser)?;
+    let page = late.get(&stopped.url)?;
+    ensure!(page.status == 200 && page.text().contains("bob@corp.example"), "{} {}", page.status, page.text());
+    corp.world.stop_controller(postern_tests::Signal::Kill)?;
+    corp.world.start_controller()?;
+    turned_away(&browser)?;
+
+    // of the whole person: nothing that was proven before it, in whatever session
+    let begun = corp.browser(&first.host)?;
+    let page = corp.to_provider(&begun, "https://ctl/sign-in")?;
+    let stopped = begun.submit_until(&page.form("password")?, &filled, "https://ctl/")?;
+    ensure!(tell(&corp, "{}", "{}")? == "200");
+    eventually(PATIENCE, "bob is still in", || signed_out(&second))?;
+    let page = begun.get(&stopped.url)?;
+    ensure!(page.status == 403 && page.text().contains("you signed out at"), "{} {}", page.status, page.text());
+    corp.world.stop_controller(postern_tests::Signal::Kill)?;
+    corp.world.start_controller()?;
+    for browser in [&browser, &other, &late, &begun] {
+        turned_away(browser)?;
+    }
+    corp.wait_for_the_next_second()?;
+    corp.sign_in(&second, "bob")?;
+    let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
+    ensure!(audit.contains("signed_out_at_provider") && !audit.contains("not_provisioned"));
     Ok(())
 }
 
