@@ -145,6 +145,8 @@ fn a_controller_restored_from_an_old_copy_starts_over_and_closes_what_it_does_no
         (Trouble::Policy, 2),
         (Trouble::Revoke, 2),
         (Trouble::Lift, 1),
+        (Trouble::Restrain, 2),
+        (Trouble::Release, 1),
     ];
     run_all(12, &Plan { troubles, ..plan() }, 12 * MINUTE);
 }

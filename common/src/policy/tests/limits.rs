@@ -193,6 +193,34 @@ fn a_challenge_takes_what_it_reaches_until_a_later_sign_in() {
 }
 
 #[test]
+fn a_challenge_of_one_machine_closes_that_one_and_the_offer_names_it_alone() {
+    let policy = policy(&LIMITED.replace("node = \"git-1\"", "nodes = [\"tag:server\"]"));
+    let tagged = |context: &RequestContext| {
+        let given = policy.entitlements(context, &machines()).into_iter();
+        given.filter(|given| given.resource == name("git")).flat_map(|given| given.nodes).collect::<BTreeSet<_>>()
+    };
+    let mut context = engineer();
+    let before = tagged(&context);
+    assert!(before.len() > 1, "several machines are this resource: {before:?}");
+    let node = *before.first().expect("one of them");
+    let rule = "git".parse().expect("a name");
+    context.restraints = vec![challenge(Reach::AccessOn { rule, resource: name("git"), node }, MONDAY)];
+    let left: BTreeSet<_> = before.iter().copied().filter(|other| *other != node).collect();
+    assert_eq!(tagged(&context), left);
+    let offers = policy.step_ups(&context, &machines());
+    assert_eq!((offers.len(), &offers[0].nodes), (1, &vec![node]));
+    assert_eq!(offers[0].demand.words(), "a fresh sign-in (git: more than 2GiB down within 1 h)");
+    let told = ask(&policy, &context, "git");
+    assert!(told.allowed && told.because.iter().any(|line| line.starts_with("not on ")), "{told:?}");
+    let ssh = Some("tcp/22".parse().expect("a service"));
+    let there = policy.explain(&context, &machines(), &Destination::Node(node), ssh, Audience::Subject);
+    assert!(!there.allowed && there.reason.starts_with("git: more than 2GiB down"), "{there:?}");
+    let later = WallTime::from_millis(at(MONDAY).as_millis() + 1_000);
+    (context.now, assurance(&mut context).auth_time) = (later, Some(later));
+    assert_eq!(tagged(&context), before);
+}
+
+#[test]
 fn a_restriction_leaves_the_set_and_no_proof_lifts_it() {
     let policy = policy(LIMITED);
     let mut context = engineer();
