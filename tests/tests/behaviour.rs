@@ -205,7 +205,7 @@ fn too_many_connections_leave_a_few_resources_and_too_much_upload_ends_the_sessi
     let Scene { world, server: _server, laptop, at, _echo } = scene("rate")?;
     world.sign_in(&laptop, "alice")?;
     eventually(PATIENCE, "the builds are not reached", || can_connect(&laptop.host, at, 7002).then_some(()))?;
-    world.controller.write("/run/next.toml", &POLICY.replace("20/10m", "30/10m"))?;
+    world.controller.write("/run/next.toml", POLICY.replace("20/10m", "30/10m"))?;
     let plan = world.ctl(&["policy", "plan", "/run/next.toml"])?;
     let said = "! rule \"staff use builds\"   limits   builds to 30 connections within 10 min, then only wiki stays   (now 20 connections";
     ensure!(plan.contains(said) && plan.contains("alice on laptop"), "{plan}");
