@@ -127,6 +127,10 @@ identifier! {
     RequestId, "req_"
 }
 identifier! {
+    /// Names what an administrator opened past the rules for a time.
+    BreakGlassId, "bg_"
+}
+identifier! {
     /// Names one boot of a machine, as the kernel's `/proc/sys/kernel/random/boot_id` tells it.
     BootId, "boo_"
 }

@@ -294,7 +294,7 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
-    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
+    fn admit<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
         Box::pin(async { Ok(None) })
     }
 

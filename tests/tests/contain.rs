@@ -103,7 +103,9 @@ fn quarantine_cuts_open_connections_both_ways_and_nothing_but_a_release_opens_th
     // Past the rules, loudly, and cut when it is closed.
     ensure!(!can_connect(&laptop.host, db_at, 7000), "no rule opens the database to a laptop");
     let reasons = ["--reason", "incident 17", "--why-past-the-rules", "nobody answers"];
-    let opened = world.ctl(&[&["break-glass", "open", "laptop", "db", "--for", "30m"][..], &reasons].concat())?;
+    let opened = world.ctl(
+        &[&["break-glass", "open", "laptop", "db", "--subject", "alice", "--for", "30m"][..], &reasons].concat(),
+    )?;
     ensure!(opened.contains("db is open to alice on laptop until"), "{opened}");
     let mut client = laptop.chatter(db_at, 7000)?;
     for (what, text) in [

@@ -3,9 +3,12 @@
 mod restraint;
 mod status;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use postern_common::{policy::Policy, time::WallTime};
+use postern_common::{id::SessionId, policy::Policy, time::WallTime};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -188,18 +191,26 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             let begun = office.handle.call(move |turn, now| {
                 let target = target(turn.core, what, &name)?;
                 let person = person(turn.core, &target);
-                Ok::<_, CoreError>((turn.core.revoke(target, &reason, &by, now)?, person))
+                let browsers = turn.core.browsers_behind(&target);
+                let id = turn.core.revoke(target, &reason, &by, now)?;
+                turn.core.cut_browsers(&browsers, now);
+                Ok::<_, CoreError>((id, person, browsers))
             });
-            let (id, person) = begun.await??;
-            end_browsers(office, person).await?;
+            let (id, person, browsers) = begun.await??;
+            end_browsers(office, person, browsers).await?;
             await_revocation(office, id, Duration::from_millis(wait_ms)).await
         }
         Request::Quarantine { what, name, reason, wait_ms } => {
             let begun = office.handle.call(move |turn, now| {
                 let target = holdable(turn.core, what, &name)?;
-                turn.core.quarantine(target, &reason, &by, now)
+                let browsers = turn.core.browsers_behind(&RevokeTarget::Quarantine(target.clone()));
+                let id = turn.core.quarantine(target, &reason, &by, now)?;
+                turn.core.cut_browsers(&browsers, now);
+                Ok::<_, CoreError>((id, browsers))
             });
-            await_revocation(office, begun.await??, Duration::from_millis(wait_ms)).await
+            let (id, browsers) = begun.await??;
+            end_browsers(office, None, browsers).await?;
+            await_revocation(office, id, Duration::from_millis(wait_ms)).await
         }
         Request::QuarantineRelease { what, name } => {
             let done = office.handle.call(move |turn, now| {
@@ -225,23 +236,23 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
                 .handle
                 .call(move |turn, now| (turn.core.list_stale(since, now), turn.core.list_subjects()))
                 .await?;
-            // Accounts with which nobody ever joined a machine are not subjects yet.
-            let joined = |id: &str| {
+            // Accounts with which nobody ever signed in are not subjects yet.
+            let came = |id: &str| {
                 known.iter().any(|view| matches!(&view.record.kind, SubjectKind::Person { sub, .. } if sub == id))
             };
             for account in office.accounts.list().await? {
                 let (enabled, login, last_used) =
                     (account.status == AccountStatus::Enabled, account.login, account.created);
-                if enabled && last_used < since && !joined(&account.id) {
-                    let detail = "a local account that never joined a machine".to_owned();
+                if enabled && last_used < since && !came(&account.id) {
+                    let detail = "a local account with which nobody ever signed in".to_owned();
                     stale.push(StaleView { kind: StaleKind::Person, name: login, last_used, detail });
                 }
             }
             Ok(value(&stale))
         }
-        Request::BreakGlassOpen { machine, resource, length_ms, reason, why_past_the_rules } => {
+        Request::BreakGlassOpen { machine, subject, resource, length_ms, reason, why_past_the_rules } => {
             let opened = office.handle.call(move |turn, now| {
-                let device = turn.core.find_device(&machine)?;
+                let device = turn.core.machine_to_open(&machine, subject.as_deref())?;
                 let missing = |_| CoreError::NotFound { what: "resource", name: resource.chars().take(80).collect() };
                 let resource = resource.parse().map_err(missing)?;
                 let length = Duration::from_millis(length_ms);
@@ -477,7 +488,7 @@ async fn change_user(
                 }
             });
             let person = changed.await??;
-            end_browsers(office, person).await?;
+            end_browsers(office, person, BTreeSet::new()).await?;
             Ok(json!({ "subject": user }))
         }
         Err(other) => Err(other.into()),
@@ -532,10 +543,17 @@ fn person(core: &Core, target: &RevokeTarget) -> Option<(String, String)> {
     })
 }
 
-/// Ends a revoked person's login sessions in browsers too.
-async fn end_browsers(office: &Office, person: Option<(String, String)>) -> Result<(), Refusal> {
+/// Ends login sessions in browsers too: all of a revoked person's, and those that let in what was revoked.
+async fn end_browsers(
+    office: &Office,
+    person: Option<(String, String)>,
+    browsers: BTreeSet<SessionId>,
+) -> Result<(), Refusal> {
     if let Some((issuer, sub)) = person {
         office.sessions.end_of_person(&issuer, &sub).await?;
+    }
+    for browser in browsers {
+        office.sessions.end(browser).await?;
     }
     Ok(())
 }

@@ -224,6 +224,9 @@ pub enum Request {
     BreakGlassOpen {
         /// To whoever is signed in on this machine.
         machine: String,
+        /// To whom the machine belongs, where its name is not enough.
+        #[serde(default)]
+        subject: Option<String>,
         /// The resource.
         resource: String,
         /// For how long, milliseconds.

@@ -7,7 +7,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    id::{
+        BreakGlassId, DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId,
+        SubjectId, Tag,
+    },
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -398,7 +401,7 @@ pub enum AuditEvent {
     /// An administrator closed what was open past the rules.
     BreakGlassClosed {
         /// Which.
-        id: RequestId,
+        id: BreakGlassId,
         /// By which operating system's user.
         by: String,
     },

@@ -1,7 +1,7 @@
 //! What is kept of access that an administrator opened past the rules.
 
 use postern_common::{
-    id::{DeviceId, RequestId, ResourceName, SubjectId},
+    id::{BreakGlassId, DeviceId, ResourceName, SubjectId},
     time::WallTime,
 };
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BreakGlassRecord {
     /// Names it.
-    pub id: RequestId,
+    pub id: BreakGlassId,
     /// Who may pass.
     pub subject: SubjectId,
     /// On which device.

@@ -41,7 +41,10 @@ pub use identity::{Assurance, Person, Proven, ProvisionedName, SubjectKind, Subj
 use ipnet::IpNet;
 pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
 use postern_common::{
-    id::{DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId, SubjectId, Tag},
+    id::{
+        BreakGlassId, DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, ServiceName, SessionId,
+        SubjectId, Tag,
+    },
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     policy::Place,
     posture::Report,
@@ -149,10 +152,13 @@ pub struct DeviceRecord {
     /// The platform whose tokens it signs in with: it takes part only while a login session lasts. Absent for machines that were
     /// enrolled once and for all, and for people's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<PlatformBinding>,
+    pub platform: Option<Box<PlatformBinding>>,
     /// When its newest WireGuard key was added; absent if that was before this was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_since: Option<WallTime>,
+    /// When a person last signed in on it; absent for machines of services, and if that was before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_session: Option<WallTime>,
 }
 
 /// Why a login session ended before or at its time.
@@ -320,6 +326,9 @@ pub struct TokenRecord {
     pub created_by: String,
     /// When.
     pub created: WallTime,
+    /// When a machine last used it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used: Option<WallTime>,
 }
 
 /// One end of a pair of WireGuard keys.
@@ -556,7 +565,7 @@ pub enum StoreChange {
     /// Writes an opening past the rules, named by its id.
     PutBreakGlass(BreakGlassRecord),
     /// Forgets an opening past the rules that is over.
-    DeleteBreakGlass(RequestId),
+    DeleteBreakGlass(BreakGlassId),
     /// Writes a restraint, named by [`RestraintRecord::name`].
     PutRestraint(RestraintRecord),
     /// Forgets a restraint that was released.

@@ -59,8 +59,11 @@ pub struct RestraintRecord {
     pub reason: String,
     /// The operating system's user who asked for it, or the signal that did.
     pub by: String,
-    /// Since when.
+    /// Only proof from after that meets it: the last time that it was asked.
     pub since: WallTime,
+    /// When it was first asked; `since` if that is absent. Whatever joined after it shares it, however often it is asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<WallTime>,
     /// The number of the budgets of everything that it takes, greater than those before; 0 if it begins none. Wall time in milliseconds,
     /// unless the clock was set back.
     #[serde(default)]
@@ -138,6 +141,11 @@ impl Takes {
 }
 
 impl RestraintRecord {
+    /// Returns when it was first asked.
+    pub fn first(&self) -> WallTime {
+        self.first.unwrap_or(self.since)
+    }
+
     /// Notes that the count of a limit began anew.
     pub fn begin(&mut self, begun: Begun) {
         self.begun.retain(|known| !known.is_same(&begun));

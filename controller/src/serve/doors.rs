@@ -156,12 +156,9 @@ impl Doors for Handle {
         Box::pin(async move { Ok(shut.await?) })
     }
 
-    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
+    fn admit<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
         let who = Person::from(who);
-        let asked = self.call(move |turn, now| {
-            let out = turn.core.turned_away(&who).map(TurnedAway::NotProvisioned);
-            out.or_else(|| turn.core.overtaken(&who, now).map(TurnedAway::Overtaken))
-        });
+        let asked = self.call(move |turn, now| turn.core.admit_person(&who, now));
         Box::pin(async move { Ok(asked.await?) })
     }
 

@@ -110,6 +110,7 @@ impl Core {
             expires: now.wall.saturating_add(new.life),
             created_by: by.to_owned(),
             created: now.wall,
+            last_used: None,
         };
         let short = record.hash.short();
         self.registry.put_token(record.clone(), &mut self.out);
@@ -308,7 +309,7 @@ impl Core {
         match change.disabled {
             Some(Some(reason)) => {
                 let already = subject.disabled.as_ref() == Some(&reason);
-                self.disable_subject(subject.id, &reason, now);
+                self.disable_subject(subject.id, &reason, by, now);
                 if !already {
                     what.push(format!("disabled: {reason}"));
                 }
@@ -403,7 +404,7 @@ impl Core {
 
     pub(super) fn own_devices<'a>(&'a self, who: &Person) -> impl Iterator<Item = &'a DeviceRecord> + use<'a> {
         let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);
-        self.registry.devices().filter(move |device| Some(device.owner) == own)
+        own.into_iter().flat_map(|own| self.registry.devices_of(own))
     }
 
     /// Ends a login session on one of this person's machines.

@@ -10,7 +10,7 @@ use postern_common::{
 
 use super::{core::Core, node::Pace};
 use crate::{
-    records::{DeviceRecord, Quarantined, StoreChange},
+    records::{DeviceRecord, Quarantined, StoreChange, SubjectRecord},
     signals::alerts::{About, Alert, AlertKind},
 };
 
@@ -48,6 +48,18 @@ impl Core {
         let slept = postern_common::diagnostics::HumanDuration::rounded(slept);
         let text = format!("{machine} of {name} is used again after {slept}");
         self.alert(AlertKind::DormantAwake, text, About { subject, device: Some(id), resource: None }, now);
+    }
+
+    /// Raises an alert if a person signs in again after long, or a machine joins of a service that none was of for long: on whatever
+    /// machine, and on the pages.
+    pub(super) fn subject_wakes(&mut self, subject: &SubjectRecord, last_used: WallTime, now: Now) {
+        let slept = now.wall.since(last_used);
+        if slept < self.config.dormant_after {
+            return;
+        }
+        let slept = postern_common::diagnostics::HumanDuration::rounded(slept);
+        let text = format!("{} is used again after {slept}", subject.name);
+        self.alert(AlertKind::DormantAwake, text, About { subject: Some(subject.id), ..About::default() }, now);
     }
 
     /// Raises an alert if a device speaks from another country or autonomous system than before. Conditions on the place count in any

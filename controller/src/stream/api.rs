@@ -277,6 +277,8 @@ pub enum StaleKind {
     Device,
     /// An enrolment token.
     Token,
+    /// The token of a provider's SCIM client.
+    ScimToken,
 }
 
 /// Something that nobody uses.

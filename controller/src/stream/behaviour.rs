@@ -23,7 +23,7 @@ use std::time::Duration;
 use postern_common::{
     id::DeviceId,
     limit::{Consequence, Limit, Measure, Scan, ScanLimit, Usage},
-    policy::{LimitResponse, Place, Reach},
+    policy::{LimitResponse, Place, Reach, RequestContext},
     protocol::{MAX_SCANS, MAX_USAGES},
     time::Now,
 };
@@ -50,11 +50,11 @@ impl Core {
     }
 
     /// Returns from how many refused destinations on a device counts as one that scans.
-    pub(super) fn scan_limit_of(&self, device: &DeviceRecord, now: Now) -> Option<ScanLimit> {
+    pub(super) fn scan_limit_of(&self, device: &DeviceRecord, context: Option<&RequestContext>) -> Option<ScanLimit> {
         if !self.policy.limits_behaviour() {
             return None;
         }
-        let limit = self.policy.scan_limit(&self.context_of(device, now)?)?;
+        let limit = self.policy.scan_limit(context?)?;
         Some(ScanLimit { budget: self.scan_budget(device), ..limit })
     }
 

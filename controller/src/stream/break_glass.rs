@@ -13,14 +13,14 @@
 //!   `status` of the controller, in the audit log, in an alert. It cannot be prolonged; another one is another alert.
 //! - The lease of it is short ([`LEASE`]), so that a controller that goes away closes it within minutes.
 //!
-//! Threats: an administrator who serves themselves (two reasons, an alert to others, the audit log); somebody who took the
+//! Threats: a machine that calls itself as another ([`Core::machine_to_open`]); an administrator who serves themselves (two reasons, an alert to others, the audit log); somebody who took the
 //! controller's host over can change the policy anyway. See `docs/decisions/0013-break-glass.md` for the local form.
 
 use std::time::Duration;
 
 use postern_common::{
     grant::{Mode, OnDeny},
-    id::{DeviceId, RequestId, ResourceName, RuleName},
+    id::{BreakGlassId, DeviceId, ResourceName, RuleName},
     policy::Entitlement,
     time::{Now, WallTime},
 };
@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, BreakGlassRecord, Covered, DeviceRecord, StoreChange},
+    records::{AuditEvent, BreakGlassRecord, Covered, DeviceRecord, NameClaim, StoreChange},
     signals::alerts::{About, AlertKind},
 };
 
@@ -45,6 +45,29 @@ const LEASE: Duration = Duration::from_secs(120);
 const MAX_OPEN: usize = 64;
 
 impl Core {
+    /// Finds the machine that an administrator names to open something to it. What a machine calls itself tells nothing of who it is:
+    /// it has to be named by its identifier or by a name that was approved, or with the subject to whom it belongs.
+    ///
+    /// # Errors
+    /// [`CoreError::NotFound`], [`CoreError::Ambiguous`]; [`CoreError::NotPermitted`] if the name is only claimed, or the machine is
+    /// another subject's.
+    pub fn machine_to_open(&self, machine: &str, subject: Option<&str>) -> Result<DeviceId, CoreError> {
+        let id = self.find_device(machine)?;
+        let missing = || CoreError::NotFound { what: "device", name: id.to_string() };
+        let device = self.registry.device(id).ok_or_else(missing)?;
+        let (name, owner) = (&device.name, self.registry.subject_name(device.owner));
+        if let Some(subject) = subject {
+            if self.find_subject(subject)? != device.owner {
+                return Err(CoreError::NotPermitted(format!("{name} is a machine of {owner}")));
+            }
+        } else if device.name_claim == NameClaim::Claimed && machine.parse::<DeviceId>().is_err() {
+            return Err(CoreError::NotPermitted(format!(
+                "{name} is what a machine of {owner} calls itself, and nobody has approved that: say `--subject {owner}` if that is who you mean, or name it by its identifier, {id}"
+            )));
+        }
+        Ok(id)
+    }
+
     /// Opens a resource to the subject of a device, past the rules, for a time.
     ///
     /// # Errors
@@ -81,7 +104,7 @@ impl Core {
             return Err(CoreError::Exhausted(format!("{MAX_OPEN} are open: close some first")));
         }
         let opened = BreakGlassRecord {
-            id: RequestId::from_bytes(self.draw()),
+            id: BreakGlassId::from_bytes(self.draw()),
             subject: record.owner,
             device,
             resource: resource.clone(),
@@ -113,7 +136,7 @@ impl Core {
     ///
     /// # Errors
     /// [`CoreError::NotFound`].
-    pub fn close_break_glass(&mut self, id: RequestId, by: &str, now: Now) -> Result<(), CoreError> {
+    pub fn close_break_glass(&mut self, id: BreakGlassId, by: &str, now: Now) -> Result<(), CoreError> {
         let closed = self.registry.forget_break_glass(id);
         let record = closed.ok_or_else(|| CoreError::NotFound { what: "break-glass", name: id.to_string() })?;
         self.out.store(StoreChange::DeleteBreakGlass(id));
@@ -180,7 +203,7 @@ impl Core {
 
     /// Forgets openings that are over.
     pub(super) fn sweep_break_glass(&mut self, now: WallTime) {
-        let over: Vec<RequestId> = self.registry.break_glass().filter(|r| r.until <= now).map(|r| r.id).collect();
+        let over: Vec<BreakGlassId> = self.registry.break_glass().filter(|r| r.until <= now).map(|r| r.id).collect();
         for id in over {
             self.registry.forget_break_glass(id);
             self.out.store(StoreChange::DeleteBreakGlass(id));

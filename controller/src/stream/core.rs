@@ -97,7 +97,7 @@ pub struct Core {
     pub(super) platform: Platform,
     pub(super) habits: habits::Book,
     /// The connected machines whose old key was told of, and since when they have it.
-    pub(super) news_told: HashMap<(postern_common::id::SubjectId, habits::Habit), super::habits::News>,
+    pub(super) news_told: BTreeMap<(postern_common::id::SubjectId, habits::Habit), super::habits::News>,
     pub(super) keys_told: HashMap<DeviceId, postern_common::time::WallTime>,
     /// What time it is.
     pub(super) clock: Clock,
@@ -124,6 +124,8 @@ pub struct Core {
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
     pub(super) doors: Doors,
+    /// Browsers' login sessions that have just been cut.
+    pub(super) cut_browsers: BTreeMap<SessionId, Monotonic>,
     pub(super) timers: Timers,
     pub(super) flush_first: VecDeque<DeviceId>,
     pub(super) flush_then: VecDeque<DeviceId>,
@@ -180,10 +182,11 @@ impl Core {
             event_streams,
             refusals: Refusals::default(),
             doors: Doors::load(loaded.shut_doors),
+            cut_browsers: BTreeMap::new(),
             joins: Joins::default(),
             platform: Platform::load(loaded.token_uses, now),
             habits: habits::Book::load(loaded.habits),
-            news_told: HashMap::new(),
+            news_told: BTreeMap::new(),
             keys_told: HashMap::new(),
             started: now,
             step_up_pages: StepUpPages::default(),
@@ -502,6 +505,7 @@ impl Core {
     }
 
     fn drop_device(&mut self, device: DeviceId, now: Now) {
+        self.keep_use_of(device, now);
         self.close_node(
             device,
             Refusal::UnknownDevice,

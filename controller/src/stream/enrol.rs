@@ -139,7 +139,7 @@ impl Core {
         if let Some(reason) = &subject.disabled {
             return Err(refused(format!("{} may not take part: {reason}", subject.name)));
         }
-        self.registry.use_token(token.hash, &mut self.out);
+        self.registry.use_token(token.hash, now.wall, &mut self.out);
         self.registry.change_device(device.id, &mut self.out, |device| {
             device.owner = subject.id;
             device.tags.extend(token.tags.iter().cloned());
@@ -201,8 +201,12 @@ impl Core {
     }
 
     pub(super) fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {
-        if let Some(known) = self.registry.service(&name) {
-            return known.clone();
+        if let Some(known) = self.registry.service(&name).cloned() {
+            let last_used = self.subject_used(&known, now);
+            self.subject_wakes(&known, last_used, now);
+            let subject = SubjectRecord { last_sign_in: now.wall, ..known };
+            self.registry.put_subject(subject.clone(), &mut self.out);
+            return subject;
         }
         let subject = SubjectRecord {
             id: SubjectId::from_bytes(self.draw()),

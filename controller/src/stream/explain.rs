@@ -101,13 +101,11 @@ impl Core {
                 None => return Err(error),
             },
         };
-        let matches = |device: &&DeviceRecord| {
-            device.owner == subject && machine.is_none_or(|machine| device.name.as_str() == machine)
-        };
+        let matches = |device: &&DeviceRecord| machine.is_none_or(|machine| device.name.as_str() == machine);
         // Of several machines the one that is connected, or was last, tells most.
         let latest = self
             .registry
-            .devices()
+            .devices_of(subject)
             .filter(matches)
             .max_by_key(|device| (self.nodes.contains_key(&device.id), device.last_seen, device.id));
         if let Some(device) = latest.cloned()

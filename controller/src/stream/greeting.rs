@@ -330,7 +330,7 @@ impl Core {
             Some(lease) if !lease.wants_renewal(now) => self.decide(id, Extend::No, now),
             Some(_) | None => self.decide(id, Extend::Yes, now),
         }
-        self.ask_for_posture(id, now);
+        self.ask_for_posture(id, None, now);
         let signed_out = self.registry.session_on(id).is_none()
             && self
                 .registry

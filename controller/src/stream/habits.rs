@@ -162,6 +162,7 @@ impl Core {
             .filter_map(|device| Some((device.id, self.key_overdue_since(device, now.wall)?)))
             .filter(|(id, since)| self.keys_told.get(id) != Some(since))
             .collect();
+        let mut shut = Vec::new();
         for (id, since) in overdue {
             self.keys_told.insert(id, since);
             let denied = self.config.key_overdue == KeyOverdue::Deny;
@@ -172,9 +173,14 @@ impl Core {
             self.out.audit(AuditEvent::KeyOverdue { device: id, machine, since, denied });
             self.alert(AlertKind::KeyOverdue, text, About { subject, device: Some(id), resource: None }, now);
             if denied {
-                self.targets_changed(now);
-                self.decide(id, Extend::No, now);
+                shut.push(id);
             }
+        }
+        if !shut.is_empty() {
+            self.targets_changed(now); // looks through all machines
+        }
+        for id in shut {
+            self.decide(id, Extend::No, now);
         }
         // Also while a machine is away: it would be told again each time that it comes back.
         let registry = &self.registry;

@@ -35,7 +35,7 @@ use crate::{
     records::{
         Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectRecord,
     },
-    web::doors::{Acquaintance, JoinedMachine, PendingJoin},
+    web::doors::{Acquaintance, JoinedMachine, PendingJoin, TurnedAway},
 };
 
 /// The most machines that wait for a person at once, and of one address.
@@ -319,15 +319,42 @@ impl Core {
         Ok(())
     }
 
+    /// Lets somebody in to the pages who has just signed in, and keeps that they were there: so that an administrator can stop also whoever
+    /// never joins a machine. Says why, if they are turned away.
+    pub fn admit_person(&mut self, who: &Person, now: Now) -> Option<TurnedAway> {
+        let disabled = self.registry.subject_of(&who.kind()).and_then(|subject| subject.disabled.clone());
+        let reason = self
+            .turned_away(who)
+            .map(TurnedAway::NotProvisioned)
+            .or_else(|| self.overtaken(who, now).map(TurnedAway::Overtaken))
+            .or_else(|| self.is_cut_off(who, now).or(disabled).map(TurnedAway::Stopped));
+        if reason.is_none() && (self.registry.subject_of(&who.kind()).is_some() || self.registry.has_room_for_people())
+        {
+            self.keep_person(who, now);
+        }
+        reason
+    }
+
     /// Finds the record of a person, or makes one; takes over the name that the issuer gives them today.
     pub(super) fn person(&mut self, who: &Person, now: Now) -> Result<SubjectRecord, CoreError> {
         if let Some(why) = self.overtaken(who, now) {
             return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
         }
-        let known = self.registry.subject_of(&who.kind()).cloned();
-        let disabled = known.as_ref().and_then(|subject| subject.disabled.clone());
+        if let Some(reason) = self.is_cut_off(who, now) {
+            return Err(CoreError::NotPermitted(reason));
+        }
+        let disabled = self.registry.subject_of(&who.kind()).and_then(|subject| subject.disabled.clone());
         if let Some(reason) = disabled.or_else(|| self.turned_away(who)) {
             return Err(CoreError::NotPermitted(format!("{} may not take part: {reason}", who.name)));
+        }
+        Ok(self.keep_person(who, now))
+    }
+
+    fn keep_person(&mut self, who: &Person, now: Now) -> SubjectRecord {
+        let known = self.registry.subject_of(&who.kind()).cloned();
+        if let Some(known) = &known {
+            let last_used = self.subject_used(known, now);
+            self.subject_wakes(known, last_used, now);
         }
         let subject = match known {
             Some(subject) => SubjectRecord {
@@ -350,7 +377,7 @@ impl Core {
         };
         self.registry.put_subject(subject.clone(), &mut self.out);
         self.index_provisioned(&subject);
-        Ok(subject)
+        subject
     }
 
     /// Returns what counts of a sign-in: its groups give way to newer ones, if they were changed while its request was under way.
@@ -393,6 +420,14 @@ impl Core {
                 if device.standing != Standing::Good || self.registry.quarantine_on(&device).is_some() {
                     return Err(CoreError::NotPermitted(format!("an administrator has stopped {}", device.name)));
                 }
+                if self.is_held(&device) {
+                    return Err(CoreError::NotPermitted(format!(
+                        "{} is kept to a few resources: an administrator has to release it first",
+                        device.name
+                    )));
+                }
+                self.keep_challenges_of(device.id, now);
+                self.share_with_nobody_before(device.id, now);
                 self.registry.change_device(device.id, &mut self.out, |device| {
                     device.owner = owner;
                     device.platform = None;
@@ -403,7 +438,7 @@ impl Core {
                 self.registry.device(device.id).cloned().ok_or(CoreError::Expired)
             }
             None => {
-                let count = self.registry.devices().filter(|device| device.owner == owner).count();
+                let count = self.registry.devices_of(owner).count();
                 if count >= MAX_DEVICES_OF_PERSON {
                     return Err(CoreError::NotPermitted(format!(
                         "a person may have {MAX_DEVICES_OF_PERSON} machines: remove one first"
@@ -453,6 +488,7 @@ impl Core {
             version: String::new(),
             platform: None,
             key_since: Some(now.wall),
+            last_session: None,
         };
         self.registry.put_device(device.clone(), &mut self.out);
         Ok(device)
@@ -494,6 +530,7 @@ impl Core {
             ended: None,
         };
         self.registry.put_session(record, &mut self.out);
+        self.registry.change_device(device.id, &mut self.out, |device| device.last_session = Some(now.wall));
         self.schedule_session(id, expires, now);
         id
     }

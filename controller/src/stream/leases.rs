@@ -9,7 +9,8 @@ use postern_common::{
     grant::Mode,
     id::{DeviceId, LeaseId},
     key::PresharedKey,
-    policy::{Entitlement, StepUp},
+    limit::ScanLimit,
+    policy::{Entitlement, RequestContext, StepUp},
     time::{Monotonic, Now},
 };
 
@@ -53,10 +54,18 @@ pub(super) enum Turn {
     Second,
 }
 
+/// What policy says of one device. The context is made once for a decision.
+#[derive(Debug, Default)]
+pub(super) struct Evaluation {
+    pub(super) entitlements: Vec<Entitlement>,
+    pub(super) step_ups: Vec<StepUp>,
+    pub(super) context: Option<RequestContext>,
+}
+
 impl Core {
     /// Evaluates policy for one device. What rules gives it that an administrator revoked is left out.
-    pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> (Vec<Entitlement>, Vec<StepUp>) {
-        let Some(context) = self.context_of(device, now) else { return (vec![], vec![]) };
+    pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> Evaluation {
+        let Some(context) = self.context_of(device, now) else { return Evaluation::default() };
         self.counters.decisions += 1;
         let mut entitlements = self.policy.entitlements(&context, &self.targets);
         let mut step_ups = match device.kind {
@@ -76,7 +85,7 @@ impl Core {
             DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
         }
         let step_ups = self.offers_not_held(step_ups);
-        (entitlements, step_ups)
+        Evaluation { entitlements, step_ups, context: Some(context) }
     }
 
     /// Decides one device's lease: issues it, renews it, or takes away what does not hold any more.
@@ -102,7 +111,7 @@ impl Core {
         if away && !self.leases.get(&id).is_some_and(of_session) {
             return;
         }
-        let (entitlements, step_ups) = self.evaluate(&device, now);
+        let Evaluation { entitlements, step_ups, context } = self.evaluate(&device, now);
         let held = self.leases.remove(&id);
         let (mut lease, issued) = match held {
             Some(lease) if of_session(&lease) => (lease, false),
@@ -145,8 +154,9 @@ impl Core {
             self.out.store(StoreChange::PutLease(lease.record.clone()));
         }
         self.audit_decision(&device, &lease, issued, changed, extend);
-        self.open(lease, now);
-        self.ask_for_posture(id, now);
+        let scan = self.scan_limit_of(&device, context.as_ref());
+        self.open(lease, scan, now);
+        self.ask_for_posture(id, context, now);
     }
 
     fn new_lease(&mut self, device: &DeviceRecord, before: Option<Lease>, now: Now) -> Lease {
@@ -216,9 +226,8 @@ impl Core {
     }
 
     /// Puts a lease in force: changes what its device may open on each node, and says when to look again.
-    fn open(&mut self, mut lease: Lease, now: Now) {
+    fn open(&mut self, mut lease: Lease, scan: Option<ScanLimit>, now: Now) {
         let id = lease.record.device;
-        let scan = self.registry.device(id).cloned().and_then(|device| self.scan_limit_of(&device, now));
         let restraints = self.registry.restraints_of(Restrained::Subject(lease.record.subject));
         let wanted = lease.by_destination(restraints, now);
         let before = std::mem::replace(&mut lease.destinations, wanted.keys().copied().collect());
@@ -273,7 +282,8 @@ impl Core {
             self.end_lease(id, LeaseEnd::Expired, now);
         } else if let Some(mut lease) = self.leases.remove(&id) {
             lease.granted.retain(|granted| !granted.until.has_passed(now));
-            self.open(lease, now);
+            let scan = lease.scan.clone();
+            self.open(lease, scan, now);
         }
     }
 
@@ -427,7 +437,7 @@ impl Core {
         }
         for id in devices {
             let Some(device) = self.registry.device(id).cloned() else { continue };
-            let (entitlements, step_ups) = self.evaluate(&device, now);
+            let Evaluation { entitlements, step_ups, context } = self.evaluate(&device, now);
             let session_until = self.registry.session_on(id).map(|session| session.expires);
             let Some(mut lease) = self.leases.remove(&id) else { continue };
             // Each part ends when it would have ended: the rule's lease, counted from its beginning or the last renewal.
@@ -438,7 +448,8 @@ impl Core {
             granted.retain(|part| !part.until.has_passed(now));
             lease.granted = granted;
             lease.step_ups = step_ups;
-            self.open(lease, now);
+            let scan = self.scan_limit_of(&device, context.as_ref());
+            self.open(lease, scan, now);
         }
         let over: Vec<PeeringName> =
             self.peerings.iter().filter(|(_, peering)| peering.is_over()).map(|(name, _)| *name).collect();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use postern_common::{
     grant::{Mode, Position},
-    id::{DeviceId, MachineName, RequestId, ResourceName, RuleName, SessionId, SubjectId},
+    id::{BreakGlassId, DeviceId, MachineName, RequestId, ResourceName, RuleName, SessionId, SubjectId},
     time::{Now, WallTime},
 };
 
@@ -214,8 +214,8 @@ impl Core {
     ///
     /// # Errors
     /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
-    pub fn find_break_glass(&self, name: &str) -> Result<RequestId, CoreError> {
-        let named = |id: &RequestId| name.len() > "req_".len() && id.to_string().starts_with(name);
+    pub fn find_break_glass(&self, name: &str) -> Result<BreakGlassId, CoreError> {
+        let named = |id: &BreakGlassId| name.len() > "bg_".len() && id.to_string().starts_with(name);
         one("break-glass", name, self.registry.break_glass().map(|record| record.id).filter(named).collect())
     }
 

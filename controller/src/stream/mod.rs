@@ -45,6 +45,7 @@
 //! | `stale` | what nobody uses |
 //! | `events` | what security events of other systems change |
 //! | `event_streams` | when streams of them were heard, and their silence |
+//! | `browsers` | a browser's login session goes with the machine that it let in |
 //! | `overtaken` | the door behind them: sign-ins from before that were under way |
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
@@ -62,6 +63,7 @@ mod alarms;
 mod api;
 mod behaviour;
 mod break_glass;
+mod browsers;
 mod clock;
 mod core;
 mod enrol;

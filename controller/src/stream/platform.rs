@@ -22,7 +22,7 @@
 //! are limited by address, and recorded within a limit, with how many were not.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -75,7 +75,7 @@ enum Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Platform {
     waiting: HashMap<StreamId, Waiting>,
-    pub(super) seen: HashMap<TokenHash, Seen>,
+    pub(super) seen: BTreeMap<TokenHash, Seen>,
     /// Refusals that were not recorded.
     unrecorded: u64,
 }
@@ -249,8 +249,8 @@ impl Core {
         if !self.key_is_free(known.as_ref().map(|device| device.id), join.wireguard_key) {
             return Err(refused("this WireGuard key is another machine's: make a new one"));
         }
-        let of_service = self.registry.service(&workload.service).map(|service| service.id);
-        let count = self.registry.devices().filter(|d| d.platform.is_some() && Some(d.owner) == of_service).count();
+        let theirs = self.registry.service(&workload.service).map(|service| self.registry.devices_of(service.id));
+        let count = theirs.into_iter().flatten().filter(|device| device.platform.is_some()).count();
         if known.is_none() && count >= MAX_MACHINES_OF_SERVICE {
             return Err(refused(format!("a service may have {MAX_MACHINES_OF_SERVICE} machines: remove one first")));
         }
@@ -318,7 +318,7 @@ impl Core {
             let same = |binding: &PlatformBinding| {
                 binding.issuer == workload.issuer && binding.instance.as_ref() == Some(&workload.instance)
             };
-            device.platform.as_ref().is_some_and(same)
+            device.platform.as_deref().is_some_and(same)
                 && (device.standing != Standing::Good
                     || self.registry.quarantine_on(device).is_some_and(|q| q.target == Quarantined::Device(device.id)))
         });
@@ -339,7 +339,7 @@ impl Core {
                 |binding: &PlatformBinding| binding.issuer == workload.issuer && binding.machine.as_ref() == Some(name);
             holder.key != Some(key)
                 && Some(holder.owner) == service
-                && holder.platform.as_ref().is_some_and(same)
+                && holder.platform.as_deref().is_some_and(same)
                 && !self.is_stopped(holder)
                 && !self.nodes.contains_key(&holder.id)
                 && self.registry.session_on(holder.id).is_none()
@@ -516,11 +516,11 @@ fn take_over(device: &mut DeviceRecord, workload: &Workload) {
     if vouched.is_some() && vouched != workload.machine.as_ref().map(lower).as_ref() {
         device.name_claim = NameClaim::Claimed;
     }
-    device.platform = Some(PlatformBinding {
+    device.platform = Some(Box::new(PlatformBinding {
         issuer: workload.issuer.clone(),
         subject: workload.subject.clone(),
         instance: Some(workload.instance.clone()),
         machine: workload.machine.as_ref().map(lower),
         forget_after_ms: u64::try_from(workload.forget_after.as_millis()).unwrap_or(u64::MAX),
-    });
+    }));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use postern_common::{
     id::{DeviceId, MachineName},
-    policy::Entitlement,
+    policy::{Entitlement, RequestContext},
     posture::{Facts, Report, SignedPosture},
     protocol::{MAX_UNMET_POSTURES, ToNode, UnmetPosture},
     time::{Now, WallTime},
@@ -21,6 +21,7 @@ use postern_common::{
 use super::{
     api::{CoreError, PostureImport, PostureView},
     core::Core,
+    leases::Evaluation,
 };
 use crate::{
     decision::{Extend, Granted},
@@ -44,9 +45,8 @@ impl Core {
         Some((shortest / REPORTS_WITHIN_AGE).min(REPORT_AT_LEAST_EVERY))
     }
 
-    fn unmet(&self, device: &DeviceRecord, now: Now) -> Vec<UnmetPosture> {
-        let Some(context) = self.context_of(device, now) else { return vec![] };
-        let demands = self.policy.posture_demands(&context).into_iter();
+    fn unmet(&self, context: &RequestContext) -> Vec<UnmetPosture> {
+        let demands = self.policy.posture_demands(context).into_iter();
         let unmet = demands.flat_map(|demand| {
             let posture = demand.posture;
             demand.findings.into_iter().map(move |finding| UnmetPosture {
@@ -58,15 +58,17 @@ impl Core {
         unmet.take(MAX_UNMET_POSTURES).collect()
     }
 
-    /// Tells a node how fresh its reports have to be and what is unmet, if that is not what it was told last.
-    pub(super) fn ask_for_posture(&mut self, id: DeviceId, now: Now) {
+    /// Tells a node how fresh its reports have to be and what is unmet, if that is not what it was told last. `context` is that of a
+    /// decision of this moment, if there was one.
+    pub(super) fn ask_for_posture(&mut self, id: DeviceId, context: Option<RequestContext>, now: Now) {
         let within = self.report_within();
         let Some(node) = self.nodes.get(&id) else { return };
         if within.is_none() && node.posture_told.is_none() {
             return; // nobody asks, and nobody has asked
         }
         let Some(device) = self.registry.device(id) else { return };
-        let unmet = if within.is_some() { self.unmet(device, now) } else { vec![] };
+        let context = within.and_then(|_| context.or_else(|| self.context_of(device, now)));
+        let unmet = context.map(|context| self.unmet(&context)).unwrap_or_default();
         let report_within_ms = within.map(|within| u64::try_from(within.as_millis()).unwrap_or(u64::MAX));
         let message = ToNode::Posture { report_within_ms, unmet };
         if let Some(node) = self.nodes.get_mut(&id)
@@ -80,7 +82,7 @@ impl Core {
     /// Tells every node what a new policy asks: also those on which nobody is signed in, for whom nothing is decided.
     pub(super) fn ask_all_for_posture(&mut self, now: Now) {
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
-            self.ask_for_posture(id, now);
+            self.ask_for_posture(id, None, now);
         }
     }
 
@@ -121,7 +123,7 @@ impl Core {
                 if let Some(extend) = self.youth_changes(id, now) {
                     self.decide(id, extend, now);
                 }
-                self.ask_for_posture(id, now);
+                self.ask_for_posture(id, None, now);
                 false
             }
             Taken::Changed(changes) => {
@@ -129,7 +131,7 @@ impl Core {
                 let machine = self.registry.machine_name(id);
                 self.out.audit(AuditEvent::PostureChanged { device: id, machine, by: by.to_owned(), changes });
                 self.decide(id, Extend::No, now);
-                self.ask_for_posture(id, now);
+                self.ask_for_posture(id, None, now);
                 true
             }
         }
@@ -145,7 +147,7 @@ impl Core {
     /// are back, or parts that would end with the facts' age end later.
     fn youth_changes(&mut self, id: DeviceId, now: Now) -> Option<Extend> {
         let device = self.registry.device(id).cloned()?;
-        let (fresh, step_ups) = self.evaluate(&device, now);
+        let Evaluation { entitlements: fresh, step_ups, .. } = self.evaluate(&device, now);
         let lease = self.leases.get(&id)?;
         let granted = &lease.granted;
         let held = |new: &Entitlement| {
@@ -188,7 +190,7 @@ impl Core {
         let machine = self.registry.machine_name(id);
         self.out.audit(AuditEvent::PostureChanged { device: id, machine, by: format!("events {stream}"), changes });
         self.decide(id, Extend::No, now);
-        self.ask_for_posture(id, now);
+        self.ask_for_posture(id, None, now);
     }
 
     // --- administration
@@ -281,11 +283,12 @@ impl Core {
     /// Returns what is known of a device's posture.
     pub fn posture_of(&self, id: DeviceId, now: Now) -> PostureView {
         let evidence = self.evidence_of(id, now);
+        let context = self.registry.device(id).and_then(|device| self.context_of(device, now));
         PostureView {
             own: evidence.own,
             attested: evidence.attested,
             serial: self.postures.serial(id).map(str::to_owned),
-            unmet: self.registry.device(id).map(|device| self.unmet(device, now)).unwrap_or_default(),
+            unmet: context.map(|context| self.unmet(&context)).unwrap_or_default(),
         }
     }
 }

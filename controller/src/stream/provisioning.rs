@@ -27,7 +27,7 @@ use std::{
 };
 
 use postern_common::{
-    id::{DeviceId, RequestId, SubjectId},
+    id::{DeviceId, SubjectId},
     time::{Now, WallTime},
 };
 
@@ -36,7 +36,7 @@ use crate::{
     decision::Extend,
     records::{
         Assurance, AuditEvent, Loaded, Person, ProvisionedName, RevokeTarget, ScimKey, ScimToken, ScimUser,
-        StoreChange, SubjectKind, SubjectRecord, TokenHash,
+        SubjectKind, SubjectRecord, TokenHash,
     },
     signals::scim::{
         Answer, Command, Counts, Moment, Refusal,
@@ -357,25 +357,15 @@ impl Core {
     /// Closes every door of a person: login sessions, leases, approvals, requests and openings past the rules.
     fn close_person(&mut self, id: SubjectId, reason: &str, by: &str, now: Now) {
         let asked = |of: SubjectId| of == id;
-        let requests: Vec<(RequestId, DeviceId)> =
-            self.registry.requests().filter(|r| asked(r.subject)).map(|r| (r.id, r.device)).collect();
-        let openings: Vec<RequestId> = self.registry.break_glass().filter(|r| asked(r.subject)).map(|r| r.id).collect();
+        let was_given =
+            self.registry.requests_of(id).next().is_some() || self.registry.break_glass().any(|r| asked(r.subject));
         let nothing_open = !self.registry.sessions().any(|session| asked(session.subject))
             && !self.leases.values().any(|lease| asked(lease.record.subject));
-        if nothing_open && requests.is_empty() && openings.is_empty() {
+        if nothing_open && !was_given {
             return;
         }
         self.while_noting(RevokeTarget::Subject(id), reason, by, now, |core| {
-            for opening in openings {
-                core.registry.forget_break_glass(opening);
-                core.out.store(StoreChange::DeleteBreakGlass(opening));
-                core.out.audit(AuditEvent::BreakGlassClosed { id: opening, by: by.to_owned() });
-            }
-            for (request, device) in requests {
-                core.registry.forget_request(request);
-                core.out.store(StoreChange::DeleteRequest(request));
-                core.tell_requests(device);
-            }
+            core.take_back_given(id, by);
             core.shut(id, reason, now);
         });
     }
@@ -432,6 +422,14 @@ impl Core {
     fn is_unmatched(&self, user: &ScimUser) -> bool {
         let name = self.config.scim.as_ref().and_then(|settings| user.name_by(settings.key));
         name.is_none_or(|name| !self.provisioning.subjects.contains_key(&name))
+    }
+
+    /// Lists who may take part as the provider says and who never came, by their `userName`, and since when.
+    pub(super) fn provisioned_and_never_seen(&self) -> Vec<(String, WallTime)> {
+        let issuer = self.config.scim.as_ref().map(|settings| settings.issuer.as_str()).unwrap_or_default();
+        let realm = self.provisioning.directory.realm(issuer);
+        let people = realm.into_iter().flat_map(Realm::users).filter(|user| user.active && self.is_unmatched(user));
+        people.map(|user| (user.user_name.clone(), user.created)).collect()
     }
 
     /// Lists the people of the directory; with `inactive`, those who are deactivated.

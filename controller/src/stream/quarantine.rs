@@ -35,10 +35,7 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{
-        AuditEvent, Covered, DeviceKind, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget,
-        StoreChange,
-    },
+    records::{AuditEvent, Covered, DeviceRecord, LeaseEnd, QuarantineRecord, Quarantined, RevokeTarget, StoreChange},
 };
 
 /// The most quarantines at a time: each resource's is looked at in every decision.
@@ -127,9 +124,7 @@ impl Core {
     fn devices_held_by(&self, target: &Quarantined) -> Vec<DeviceId> {
         match target {
             Quarantined::Device(id) => vec![*id],
-            Quarantined::Subject(id) => {
-                self.registry.devices().filter(|device| device.owner == *id).map(|device| device.id).collect()
-            }
+            Quarantined::Subject(id) => self.registry.devices_of(*id).map(|device| device.id).collect(),
             Quarantined::Resource(_) => vec![],
         }
     }
@@ -149,12 +144,7 @@ impl Core {
         for device in self.devices_held_by(target) {
             self.tell_own(device);
             self.decide(device, Extend::No, now);
-            let over = |device: &DeviceRecord| {
-                device.kind == DeviceKind::StockClient && self.registry.session_on(device.id).is_none()
-            };
-            if self.registry.device(device).is_some_and(over) {
-                self.forget_device(device, now); // it was on record for the quarantine alone
-            }
+            self.forget_if_held_no_more(device, now);
         }
         self.rebuild_targets();
         self.decide_all(now);

@@ -8,9 +8,8 @@ use std::{
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use postern_common::{
-    id::{DeviceId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId},
+    id::{BreakGlassId, DeviceId, MachineName, RequestId, RuleName, ServiceName, SessionId, SubjectId},
     key::{DevicePublicKey, WireGuardPublicKey},
-    policy::Approval,
     time::WallTime,
 };
 
@@ -21,11 +20,18 @@ use crate::records::{
     SubjectKind, SubjectRecord, TokenHash, TokenRecord,
 };
 
+mod held;
+
 /// How long a login session stays on record after its end: a month, in which somebody may still ask why a machine was cut
 /// or who had been on it. After that the audit log answers.
 const KEPT_AFTER_END: Duration = Duration::from_secs(30 * 86_400);
 /// The most login sessions that one sweep forgets, so that no transaction gets long.
 const FORGOTTEN_AT_ONCE: usize = 1_000;
+
+/// The most subjects with whom people are remembered who joined no machine.
+const MAX_VISITORS: usize = 100_000;
+/// The most browsers' login sessions that are remembered of one device: as many as a person may have.
+const MAX_BROWSERS: usize = 16;
 
 /// Subjects, devices, login sessions, tokens, holds and revoked rules.
 #[derive(Debug, Default)]
@@ -33,6 +39,7 @@ pub(crate) struct Registry {
     subjects: BTreeMap<SubjectId, SubjectRecord>,
     by_kind: HashMap<SubjectKind, SubjectId>,
     devices: BTreeMap<DeviceId, DeviceRecord>,
+    devices_of: HashMap<SubjectId, BTreeSet<DeviceId>>,
     by_device_key: HashMap<DevicePublicKey, DeviceId>,
     by_name: HashMap<MachineName, DeviceId>,
     by_wireguard_key: HashMap<WireGuardPublicKey, DeviceId>,
@@ -46,15 +53,22 @@ pub(crate) struct Registry {
     /// [`KEPT_AFTER_END`].
     ended: BTreeSet<(WallTime, SessionId, DeviceId)>,
     ended_of: HashMap<DeviceId, Vec<(WallTime, SessionId)>>,
+    /// The browsers' login sessions in which somebody was signed in on each device, the last [`MAX_BROWSERS`]: also of sessions that
+    /// have ended and are on record.
+    browsers_of: HashMap<DeviceId, BTreeSet<(WallTime, SessionId)>>,
     tokens: BTreeMap<TokenHash, TokenRecord>,
     holds: Vec<HoldRecord>,
     revoked_rules: BTreeMap<RuleName, RevokedRule>,
     quarantines: BTreeMap<Quarantined, QuarantineRecord>,
     requests: BTreeMap<RequestId, RequestRecord>,
-    break_glass: BTreeMap<RequestId, BreakGlassRecord>,
+    requests_of: HashMap<SubjectId, BTreeSet<RequestId>>,
+    break_glass: BTreeMap<BreakGlassId, BreakGlassRecord>,
     restraints: BTreeMap<Restrained, Vec<RestraintRecord>>,
     /// Whom their provider keeps out, and why: worked out from what is provisioned, so kept nowhere.
     withdrawn: HashMap<SubjectId, String>,
+    /// How many records were looked at one after the other.
+    #[cfg(test)]
+    pub(crate) walked: std::cell::Cell<u64>,
 }
 
 impl Registry {
@@ -69,6 +83,7 @@ impl Registry {
             registry.index_device(device);
         }
         for session in loaded.sessions.drain(..) {
+            registry.note_browser(&session);
             if session.ended.is_none() && registry.devices.contains_key(&session.device) {
                 registry.session_of.insert(session.device, session.id);
                 registry.sessions.insert(session.id, session);
@@ -88,12 +103,21 @@ impl Registry {
         }
         registry.revoked_rules = loaded.revoked_rules.drain(..).map(|rule| (rule.rule.clone(), rule)).collect();
         registry.quarantines = loaded.quarantines.drain(..).map(|record| (record.target.clone(), record)).collect();
-        registry.requests = loaded.requests.drain(..).map(|request| (request.id, request)).collect();
+        for request in loaded.requests.drain(..) {
+            registry.index_request(request);
+        }
         for record in loaded.restraints.drain(..) {
             registry.restraints.entry(record.whom).or_default().push(record);
         }
         registry.break_glass = loaded.break_glass.drain(..).map(|record| (record.id, record)).collect();
         registry
+    }
+
+    /// Counts a record that is looked at among others, for tests of what a change costs.
+    fn walk<T>(&self, record: T) -> T {
+        #[cfg(test)]
+        self.walked.set(self.walked.get() + 1);
+        record
     }
 
     // --- subjects
@@ -118,6 +142,11 @@ impl Registry {
         self.by_kind.insert(subject.kind.clone(), subject.id);
         out.store(StoreChange::PutSubject(subject.clone()));
         self.subjects.insert(subject.id, subject);
+    }
+
+    /// Tells whether there is room to remember people who come to the pages alone: [`MAX_VISITORS`], where a provider lets in the world.
+    pub(crate) fn has_room_for_people(&self) -> bool {
+        self.subjects.len() < MAX_VISITORS
     }
 
     /// Says why a subject may not take part, if it may not: an administrator disabled it, or its provider keeps it out.
@@ -155,7 +184,17 @@ impl Registry {
     }
 
     pub(crate) fn devices(&self) -> impl Iterator<Item = &DeviceRecord> {
-        self.devices.values()
+        self.devices.values().map(|device| self.walk(device))
+    }
+
+    /// Lists the devices of one subject.
+    pub(crate) fn devices_of(&self, owner: SubjectId) -> impl Iterator<Item = &DeviceRecord> {
+        self.devices_of
+            .get(&owner)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.devices.get(id))
+            .map(|device| self.walk(device))
     }
 
     pub(crate) fn device_by_key(&self, key: &DevicePublicKey) -> Option<&DeviceRecord> {
@@ -178,6 +217,12 @@ impl Registry {
         }
     }
 
+    /// Tells whether a device belongs to a service, which cannot sign in.
+    pub(crate) fn is_of_service(&self, device: DeviceId) -> bool {
+        let owner = self.devices.get(&device).and_then(|device| self.subjects.get(&device.owner));
+        owner.is_some_and(|owner| matches!(owner.kind, SubjectKind::Service { .. }))
+    }
+
     fn index_device(&mut self, device: DeviceRecord) {
         if let Some(old) = self.devices.remove(&device.id) {
             self.unindex_device(&old);
@@ -191,10 +236,17 @@ impl Registry {
         }
         self.v4_taken.insert(device.addresses.v4);
         self.v6_taken.insert(device.addresses.v6);
+        self.devices_of.entry(device.owner).or_default().insert(device.id);
         self.devices.insert(device.id, device);
     }
 
     fn unindex_device(&mut self, device: &DeviceRecord) {
+        if let Some(of_owner) = self.devices_of.get_mut(&device.owner) {
+            of_owner.remove(&device.id);
+            if of_owner.is_empty() {
+                self.devices_of.remove(&device.owner);
+            }
+        }
         if let Some(key) = device.key {
             self.by_device_key.remove(&key);
         }
@@ -226,6 +278,7 @@ impl Registry {
         if let Some(device) = self.devices.remove(&id) {
             self.unindex_device(&device);
             self.ended_on.remove(&id);
+            self.browsers_of.remove(&id);
             for (at, session) in self.ended_of.remove(&id).unwrap_or_default() {
                 self.ended.remove(&(at, session, id));
                 out.store(StoreChange::DeleteSession(session));
@@ -283,7 +336,7 @@ impl Registry {
     }
 
     pub(crate) fn sessions(&self) -> impl Iterator<Item = &SessionRecord> {
-        self.sessions.values()
+        self.sessions.values().map(|session| self.walk(session))
     }
 
     pub(crate) fn session_on(&self, device: DeviceId) -> Option<&SessionRecord> {
@@ -292,8 +345,23 @@ impl Registry {
 
     pub(crate) fn put_session(&mut self, session: SessionRecord, out: &mut Outbox) {
         out.store(StoreChange::PutSession(session.clone()));
+        self.note_browser(&session);
         self.session_of.insert(session.device, session.id);
         self.sessions.insert(session.id, session);
+    }
+
+    fn note_browser(&mut self, session: &SessionRecord) {
+        let Some(browser) = session.vouched.filter(|_| self.devices.contains_key(&session.device)) else { return };
+        let of_device = self.browsers_of.entry(session.device).or_default();
+        of_device.insert((session.started, browser));
+        if of_device.len() > MAX_BROWSERS {
+            of_device.pop_first();
+        }
+    }
+
+    /// Lists the browsers' login sessions in which somebody was signed in on a device.
+    pub(crate) fn browsers_of(&self, device: DeviceId) -> impl Iterator<Item = SessionId> {
+        self.browsers_of.get(&device).into_iter().flatten().map(|(_, browser)| *browser)
     }
 
     /// Returns how the last login session on a device ended, if none is open there now.
@@ -364,8 +432,9 @@ impl Registry {
 
     /// Takes one use of a token away: all in memory, by the one actor that owns the core, so that no two machines can
     /// use the last one; durable before the machine is told.
-    pub(crate) fn use_token(&mut self, hash: TokenHash, out: &mut Outbox) {
+    pub(crate) fn use_token(&mut self, hash: TokenHash, now: WallTime, out: &mut Outbox) {
         if let Some(token) = self.tokens.get_mut(&hash) {
+            token.last_used = Some(now);
             token.uses_left = token.uses_left.saturating_sub(1);
             if token.uses_left == 0 {
                 self.delete_token(hash, out);
@@ -392,108 +461,6 @@ impl Registry {
             out.store(StoreChange::DeleteRevokedRule(rule.clone()));
         }
         revoked
-    }
-
-    // --- quarantine
-
-    pub(crate) fn quarantine(&self, target: &Quarantined) -> Option<&QuarantineRecord> {
-        self.quarantines.get(target)
-    }
-
-    pub(crate) fn quarantines(&self) -> impl Iterator<Item = &QuarantineRecord> {
-        self.quarantines.values()
-    }
-
-    /// Returns the quarantine that holds a device: its own, or its owner's.
-    pub(crate) fn quarantine_on(&self, device: &DeviceRecord) -> Option<&QuarantineRecord> {
-        if self.quarantines.is_empty() {
-            return None;
-        }
-        let own = self.quarantines.get(&Quarantined::Device(device.id));
-        own.or_else(|| self.quarantines.get(&Quarantined::Subject(device.owner)))
-    }
-
-    pub(crate) fn quarantined_resources(&self) -> impl Iterator<Item = &QuarantineRecord> {
-        self.quarantines.values().filter(|record| matches!(record.target, Quarantined::Resource(_)))
-    }
-
-    pub(crate) fn hold(&mut self, record: QuarantineRecord) {
-        self.quarantines.insert(record.target.clone(), record);
-    }
-
-    pub(crate) fn release(&mut self, target: &Quarantined) -> Option<QuarantineRecord> {
-        self.quarantines.remove(target)
-    }
-
-    // --- restraints
-
-    pub(crate) fn restraints(&self) -> impl Iterator<Item = &RestraintRecord> {
-        self.restraints.values().flatten()
-    }
-
-    pub(crate) fn restraints_of(&self, whom: Restrained) -> &[RestraintRecord] {
-        self.restraints.get(&whom).map_or(&[], Vec::as_slice)
-    }
-
-    /// Writes a restraint; an older one that takes the same is replaced.
-    pub(crate) fn put_restraint(&mut self, record: RestraintRecord, out: &mut Outbox) {
-        out.store(StoreChange::PutRestraint(record.clone()));
-        let held = self.restraints.entry(record.whom).or_default();
-        held.retain(|known| known.takes != record.takes);
-        held.push(record);
-    }
-
-    /// Forgets every restraint of a subject or device; returns how many there were.
-    pub(crate) fn forget_restraints(&mut self, whom: Restrained, out: &mut Outbox) -> usize {
-        let held = self.restraints.remove(&whom).unwrap_or_default();
-        let count = held.len();
-        held.into_iter().for_each(|record| out.store(StoreChange::DeleteRestraint(record)));
-        count
-    }
-
-    /// Tells whether a device belongs to a service, which cannot sign in.
-    pub(crate) fn is_of_service(&self, device: DeviceId) -> bool {
-        let owner = self.devices.get(&device).and_then(|device| self.subjects.get(&device.owner));
-        owner.is_some_and(|owner| matches!(owner.kind, SubjectKind::Service { .. }))
-    }
-
-    // --- openings past the rules
-
-    pub(crate) fn break_glass(&self) -> impl Iterator<Item = &BreakGlassRecord> {
-        self.break_glass.values()
-    }
-
-    pub(crate) fn put_break_glass(&mut self, record: BreakGlassRecord, out: &mut Outbox) {
-        out.store(StoreChange::PutBreakGlass(record.clone()));
-        self.break_glass.insert(record.id, record);
-    }
-
-    pub(crate) fn forget_break_glass(&mut self, id: RequestId) -> Option<BreakGlassRecord> {
-        self.break_glass.remove(&id)
-    }
-
-    // --- requests for access
-
-    pub(crate) fn request(&self, id: RequestId) -> Option<&RequestRecord> {
-        self.requests.get(&id)
-    }
-
-    pub(crate) fn requests(&self) -> impl Iterator<Item = &RequestRecord> {
-        self.requests.values()
-    }
-
-    pub(crate) fn put_request(&mut self, request: RequestRecord, out: &mut Outbox) {
-        out.store(StoreChange::PutRequest(request.clone()));
-        self.requests.insert(request.id, request);
-    }
-
-    pub(crate) fn forget_request(&mut self, id: RequestId) {
-        self.requests.remove(&id);
-    }
-
-    /// Lists what was approved for a device and its owner.
-    pub(crate) fn approvals(&self, device: &DeviceRecord) -> Vec<Approval> {
-        self.requests.values().filter_map(|request| request.approval(device.owner, device.id)).collect()
     }
 
     // --- addresses

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     decision::{Extend, Whence, hypothetical},
+    identity::oidc::is_misleading,
     records::{AuditEvent, Person, Quarantined, RequestRecord, StoreChange},
 };
 
@@ -71,8 +72,8 @@ pub enum Decider<'a> {
 /// Checks a text that people will read.
 pub(super) fn checked_reason(reason: &str) -> Result<String, CoreError> {
     let reason = reason.trim();
-    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(char::is_control) {
-        let message = format!("a reason is one line of 1 to {MAX_REASON} characters");
+    if reason.is_empty() || reason.chars().count() > MAX_REASON || reason.chars().any(is_misleading) {
+        let message = format!("a reason is one line of 1 to {MAX_REASON} characters, all of them to be seen");
         return Err(CoreError::NotPermitted(message));
     }
     Ok(reason.to_owned())
@@ -106,10 +107,8 @@ impl Core {
             return refused(format!("rule \"{}\" gives it for 1m to {longest}", may.rule));
         }
         let reason = checked_reason(reason)?;
-        let waits = |known: &&RequestRecord| {
-            known.subject == record.owner && matches!(known.state, AccessRequestState::Waiting { .. })
-        };
-        let waiting: Vec<&RequestRecord> = self.registry.requests().filter(waits).collect();
+        let waits = |known: &&RequestRecord| matches!(known.state, AccessRequestState::Waiting { .. });
+        let waiting: Vec<&RequestRecord> = self.registry.requests_of(record.owner).filter(waits).collect();
         if waiting.iter().any(|known| known.device == device && known.resource == resource) {
             return refused(format!("a request for {resource} waits already: postern request"));
         }
@@ -166,10 +165,11 @@ impl Core {
             // In the words for one that does not exist: whose requests there are is not everybody's to know.
             return Err(missing());
         }
-        if let Decider::Person(who) = by
-            && let Some(why) = self.overtaken(who, now)
-        {
-            return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
+        if let Decider::Person(who) = by {
+            let overtaken = self.overtaken(who, now).map(|why| format!("{}: sign in again", why.told()));
+            if let Some(why) = overtaken.or_else(|| self.is_cut_off(who, now)) {
+                return Err(CoreError::NotPermitted(why));
+            }
         }
         let until = match (&record.state, decision) {
             (AccessRequestState::Waiting { until }, Decision::Approve | Decision::Refuse)
@@ -256,6 +256,23 @@ impl Core {
         hypothetical(&self.config.url, &owner, Some(&assurance), None, Whence::default(), self.clock.times(now))
     }
 
+    /// Takes back what a subject was given beside the rules: what was approved and asked for, and openings past the rules.
+    pub(super) fn take_back_given(&mut self, subject: SubjectId, by: &str) {
+        let of_break_glass = self.registry.break_glass().filter(|record| record.subject == subject);
+        for opening in of_break_glass.map(|record| record.id).collect::<Vec<_>>() {
+            self.registry.forget_break_glass(opening);
+            self.out.store(StoreChange::DeleteBreakGlass(opening));
+            self.out.audit(AuditEvent::BreakGlassClosed { id: opening, by: by.to_owned() });
+        }
+        let requests: Vec<(RequestId, DeviceId)> =
+            self.registry.requests_of(subject).map(|request| (request.id, request.device)).collect();
+        for (request, device) in requests {
+            self.registry.forget_request(request);
+            self.out.store(StoreChange::DeleteRequest(request));
+            self.tell_requests(device);
+        }
+    }
+
     /// Lists the requests about which a person may decide, and those given that they may withdraw, the oldest first.
     pub fn requests_for(&self, who: &Person, now: Now) -> Vec<RequestView> {
         let stands = |request: &&RequestRecord| {
@@ -291,7 +308,7 @@ impl Core {
         let Some(stream) = self.nodes.get(&device).map(|node| node.stream) else { return };
         let Some(owner) = self.registry.device(device).map(|device| device.owner) else { return };
         let mut own: Vec<&RequestRecord> =
-            self.registry.requests().filter(|known| known.device == device && known.subject == owner).collect();
+            self.registry.requests_of(owner).filter(|known| known.device == device).collect();
         own.sort_by_key(|known| std::cmp::Reverse(known.asked));
         let requests = own.into_iter().take(MAX_OWN_REQUESTS).map(told).collect();
         self.out.send(stream, ToNode::Requests { requests });

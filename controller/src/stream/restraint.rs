@@ -11,12 +11,13 @@
 //!   session and a restart find it there.
 //! - A challenge is of a **subject or device, not of a session**: signing out and in again by a browser's old sign-in is no answer to
 //!   it, because that sign-in was proven before.
-//! - Only the devices concerned are decided anew.
+//! - Only the devices concerned are decided anew: a device's own, and those of its person that share what it is restrained by.
 //! - What a challenge asks, an administrator cannot be asked for by it: break-glass passes restraints as it passes rules, loudly.
 //! - What follows from a limit begins the count of that limit alone: a cheap challenge is no way to be forgotten by a harsher limit.
 //!   What an administrator does begins the counts of everything that it takes, and a release all of them.
 //! - A machine of a person does not get rid of it by leaving: removed, what it was asked to prove is asked of the person; while it is
-//!   kept to a few resources it stays on record; what joins after it shares what it is restrained by.
+//!   kept to a few resources it stays on record, and its person's; what joins after it shares what it is restrained by, also if that is
+//!   asked again.
 //!
 //! Bounds: [`MAX_OF_ONE`] of one subject or device; then challenges become one of everything, and restrictions one to what all of them
 //! leave. A restriction never becomes a challenge, which the person could meet.
@@ -127,6 +128,7 @@ impl Core {
         for device in devices {
             self.decide(device, Extend::No, now);
         }
+        self.decide_sharing(whom, now);
     }
 
     /// Asks for a sign-in that was proven after `until`, within a turn that tells the nodes at its end: for a signal that tells when
@@ -164,6 +166,7 @@ impl Core {
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
         }
+        self.decide_sharing(whom, now);
     }
 
     /// Tells whether a response would take nothing that is not taken already, on any machine.
@@ -202,10 +205,11 @@ impl Core {
         }
         // What happened earlier and is told later asks for no less than what is known already.
         let known = self.registry.restraints_of(whom).iter().find(|record| record.takes == takes);
+        let first = known.map_or(since, |known| known.first().min(since));
         let since = known.map_or(since, |known| known.since.max(since));
         let (budget, begun) = known.map(|known| (known.budget, known.begun.clone())).unwrap_or_default();
         let (reason, by) = (reason.to_owned(), by.to_owned());
-        let mut record = RestraintRecord { whom, takes, reason, by, since, budget, begun };
+        let mut record = RestraintRecord { whom, takes, reason, by, since, first: Some(first), budget, begun };
         let next = self.next_budget(whom, now);
         match begins {
             Begins::Everything => {
@@ -249,6 +253,7 @@ impl Core {
             {
                 resources.retain(|resource| other.contains(resource));
             }
+            known.first = Some(known.first().min(record.first()));
             if record.since >= known.since {
                 (known.since, known.reason, known.by) = (record.since, record.reason, record.by);
             }
@@ -262,7 +267,7 @@ impl Core {
     pub(super) fn begin_budgets_anew(&mut self, whom: Restrained, reason: &str, by: &str, now: Now) {
         let (takes, budget) = (Takes::Nothing, self.next_budget(whom, now));
         let (reason, by) = (reason.to_owned(), by.to_owned());
-        let record = RestraintRecord { whom, takes, reason, by, since: now.wall, budget, begun: vec![] };
+        let record = RestraintRecord { whom, takes, reason, by, since: now.wall, first: None, budget, begun: vec![] };
         self.registry.put_restraint(record, &mut self.out);
     }
 
@@ -280,7 +285,8 @@ impl Core {
         let budget = self.next_budget(whom, now);
         self.registry.forget_restraints(whom, &mut self.out);
         let (takes, reason, by_whom) = (Takes::Nothing, "released".to_owned(), by.to_owned());
-        let released = RestraintRecord { whom, takes, reason, by: by_whom, since: now.wall, budget, begun: vec![] };
+        let released =
+            RestraintRecord { whom, takes, reason, by: by_whom, since: now.wall, first: None, budget, begun: vec![] };
         self.registry.put_restraint(released, &mut self.out);
         if let Restrained::Subject(subject) = whom {
             self.usages.begin_anew(subject, &Takes::Nothing);
@@ -288,14 +294,7 @@ impl Core {
         self.out.audit(AuditEvent::RestraintsReleased { whom, name, by: by.to_owned() });
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);
-            let over = |device: &DeviceRecord| {
-                device.kind == DeviceKind::StockClient
-                    && self.registry.session_on(device.id).is_none()
-                    && !self.is_held(device)
-            };
-            if self.registry.device(device).is_some_and(over) {
-                self.forget_device(device, now); // it was on record for the restriction alone
-            }
+            self.forget_if_held_no_more(device, now);
         }
         if let Restrained::Device(device) = whom {
             self.decide_siblings(device, now);
@@ -309,6 +308,30 @@ impl Core {
         self.registry.quarantine_on(device).is_some() || self.is_restricted(device.id)
     }
 
+    /// Forgets a stock client that nobody is signed in on and that was on record because it was held, if nothing holds it any more.
+    pub(super) fn forget_if_held_no_more(&mut self, id: DeviceId, now: Now) {
+        let over = |device: &DeviceRecord| {
+            device.kind == DeviceKind::StockClient
+                && self.registry.session_on(device.id).is_none()
+                && !self.is_held(device)
+        };
+        if self.registry.device(id).is_some_and(over) {
+            self.forget_device(id, now);
+        }
+    }
+
+    /// Decides anew for the machines that share what another one of the same person is restrained by.
+    fn decide_sharing(&mut self, whom: Restrained, now: Now) {
+        let Restrained::Device(id) = whom else { return };
+        let Some(owner) = self.registry.device(id).map(|device| device.owner) else { return };
+        let first = self.registry.restraints_of(whom).iter().map(RestraintRecord::first).min();
+        let shares = |device: &&DeviceRecord| device.id != id && first.is_some_and(|first| first <= device.created);
+        let sharing: Vec<DeviceId> = self.registry.devices_of(owner).filter(shares).map(|device| device.id).collect();
+        for device in sharing {
+            self.decide(device, Extend::No, now);
+        }
+    }
+
     /// Decides anew for the other machines of a device's owner: those that joined later share what it is restrained by.
     fn decide_siblings(&mut self, device: DeviceId, now: Now) {
         let Some(owner) = self.registry.device(device).map(|device| device.owner) else { return };
@@ -320,9 +343,7 @@ impl Core {
     fn devices_restrained(&self, whom: Restrained) -> Vec<DeviceId> {
         match whom {
             Restrained::Device(id) => vec![id],
-            Restrained::Subject(id) => {
-                self.registry.devices().filter(|device| device.owner == id).map(|device| device.id).collect()
-            }
+            Restrained::Subject(id) => self.registry.devices_of(id).map(|device| device.id).collect(),
         }
     }
 
@@ -338,16 +359,11 @@ impl Core {
     fn records_on<'a>(&'a self, device: &'a DeviceRecord) -> impl Iterator<Item = &'a RestraintRecord> {
         let both = [Restrained::Subject(device.owner), Restrained::Device(device.id)];
         let own = both.into_iter().flat_map(|whom| self.registry.restraints_of(whom));
-        let is_older = |record: &&RestraintRecord| match record.whom {
-            Restrained::Subject(_) => false,
-            Restrained::Device(other) => {
-                other != device.id
-                    && record.since <= device.created
-                    && self.registry.device(other).is_some_and(|other| other.owner == device.owner)
-                    && !self.registry.is_of_service(other)
-            }
-        };
-        own.chain(self.registry.restraints().filter(is_older))
+        // A service has thousands of machines, and none of them shares what is another's.
+        let siblings = (!self.registry.is_of_service(device.id)).then(|| self.registry.devices_of(device.owner));
+        let others = siblings.into_iter().flatten().filter(|other| other.id != device.id);
+        let of_others = others.flat_map(|other| self.registry.restraints_of(Restrained::Device(other.id)));
+        own.chain(of_others.filter(|record| record.first() <= device.created))
     }
 
     /// Returns what is taken from whoever is signed in on a device.
@@ -377,6 +393,14 @@ impl Core {
             self.restrain(Restrained::Subject(device.owner), takes, &reason, &by, since, Begins::Nothing, now);
         }
         self.decide_siblings(id, now);
+    }
+
+    /// Counts what a machine is restrained by from now on for those who share it: it is about to be somebody else's, whose machines from
+    /// before have nothing to do with it.
+    pub(super) fn share_with_nobody_before(&mut self, id: DeviceId, now: Now) {
+        for record in self.registry.restraints_of(Restrained::Device(id)).to_vec() {
+            self.registry.put_restraint(RestraintRecord { first: Some(now.wall), ..record }, &mut self.out);
+        }
     }
 
     /// Returns what is taken from a subject on every machine.

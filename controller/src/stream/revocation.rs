@@ -206,7 +206,7 @@ impl Core {
                 self.tell_own(*id);
             }
             RevokeTarget::Node(_) | RevokeTarget::Quarantine(_) => {} // [`Core::quarantine`]
-            RevokeTarget::Subject(id) => self.disable_subject(*id, &told, now),
+            RevokeTarget::Subject(id) => self.disable_subject(*id, &told, by, now),
             RevokeTarget::Rule(rule) => {
                 let revoked =
                     RevokedRule { rule: rule.clone(), by: by.to_owned(), reason: reason.to_owned(), at: now.wall };
@@ -216,11 +216,13 @@ impl Core {
         }
     }
 
-    /// Disables a subject: its login sessions end, and its machines hold no lease and are no destination.
-    pub(super) fn disable_subject(&mut self, id: postern_common::id::SubjectId, reason: &str, now: Now) {
+    /// Disables a subject: its login sessions end, its machines hold no lease and are no destination, and what it was given beside the
+    /// rules is taken back: enabled again, it begins without.
+    pub(super) fn disable_subject(&mut self, id: postern_common::id::SubjectId, reason: &str, by: &str, now: Now) {
         let Some(mut subject) = self.registry.subject(id).cloned() else { return };
         subject.disabled = Some(reason.to_owned());
         self.registry.put_subject(subject, &mut self.out);
+        self.take_back_given(id, by);
         self.shut(id, reason, now);
     }
 
@@ -228,7 +230,7 @@ impl Core {
     pub(super) fn shut(&mut self, id: postern_common::id::SubjectId, reason: &str, now: Now) {
         let sessions: Vec<_> = self.registry.sessions().filter(|s| s.subject == id).map(|s| s.id).collect();
         self.end_sessions(sessions, reason, now);
-        let devices: Vec<DeviceId> = self.registry.devices().filter(|d| d.owner == id).map(|d| d.id).collect();
+        let devices: Vec<DeviceId> = self.registry.devices_of(id).map(|device| device.id).collect();
         for device in devices {
             self.end_lease(device, LeaseEnd::Disabled { reason: reason.to_owned() }, now);
         }

@@ -71,7 +71,11 @@ impl StepUpPages {
         let full = self.waiting.len() >= MAX_PAGES;
         if full || of_device >= MAX_OF_DEVICE {
             let mine = |waiting: &&Page| full || waiting.device == page.device;
-            let oldest = self.waiting.iter().filter(|(_, waiting)| mine(waiting)).min_by_key(|(_, page)| page.asked);
+            let oldest = self
+                .waiting
+                .iter()
+                .filter(|(_, waiting)| mine(waiting))
+                .min_by_key(|(hash, page)| (page.asked, *hash.as_bytes()));
             let oldest = oldest.map(|(hash, _)| *hash);
             oldest.into_iter().for_each(|hash| drop(self.waiting.remove(&hash)));
         }
@@ -181,8 +185,7 @@ impl Core {
         now: Now,
     ) -> Result<StepUpPage, CoreError> {
         let (page, session) = self.step_up_page_of(token, who, from, now)?;
-        let offered = self.leases.get(&page.device).map(|lease| lease.step_ups.as_slice()).unwrap_or_default();
-        let offered = offered.iter().find(|step_up| step_up.resource == page.resource).cloned();
+        let offered = self.offer_of(&page).cloned();
         let StepUp { rule, services, demand, .. } = offered.ok_or(CoreError::Expired)?; // it is open by now, or gone
         let new = self.stepped_up(&session, who);
         let sufficient = match self.missing_with(&page, &new, now).is_none() && self.strengthens(&session, &new) {
@@ -203,6 +206,16 @@ impl Core {
         })
     }
 
+    fn offer_of(&self, page: &Page) -> Option<&StepUp> {
+        self.leases.get(&page.device)?.step_ups.iter().find(|step_up| step_up.resource == page.resource)
+    }
+
+    /// Tells whether what a page is for is open on its machine.
+    fn is_open(&self, page: &Page) -> bool {
+        let granted = self.leases.get(&page.device).map(|lease| lease.granted.as_slice()).unwrap_or_default();
+        granted.iter().any(|granted| granted.entitlement.resource == page.resource)
+    }
+
     /// Returns the session's assurance after a step-up: what was just proven; groups that the issuer did not name stay.
     fn stepped_up(&self, session: &SessionRecord, who: &Person) -> Assurance {
         let new = self.assurance(who);
@@ -217,7 +230,7 @@ impl Core {
     ///
     /// # Errors
     /// [`CoreError::Expired`], and [`CoreError::NotPermitted`] with the reason: another person, a weaker proof than the session
-    /// has, or one that does not open what was asked for. Nothing is changed then.
+    /// has, one that does not open what was asked for, or something that no proof opens any more. Nothing is changed then.
     pub fn confirm_step_up(
         &mut self,
         token: &Token,
@@ -230,11 +243,21 @@ impl Core {
             self.refuse_step_up(&page, &session, why.told(), from);
             return Err(CoreError::NotPermitted(format!("{}: sign in again", why.told())));
         }
+        if let Some(reason) = self.is_cut_off(who, now) {
+            self.refuse_step_up(&page, &session, &reason, from);
+            return Err(CoreError::NotPermitted(reason));
+        }
         let new = self.stepped_up(&session, who);
         if !self.strengthens(&session, &new) {
             let reason = "this sign-in proves less than the one that the machine has";
             self.refuse_step_up(&page, &session, reason, from);
             return Err(CoreError::NotPermitted(format!("{reason}: sign in as you did there, or more strongly")));
+        }
+        if self.offer_of(&page).is_none() && !self.is_open(&page) {
+            let reason = "no proof of sign-in would open it any more";
+            self.refuse_step_up(&page, &session, reason, from);
+            let message = format!("{0}: {reason}. `postern explain {0}` on the machine says why", page.resource);
+            return Err(CoreError::NotPermitted(message));
         }
         if let Some(missing) = self.missing_with(&page, &new, now) {
             let reason = format!("it needs {}, and this sign-in does not prove that", missing.demand.words());
@@ -261,6 +284,10 @@ impl Core {
         self.registry.put_session(session, &mut self.out);
         self.decide(page.device, Extend::Yes, now);
         self.flush(now);
+        if !self.is_open(&page) {
+            let message = format!("{0} is not open yet: `postern explain {0}` on the machine says why", page.resource);
+            return Err(CoreError::NotPermitted(message));
+        }
         Ok(SteppedUp { machine: self.registry.machine_name(page.device), resource: page.resource })
     }
 }

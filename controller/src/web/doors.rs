@@ -57,6 +57,8 @@ pub enum TurnedAway {
     NotProvisioned(String),
     /// The sign-in comes from before something that ended it.
     Overtaken(Overtaking),
+    /// An administrator has stopped them, or the machine that this sign-in let in. The text is for the person.
+    Stopped(String),
 }
 
 impl TurnedAway {
@@ -65,6 +67,7 @@ impl TurnedAway {
         match self {
             Self::NotProvisioned(_) => "not_provisioned",
             Self::Overtaken(why) => why.word(),
+            Self::Stopped(_) => "stopped",
         }
     }
 }
@@ -133,8 +136,8 @@ pub trait Doors: Send + Sync + 'static {
     fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()>;
     /// Shuts the doors to sign-ins from before a logout at the provider. Ask for it before what it ends is looked for.
     fn signed_out_at_provider<'a>(&'a self, token: &'a LogoutToken) -> Answer<'a, ()>;
-    /// Says why a person who signed in is turned away: their provider keeps them out. `None` if it does not.
-    fn turned_away<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>>;
+    /// Lets in a person who signed in, and keeps that they were there; says why they are turned away, if they are.
+    fn admit<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, Option<TurnedAway>>;
 
     /// Writes an event into the audit log, durably. If that fails, what it would record is refused.
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()>;

@@ -175,10 +175,10 @@ pub(super) async fn finish(visit: &Visit, proof: Proof, vouched: Vouched<'_>, ne
     Ok(next.redirect().with_session(&token, &who, visit.now))
 }
 
-/// Turns away whom the provider keeps out, and whose sign-in comes from before something that ended it. It is asked after the session is in the store: somebody who is put out meanwhile either
-/// shows here, or their session is found and ended.
+/// Turns away whom the provider or an administrator keeps out, and whose sign-in comes from before something that ended it. It is asked after
+/// the session is in the store: somebody who is put out meanwhile either shows here, or their session is found and ended.
 pub(super) async fn admitted(visit: &Visit, cookie: &Token, who: &SignedIn) -> Result<(), Fault> {
-    let why = match visit.pages.web.doors.turned_away(who).await {
+    let why = match visit.pages.web.doors.admit(who).await {
         Ok(None) => return Ok(()),
         Ok(Some(why)) => Ok(why),
         Err(error) => Err(error),
@@ -187,7 +187,7 @@ pub(super) async fn admitted(visit: &Visit, cookie: &Token, who: &SignedIn) -> R
     let why = why?;
     visit.audit(Some(Who::of(who)), IdentityAction::SignInRefused { reason: why.word() }).await?;
     Err(match why {
-        TurnedAway::NotProvisioned(why) => {
+        TurnedAway::NotProvisioned(why) | TurnedAway::Stopped(why) => {
             Fault::NotPermitted(format!("You may not sign in here: {why}. Ask your administrator."))
         }
         TurnedAway::Overtaken(why) => Fault::Overtaken(why),

@@ -20,16 +20,19 @@ use crate::{
 /// ends by itself, after 4 hours at most. Who is signed out, disabled or in quarantine gets nothing by it.
 #[derive(Debug, Subcommand)]
 #[command(
-    after_help = "Examples:\n  postern-controller break-glass open alice-laptop db --for 30m --reason \"incident 17: disk full\" --why-past-the-rules \"no approver answers\"\n  postern-controller break-glass list\n  postern-controller break-glass close req_4k2m..."
+    after_help = "Examples:\n  postern-controller break-glass open alice-laptop db --subject alice@corp.example --for 30m --reason \"incident 17: disk full\" --why-past-the-rules \"no approver answers\"\n  postern-controller break-glass list\n  postern-controller break-glass close bg_4k2m..."
 )]
 pub(super) enum BreakGlass {
     /// Open a resource to whoever is signed in on a machine.
     #[command(
-        after_help = "Example:\n  postern-controller break-glass open alice-laptop db --for 30m --reason \"incident 17: disk full\" --why-past-the-rules \"no approver answers\""
+        after_help = "Example:\n  postern-controller break-glass open alice-laptop db --subject alice@corp.example --for 30m --reason \"incident 17: disk full\" --why-past-the-rules \"no approver answers\""
     )]
     Open {
-        /// The machine.
+        /// The machine: its identifier, or its name.
         machine: String,
+        /// To whom the machine belongs. It is needed where the machine's name is only what the machine calls itself.
+        #[arg(long)]
+        subject: Option<String>,
         /// The resource.
         resource: String,
         /// For how long.
@@ -43,7 +46,7 @@ pub(super) enum BreakGlass {
         why_past_the_rules: String,
     },
     /// Close an opening before its time.
-    #[command(after_help = "Example:\n  postern-controller break-glass close req_4k2m")]
+    #[command(after_help = "Example:\n  postern-controller break-glass close bg_4k2m")]
     Close {
         /// Its identifier, as `break-glass list` shows it, or the beginning.
         id: String,
@@ -57,9 +60,10 @@ impl BreakGlass {
     pub(super) fn run(self, desk: &Desk) -> anyhow::Result<ExitCode> {
         let now = clock::now().wall;
         match self {
-            Self::Open { machine, resource, length, reason, why_past_the_rules } => {
+            Self::Open { machine, subject, resource, length, reason, why_past_the_rules } => {
                 let length_ms = u64::try_from(length.get().as_millis()).unwrap_or(u64::MAX);
-                let request = Request::BreakGlassOpen { machine, resource, length_ms, reason, why_past_the_rules };
+                let request =
+                    Request::BreakGlassOpen { machine, subject, resource, length_ms, reason, why_past_the_rules };
                 desk.ask_and(&request, |view| {
                     let record = &view["record"];
                     let until = time(&record["until"]).map_or_else(|| "-".into(), |at| print::clock_time(at, now));

@@ -201,9 +201,9 @@ impl Group {
 /// Who and what is known here, and is not used.
 #[derive(Debug, Subcommand)]
 pub(super) enum Identities {
-    /// List people, services, machines and enrolment tokens that nobody used for long.
+    /// List people, services, machines and tokens that nobody used for long.
     #[command(
-        after_help = "Examples:\n  postern-controller identities stale\n  postern-controller identities stale --for 30d --json\n\nThen: user disable, device remove, token revoke."
+        after_help = "Examples:\n  postern-controller identities stale\n  postern-controller identities stale --for 30d --json\n\nThen: user disable, device remove, token revoke, scim token revoke."
     )]
     Stale {
         /// For how long.

@@ -146,17 +146,19 @@ pub(super) fn groups(claim: Option<&Value>) -> Option<BTreeSet<String>> {
     }
 }
 
-/// Leaves out what could reorder, hide or break text in a page, a terminal or a log, and cuts at 120 characters. A name that
+/// Tells whether a character could reorder, hide or break text in a page, a terminal or a log.
+pub(crate) fn is_misleading(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Leaves out what is misleading ([`is_misleading`]), and cuts at 120 characters. A name that
 /// reads like one of our own selectors (`service:billing`) is shown as what it is, a name at the provider.
 pub(in crate::identity) fn presentable(name: &str) -> String {
-    let misleading = |c: char| {
-        c.is_control()
-            || matches!(c,
-                '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-                | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
-                | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
-    };
-    let kept: String = name.chars().filter(|c| !misleading(*c)).take(120).collect();
+    let kept: String = name.chars().filter(|c| !is_misleading(*c)).take(120).collect();
     let kept = kept.trim();
     // Colons of other scripts look the same on a terminal.
     let plain: String = kept.chars().map(|c| if LIKE_COLONS.contains(&c) { ':' } else { c }).collect();

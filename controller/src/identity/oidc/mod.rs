@@ -21,6 +21,7 @@ pub(crate) mod http;
 mod later;
 mod settings;
 
+pub(crate) use claims::is_misleading;
 pub(in crate::identity) use claims::presentable;
 pub use fuzzing::fuzz_claims;
 pub(crate) use later::accepted;

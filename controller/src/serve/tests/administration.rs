@@ -4,9 +4,17 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::{
-    admin::client::ClientError,
-    identity::local::{Accounts, SealingKey},
+    admin::{
+        client::ClientError,
+        request::{Holdable, Revocable},
+    },
+    identity::{
+        Proof, SignedIn,
+        local::{Accounts, SealingKey},
+        sessions::{SessionLimits, WebSessions},
+    },
     store::{SqliteStore, backup},
+    web::doors::{Doors, DoorsError, StockRequest, TurnedAway},
 };
 
 async fn apply(controller: &Controller, text: &str) -> Result<Value, ClientError> {
@@ -218,4 +226,76 @@ async fn a_stock_client_ends_with_a_browser_session_that_ended_by_itself() {
     crate::serve::start::end_with_browsers(&sessions, &handle, clock::now().wall).await;
     let left = controller.ask(Request::DeviceList).await.unwrap();
     assert_eq!(left.as_array().map(Vec::len), Some(1), "{left}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_machine_takes_the_cookie_of_the_browser_that_let_it_in() {
+    const WIKI: &str = r#"
+[resource.wiki]
+nodes = ["tag:wiki"]
+ports = ["tcp/443"]
+
+[[access]]
+name = "everybody reads the wiki"
+from = ["user:*"]
+to = ["wiki"]
+stock_clients = true
+"#;
+    let controller = Controller::start(WIKI).await;
+    Machine::new("wiki-1", 1).enrol(&controller, &controller.token("wiki", "wiki", 1).await).await;
+    let pool = SqliteStore::pool(&controller.config().database()).await.unwrap();
+    let sessions = WebSessions::new(pool, SessionLimits::default());
+    let handle = controller.running().handle.clone();
+    for (n, subject) in ["lost", "found", "held"].into_iter().enumerate() {
+        let now = clock::now().wall;
+        let proof = || Proof {
+            issuer: "https://idp.example".into(),
+            subject: subject.into(),
+            name: format!("{subject}@corp.example"),
+            groups: Some([].into()),
+            acr: None,
+            amr: vec![],
+            auth_time: Some(now),
+            provisioned_as: None,
+            sid: None,
+        };
+        let (cookie, who) = sessions.open(proof(), now).await.unwrap();
+        let (other, elsewhere) = sessions.open(proof(), now).await.unwrap();
+        for who in [&who, &elsewhere] {
+            assert_eq!(Doors::admit(&handle, who).await.unwrap(), None);
+        }
+        let asked = |n: usize| StockRequest {
+            name: format!("{subject}-{n}").parse().unwrap(),
+            public_key: WireGuardPublicKey::from_bytes([u8::try_from(n).unwrap() + 1; 32]),
+        };
+        let client = Doors::stock_client(&handle, asked(10 * n), &who).await.unwrap();
+        let (name, reason, wait_ms) = (client.machine.to_string(), "stolen".to_owned(), 1_000);
+        let stop = match subject {
+            "lost" => Request::Revoke { what: Revocable::Device, name, reason, wait_ms },
+            "found" => Request::Revoke { what: Revocable::Session, name, reason, wait_ms },
+            _ => Request::Quarantine { what: Holdable::Device, name, reason, wait_ms },
+        };
+        controller.ask(stop).await.unwrap();
+        let now = clock::now().wall;
+        assert!(sessions.find(&cookie, now).await.unwrap().is_none(), "{subject}: the cookie is dead");
+        assert!(sessions.find(&other, now).await.unwrap().is_some(), "{subject}: another browser's is not");
+        let under_way = Doors::stock_client(&handle, asked(10 * n + 1), &who).await;
+        assert!(matches!(&under_way, Err(DoorsError::NotPermitted(why)) if why.contains("sign in")), "{under_way:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_of_a_provider_who_only_came_to_the_pages_is_disabled_by_name() {
+    let controller = Controller::start("").await;
+    let handle = controller.running().handle.clone();
+    let lea = SignedIn::for_test("https://idp.example", "lea", "lea@corp.example", &[]);
+    let disable = || Request::UserDisable { user: "lea@corp.example".into(), reason: "left".into() };
+    assert!(controller.ask(disable()).await.is_err(), "nobody of that name ever came");
+    assert_eq!(Doors::admit(&handle, &lea).await.unwrap(), None);
+    controller.ask(disable()).await.unwrap();
+    let away = Doors::admit(&handle, &lea).await.unwrap();
+    assert!(matches!(&away, Some(TurnedAway::Stopped(why)) if why.contains("left")), "{away:?}");
+    let subject = "lea@corp.example".to_owned();
+    controller.ask(Request::UserEnable { user: subject }).await.unwrap();
+    assert_eq!(Doors::admit(&handle, &lea).await.unwrap(), None);
 }

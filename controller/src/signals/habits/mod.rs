@@ -68,7 +68,7 @@ pub struct HabitsRecord {
 }
 
 /// Which part of the habits something belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Habit {
     /// From where it speaks.
     Place,

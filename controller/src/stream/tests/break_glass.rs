@@ -51,12 +51,29 @@ fn break_glass_opens_one_resource_to_one_machine_loudly_and_ends_by_itself() {
 }
 
 #[test]
+fn a_machine_is_not_opened_to_for_what_it_calls_itself() {
+    let Town { world, payroll, bob, .. } = town(112);
+    let id = world.nodes[bob].id();
+    let core = &world.core;
+    let refused = core.machine_to_open("bob-laptop", None);
+    assert!(matches!(&refused, Err(CoreError::NotPermitted(why)) if why.contains("bob@corp.example")), "{refused:?}");
+    let refused = core.machine_to_open("bob-laptop", Some("alice@corp.example"));
+    assert!(matches!(&refused, Err(CoreError::NotPermitted(why)) if why.contains("bob@corp.example")), "{refused:?}");
+    let refused = core.machine_to_open(&id.to_string(), Some("alice@corp.example"));
+    assert!(matches!(refused, Err(CoreError::NotPermitted(_))));
+    assert_eq!(core.machine_to_open("bob-laptop", Some("bob@corp.example")), Ok(id));
+    assert_eq!(core.machine_to_open(&id.to_string(), None), Ok(id));
+    assert_eq!(core.machine_to_open("payroll", None), Ok(world.nodes[payroll].id()), "its name was approved");
+}
+
+#[test]
 fn break_glass_does_not_pass_quarantine_nor_the_end_of_a_session_and_can_be_closed() {
     let Town { mut world, db, bob, .. } = town(111);
     let (machine, resource) = (world.nodes[bob].id(), "db".parse().expect("a name"));
     let opened =
         world.core.break_glass(machine, &resource, seconds(600), "incident", "nobody answers", "root", world.now);
     let id = opened.expect("open").record.id;
+    assert!(id.to_string().starts_with("bg_") && world.core.find_break_glass(&id.to_string()[..8]) == Ok(id));
     world.pump();
     world.run(seconds(1));
     for held in [Quarantined::Resource(resource.clone()), Quarantined::Device(machine)] {

@@ -9,7 +9,12 @@ use super::{
     node::Want,
     world::{LOCAL, World, person},
 };
-use crate::{identity::user_code::UserCode, records::RevokeTarget, stream::CoreError, web::doors::Acquaintance};
+use crate::{
+    identity::user_code::UserCode,
+    records::{Person, RevokeTarget},
+    stream::CoreError,
+    web::doors::Acquaintance,
+};
 
 const fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
@@ -203,6 +208,9 @@ fn a_machine_that_is_revoked_while_it_waits_is_not_let_in() {
     world.pump();
     let shown = world.nodes[laptop].key.public();
     let answer = world.core.confirm_join(code, shown, &alice, local(), world.now);
+    assert!(matches!(&answer, Err(CoreError::NotPermitted(why)) if why.contains("sign in again")), "{answer:?}");
+    let proven = Person { auth_time: Some(world.now.wall.saturating_add(seconds(1))), ..alice };
+    let answer = world.core.confirm_join(code, shown, &proven, local(), world.now);
     assert!(matches!(&answer, Err(CoreError::NotPermitted(why)) if why.contains("revoked")), "{answer:?}");
     assert!(world.core.list_sessions().is_empty());
 }

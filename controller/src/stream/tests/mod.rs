@@ -6,6 +6,7 @@
 mod alarms;
 mod behaviour;
 mod break_glass;
+mod browsers;
 mod claims;
 mod clock;
 mod documents;

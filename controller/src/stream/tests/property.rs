@@ -9,7 +9,7 @@ use std::{
 };
 
 use postern_common::{
-    id::{DeviceId, ResourceName, RuleName},
+    id::{DeviceId, ResourceName, RuleName, SessionId},
     net::Service,
     policy::{Assurance, Policy, Reach, RequestContext, Subject, TargetNode, Targets, UserIdentity},
     time::Monotonic,
@@ -351,6 +351,13 @@ impl Life {
         assert!(self.allowed.is_superset(&before), "a release closed something");
     }
 
+    /// Names a browser that nobody has signed in with: one that let in what was revoked since lets in nothing more.
+    fn browser(&self) -> SessionId {
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&self.world.now.wall.as_millis().to_be_bytes());
+        SessionId::from_bytes(name)
+    }
+
     /// Proves a person's sign-in anew on their machine.
     fn prove(&mut self, who: usize) {
         let name = PEOPLE[who];
@@ -358,7 +365,8 @@ impl Life {
             self.world.store.loaded.subjects.iter().any(|s| s.disabled.is_some() && s.name.starts_with(name));
         if !disabled {
             self.world.nodes[5 + who].new_key();
-            let proven = Person { auth_time: Some(self.world.now.wall), ..person(name, &["staff"]) };
+            let web_session = self.browser();
+            let proven = Person { auth_time: Some(self.world.now.wall), web_session, ..person(name, &["staff"]) };
             self.world.join(5 + who, &proven);
         }
     }
@@ -372,7 +380,8 @@ impl Life {
         let signed_in = self.world.core.find_session(&format!("{name}@corp.example")).is_ok();
         if !disabled && !signed_in {
             self.world.nodes[node].new_key();
-            self.world.join(node, &person(name, &["staff"]));
+            let web_session = self.browser();
+            self.world.join(node, &Person { web_session, ..person(name, &["staff"]) });
         }
     }
 

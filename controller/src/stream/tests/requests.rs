@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use postern_common::protocol::{AccessRequestState, FromNode};
 
-use super::world::{World, person};
+use super::world::{ISSUER, World, person};
 use crate::{
-    records::{AuditEvent, Person, Quarantined, Restrained},
-    stream::{CoreError, Decider, Decision, RequestView, SignalResponse},
+    records::{AuditEvent, Person, Quarantined, Restrained, RevokeTarget},
+    stream::{CoreError, Decider, Decision, RequestView, SignalResponse, SubjectUpdate},
 };
 
 const POLICY: &str = r#"
@@ -229,4 +229,72 @@ fn who_is_challenged_or_restricted_decides_for_nobody() {
     let proven = Person { auth_time: Some(place.world.now.wall), ..proven };
     assert!(place.decide(&request, Decision::Approve, &proven).is_err(), "what is left is for oneself");
     assert!(!place.open());
+}
+
+#[test]
+fn an_approver_who_never_joined_a_machine_can_be_stopped_by_name() {
+    let stops: [fn(&mut World, crate::records::Quarantined); 3] = [
+        |world, target| world.core.quarantine(target, "odd", "root", world.now).map(drop).expect("held"),
+        |world, target| {
+            let Quarantined::Subject(id) = target else { panic!("a subject") };
+            let restrict = SignalResponse::Restrict([].into());
+            world.core.respond(Restrained::Subject(id), restrict, "odd", "root", world.now).expect("known");
+        },
+        |world, target| {
+            let Quarantined::Subject(id) = target else { panic!("a subject") };
+            world.core.revoke(RevokeTarget::Subject(id), "left", "root", world.now).map(drop).expect("revoked");
+        },
+    ];
+    for (seed, stop) in stops.into_iter().enumerate() {
+        let mut place = place(190 + seed as u64);
+        let lead = place.lead.clone();
+        assert_eq!(place.world.core.admit_person(&lead, place.world.now), None, "signs in on the pages");
+        place.world.pump();
+        let request = place.ask(seconds(600)).expect("taken");
+        place.world.restart();
+        place.world.connect(place.ann);
+        let id = place.world.core.find_subject("lea@corp.example").expect("known by that alone");
+        stop(&mut place.world, Quarantined::Subject(id));
+        place.world.pump();
+        assert!(place.decide(&request, Decision::Approve, &lead).is_err(), "{seed}");
+        assert!(place.world.core.requests_for(&lead, place.world.now).is_empty(), "{seed}");
+    }
+}
+
+#[test]
+fn who_is_disabled_gets_nothing_back_of_what_was_given_beside_the_rules() {
+    let mut place = place(193);
+    let request = place.ask(seconds(3_600)).expect("taken");
+    let lead = place.lead.clone();
+    place.decide(&request, Decision::Approve, &lead).expect("approved");
+    let (machine, cache) = (place.world.nodes[place.ann].id(), "cache".parse().expect("a name"));
+    let now = place.world.now;
+    place.world.core.break_glass(machine, &cache, seconds(3_600), "incident", "at night", "root", now).expect("open");
+    place.world.pump();
+    place.world.run(seconds(1));
+    assert!(place.open() && place.world.passes(place.ann, place.db, "tcp/6379"));
+    let disable = |reason: Option<&str>| SubjectUpdate { groups: None, disabled: Some(reason.map(str::to_owned)) };
+    place.world.core.update_subject(ISSUER, "sub-ann", disable(Some("left")), "root", place.world.now);
+    place.world.pump();
+    assert!(place.world.store.loaded.requests.is_empty() && place.world.store.loaded.break_glass.is_empty());
+    place.world.core.update_subject(ISSUER, "sub-ann", disable(None), "root", place.world.now);
+    place.world.join(place.ann, &person("ann", &["sre", "leads"]));
+    place.world.run(seconds(1));
+    assert!(!place.open() && !place.world.passes(place.ann, place.db, "tcp/6379"), "enabled again, she begins without");
+}
+
+#[test]
+fn a_reason_has_nothing_in_it_that_cannot_be_seen() {
+    let mut place = place(194);
+    let request = place.ask(seconds(600)).expect("taken");
+    let lead = place.lead.clone();
+    for reason in ["on\u{202e}llac", "fine\u{200b}", "a\u{2066}b", "line\nline", "\u{feff}x"] {
+        let by = Decider::Person(&lead);
+        let (id, now) = (request.record.id, place.world.now);
+        let decided = place.world.core.decide_request(id, Decision::Approve, by, reason, now);
+        assert!(matches!(decided, Err(CoreError::NotPermitted(_))), "{reason:?}");
+    }
+    let by = Decider::Person(&lead);
+    let (id, now) = (request.record.id, place.world.now);
+    place.world.core.decide_request(id, Decision::Approve, by, "Störung in Zürich – 緊急", now).expect("approved");
 }

@@ -3,14 +3,18 @@
 use std::{net::IpAddr, time::Duration};
 
 use postern_common::{
+    id::ResourceName,
     policy::Reach,
     protocol::{FromNode, ToNode},
     time::WallTime,
 };
 
-use super::world::{World, person};
+use super::{
+    node::Want,
+    world::{World, person},
+};
 use crate::{
-    identity::random::Token,
+    identity::{random::Token, user_code::UserCode},
     records::{AuditEvent, Person, Restrained, RestraintRecord},
     stream::{CoreError, SignalResponse},
 };
@@ -61,6 +65,10 @@ fn town(seed: u64) -> Town {
 
 fn engineers_access() -> Reach {
     Reach::Access { rule: "engineers use git".parse().expect("a name"), resource: "git".parse().expect("a name") }
+}
+
+fn wiki() -> ResourceName {
+    "wiki".parse().expect("a name")
 }
 
 impl Town {
@@ -177,8 +185,7 @@ fn signing_out_and_in_by_an_old_sign_in_is_no_answer_to_a_challenge() {
 fn a_restraint_outlives_restarts_renewals_and_policies_until_it_is_released() {
     let mut town = town(82);
     let (laptop, bobs, alice) = (town.laptop, town.bobs, town.alice());
-    let wiki = || ["wiki".parse().expect("a name")].into();
-    town.respond(alice, SignalResponse::Restrict(wiki()));
+    town.respond(alice, SignalResponse::Restrict([wiki()].into()));
     let restricted = |town: &Town, when: &str| {
         assert!(!town.passes(town.laptop, "tcp/22") && town.passes(town.laptop, "tcp/80"), "{when}");
         assert!(town.passes(town.bobs, "tcp/22"), "{when}");
@@ -325,4 +332,105 @@ fn budgets_grow_though_the_clock_is_set_back() {
     town.world.now.wall = WallTime::from_millis(town.world.now.wall.as_millis() - 3_600_000);
     town.release(alice).expect("released");
     assert!(greatest(&town) > before, "a node opens by this alone what it has shut");
+}
+
+#[test]
+fn asking_again_frees_no_machine_that_shared_what_was_asked_first() {
+    for response in [SignalResponse::Challenge(Reach::Everything), SignalResponse::Restrict([wiki()].into())] {
+        let mut town = town(89);
+        let device = Restrained::Device(town.world.nodes[town.laptop].id());
+        town.respond(device, response.clone());
+        let new = town.world.laptop("alice-new", &person("alice", &["engineers"]));
+        town.world.run(seconds(10));
+        assert!(!town.passes(new, "tcp/22"), "{response:?}: it shares what her laptop is restrained by");
+        let asked_again = |town: &mut Town, when: &str| {
+            town.respond(device, response.clone());
+            assert!(!town.passes(new, "tcp/22") && town.passes(town.phone, "tcp/22"), "{response:?} {when}");
+        };
+        asked_again(&mut town, "the second time");
+        // The same when there are so many that they become fewer.
+        for number in 0..70 {
+            let name = format!("r{number}").parse().expect("a name");
+            let other = match &response {
+                SignalResponse::Restrict(_) => SignalResponse::Restrict([wiki(), name].into()),
+                SignalResponse::Challenge(_) | SignalResponse::Terminate => {
+                    let rule = format!("rule {number}").parse().expect("a name");
+                    SignalResponse::Challenge(Reach::Access { rule, resource: name })
+                }
+            };
+            town.respond(device, other);
+        }
+        assert!(!town.passes(new, "tcp/22"), "{response:?} among many");
+        town.world.restart();
+        for node in 0..town.world.nodes.len() {
+            town.world.connect(node);
+        }
+        town.world.run(seconds(2));
+        asked_again(&mut town, "after a restart");
+    }
+}
+
+#[test]
+fn asking_again_asks_also_the_machines_that_share_it() {
+    let mut town = town(90);
+    let device = Restrained::Device(town.world.nodes[town.laptop].id());
+    town.respond(device, SignalResponse::Challenge(Reach::Everything));
+    let proven = town.proven();
+    let new = town.world.laptop("alice-new", &proven);
+    town.world.run(seconds(10));
+    assert!(town.passes(new, "tcp/22"), "proven after it was asked");
+    town.respond(device, SignalResponse::Challenge(Reach::Everything));
+    assert!(!town.passes(new, "tcp/22") && town.passes(town.phone, "tcp/22"), "at once, not with its next renewal");
+}
+
+/// Signs alice out on a machine and has somebody else confirm it.
+fn hand_on(town: &mut Town, node: usize, who: &Person) -> Result<(), CoreError> {
+    let session = town.world.core.find_session(town.world.nodes[node].name.clone().as_str()).expect("her session");
+    town.world.core.end_own_session(session, &person("alice", &[]), town.world.now).expect("she signs out");
+    town.world.pump();
+    town.world.run(seconds(1));
+    town.world.nodes[node].want = Want::Join;
+    town.world.nodes[node].code = None;
+    town.world.cut_stream(node);
+    town.world.connect(node);
+    town.world.run(seconds(1));
+    let code: UserCode = town.world.nodes[node].code.clone().expect("a code").parse().expect("a code");
+    let shown = town.world.nodes[node].key.public();
+    let answer = town.world.core.confirm_join(code, shown, who, FROM, town.world.now).map(drop);
+    town.world.pump();
+    town.world.run(seconds(1));
+    town.world.cut_stream(node);
+    town.world.connect(node);
+    town.world.run(seconds(1));
+    answer
+}
+
+#[test]
+fn handing_a_machine_on_is_no_way_out_of_what_it_is_kept_to() {
+    let mut town = town(91);
+    let laptop = town.laptop;
+    let device = Restrained::Device(town.world.nodes[laptop].id());
+    town.respond(device, SignalResponse::Restrict([wiki()].into()));
+    let bob = person("bob", &["engineers"]);
+    let answer = hand_on(&mut town, laptop, &bob);
+    assert!(matches!(&answer, Err(CoreError::NotPermitted(why)) if why.contains("release")), "{answer:?}");
+    assert!(!town.passes(laptop, "tcp/22"));
+    assert!(!town.world.core.registry.restraints_of(device).is_empty(), "it is still on record");
+}
+
+#[test]
+fn handing_a_machine_on_leaves_what_it_was_asked_with_its_person() {
+    let mut town = town(92);
+    let (laptop, bobs) = (town.laptop, town.bobs);
+    let device = Restrained::Device(town.world.nodes[laptop].id());
+    town.respond(device, SignalResponse::Challenge(Reach::Everything));
+    town.world.run(seconds(10));
+    let other = town.world.laptop("bob-tablet", &person("bob", &["engineers"]));
+    let bob = Person { auth_time: Some(town.world.now.wall), ..person("bob", &["engineers"]) };
+    hand_on(&mut town, laptop, &bob).expect("his now");
+    assert!(town.passes(laptop, "tcp/22"), "he has proven who he is after it was asked");
+    assert!(town.passes(bobs, "tcp/22") && town.passes(other, "tcp/22"), "his other machines have no part in it");
+    let new = town.world.laptop("alice-new", &person("alice", &["engineers"]));
+    town.world.run(seconds(1));
+    assert!(!town.passes(new, "tcp/22") && !town.passes(town.phone, "tcp/22"), "she is still asked");
 }

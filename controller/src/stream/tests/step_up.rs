@@ -10,7 +10,7 @@ use postern_common::{
 use super::world::{START_WALL, World, person};
 use crate::{
     identity::random::Token,
-    records::{AuditEvent, Person},
+    records::{AuditEvent, Person, Quarantined, RevokeTarget},
     stream::CoreError,
     web::doors::Sufficient,
 };
@@ -120,6 +120,32 @@ fn the_machine_is_told_what_more_proof_would_open_and_its_destination_is_not() {
     assert!(town.world.passes(town.laptop, town.git, "tcp/80"), "the wiki is open all the while");
     let known = &town.world.nodes[town.git].peers[&town.world.nodes[town.laptop].id()];
     assert!(known.inbound.iter().all(|permission| permission.resource.as_str() == "wiki"));
+}
+
+#[test]
+fn a_page_does_not_say_that_something_is_open_which_is_not_offered_any_more() {
+    let gone: [fn(&mut World); 3] = [
+        |world| world.apply_policy(&POLICY.replace("to = [\"git\"]", "to = [\"wiki\"]")),
+        |world| {
+            let git = Quarantined::Resource("git".parse().expect("a name"));
+            world.core.quarantine(git, "odd", "root", world.now).map(drop).expect("held");
+        },
+        |world| {
+            let rule = RevokeTarget::Rule("engineers use git".parse().expect("a name"));
+            world.core.revoke(rule, "odd", "root", world.now).map(drop).expect("revoked");
+        },
+    ];
+    for (seed, gone) in gone.into_iter().enumerate() {
+        let mut town = town(160 + seed as u64);
+        let token = town.ask(town.laptop, "git");
+        gone(&mut town.world);
+        town.world.pump();
+        town.world.run(seconds(1));
+        let proven = town.proven("alice", &["pwd", "otp"]);
+        let answer = town.confirm(&token, &proven);
+        assert!(matches!(&answer, Err(CoreError::NotPermitted(why)) if why.contains("explain git")), "{answer:?}");
+        assert!(!town.world.lets_in(town.laptop, town.git, "tcp/22"));
+    }
 }
 
 #[test]

@@ -50,6 +50,32 @@ fn a_stock_client_in_quarantine_is_not_left_behind_for_another_one() {
 }
 
 #[test]
+fn releasing_a_quarantine_leaves_a_stock_client_on_record_that_is_kept_to_a_few_resources() {
+    let mut world = World::new(15, POLICY);
+    world.server("wiki-1", Some("wiki"), &["wiki"]);
+    let alice = person("alice", &["staff"]);
+    let asked = |name: &str, byte: u8| StockRequest {
+        name: name.parse().expect("a name"),
+        public_key: WireGuardPublicKey::from_bytes([byte; 32]),
+    };
+    let phone = world.core.export(&asked("phone", 0x77), &alice, local(), world.now).expect("exported").device;
+    let whom = Restrained::Device(phone);
+    world.core.respond(whom, SignalResponse::Restrict([].into()), "it scans", "a test", world.now).expect("known");
+    let held = Quarantined::Device(phone);
+    world.core.quarantine(held.clone(), "it scans", "root", world.now).expect("held");
+    world.core.web_session_ended(alice.web_session, world.now);
+    world.core.release(&held, "root", world.now).expect("released");
+    world.pump();
+    assert!(!world.core.registry.restraints_of(whom).is_empty(), "the restriction has not been released");
+    world.run(seconds(1));
+    let tablet = world.core.export(&asked("tablet", 0x78), &alice, local(), world.now).expect("exported");
+    assert!(tablet.peers.is_empty(), "another configuration shares it");
+    world.core.release_restraints(whom, "root", world.now).expect("released");
+    world.pump();
+    assert!(world.core.list_devices().iter().all(|view| view.record.id != phone), "and then it is not on record");
+}
+
+#[test]
 fn another_configuration_is_no_way_out_of_a_restraint() {
     let mut world = World::new(14, POLICY);
     world.server("wiki-1", Some("wiki"), &["wiki"]);

@@ -106,7 +106,7 @@ impl Doors for Nothing {
         Box::pin(async { Ok(()) })
     }
 
-    fn turned_away<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
+    fn admit<'a>(&'a self, _: &'a SignedIn) -> Answer<'a, Option<TurnedAway>> {
         let why = self.turns_away.lock().expect("not poisoned").clone();
         Box::pin(async move { Ok(why) })
     }
