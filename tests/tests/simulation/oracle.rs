@@ -149,7 +149,7 @@ fn is_restrained(disk: &Disk, device: &DeviceRecord, rule: &str, to: usize, on: 
         // What is asked on one machine of a person is asked on those that join later.
         Restrained::Device(id) => {
             let older = |other: &DeviceRecord| is_person && other.owner == device.owner;
-            id == device.id || record.since <= device.created && disk.devices.get(&id).is_some_and(older)
+            id == device.id || record.first() <= device.created && disk.devices.get(&id).is_some_and(older)
         }
     };
     let proven = session(disk, device).and_then(|session| session.assurance.auth_time);

@@ -280,7 +280,8 @@ stock_clients = true
         assert!(sessions.find(&cookie, now).await.unwrap().is_none(), "{subject}: the cookie is dead");
         assert!(sessions.find(&other, now).await.unwrap().is_some(), "{subject}: another browser's is not");
         let under_way = Doors::stock_client(&handle, asked(10 * n + 1), &who).await;
-        assert!(matches!(&under_way, Err(DoorsError::NotPermitted(why)) if why.contains("sign in")), "{under_way:?}");
+        let why = if subject == "held" { "is in quarantine" } else { "sign in again" };
+        assert!(matches!(&under_way, Err(DoorsError::NotPermitted(told)) if told.contains(why)), "{under_way:?}");
     }
 }
 
