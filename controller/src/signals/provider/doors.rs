@@ -15,9 +15,9 @@
 //!
 //! Invariants:
 //! - The end of one session shuts no door to another one's sign-ins.
-//! - What is shut **for good** is durable, and stays while there is room ([`MAX_SHUT`]; the oldest makes room, and is counted) for
-//!   [`KEPT`]: no session at a provider is that old and still asked for nothing. What is shut in passing stays for [`CODE_LIFE`], the
-//!   longest that a sign-in which was under way could take, and is not durable: sign-ins under way do not outlive a restart.
+//! - What is shut **for good** is durable, and stays for [`KEPT`], as long as a session at a provider may be expected to live, while there
+//!   is room ([`MAX_SHUT`]; the oldest makes room, and is counted). What is shut in passing stays for [`CODE_LIFE`], the longest that a
+//!   sign-in which was under way could take, and is not durable: sign-ins under way do not outlive a restart.
 //! - A door never opens wider: an older event that comes later moves nothing back.
 //!
 //! Names are kept as hashes, so that each takes the same room, however long it is.
