@@ -93,6 +93,30 @@ impl fmt::Debug for WallTime {
     }
 }
 
+/// How many bytes an instant takes in a text: `2026-11-23T09:00:00Z`.
+const WRITTEN: usize = 20;
+
+/// Writes the instants in a text anew, those that stand there as [`WallTime`] prints them: texts travel with instants in UTC,
+/// and people read them in their own zone.
+pub fn with_instants(text: &str, write: impl Fn(WallTime) -> String) -> String {
+    let mut told = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(next) = rest.chars().next() {
+        let word = rest.get(..WRITTEN).filter(|word| next.is_ascii_digit() && word.ends_with('Z'));
+        match word.and_then(|word| word.parse::<jiff::Timestamp>().ok()) {
+            Some(at) => {
+                told.push_str(&write(WallTime::from_millis(at.as_millisecond())));
+                rest = &rest[WRITTEN..];
+            }
+            None => {
+                told.push(next);
+                rest = &rest[next.len_utf8()..];
+            }
+        }
+    }
+    told
+}
+
 /// Both clocks, read together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -168,6 +192,17 @@ mod tests {
         assert!(!deadline.has_passed(now(10_999, 50_999)));
         assert!(deadline.has_passed(now(11_000, -3_600_000)));
         assert!(deadline.has_passed(now(10_001, 51_000)), "a wall clock set forward closes");
+    }
+
+    #[test]
+    fn instants_in_a_text_are_written_anew_and_nothing_else_is() {
+        let told = |text: &str| with_instants(text, |at| format!("<{}>", at.as_millis() / 1_000));
+        let instant = WallTime::from_millis(1_700_000_000_000);
+        assert_eq!(told(&format!("held since {instant}: it scans")), "held since <1700000000>: it scans");
+        assert_eq!(told(&format!("{instant}{instant}")), "<1700000000><1700000000>");
+        for text in ["", "2026-11-23", "é2023-11-14T22:13:2éZ", "2023-99-14T22:13:20Z", "1234567890123456789Z"] {
+            assert_eq!(told(text), text);
+        }
     }
 
     #[test]

@@ -36,9 +36,9 @@ use postern_controller::{
     web::{
         self, Doors, LocalAccounts, SignInWays, Web,
         doors::{
-            Acquaintance, Answer, DeviceKind, DoorsError, JoinedMachine, OpenFrom, PendingJoin, Portal, PortalDevice,
-            PortalResource, PortalSession, Presence, Reach, StepUpPage, SteppedUp, StockClients, StockConfiguration,
-            StockPeer, StockRequest, Sufficient, TurnedAway,
+            Acquaintance, Answer, DeviceKind, DoorsError, GroupsKnown, JoinedMachine, OpenFrom, PendingJoin, Portal,
+            PortalDevice, PortalResource, PortalSession, Presence, Reach, StepUpPage, SteppedUp, StockClients,
+            StockConfiguration, StockPeer, StockRequest, Sufficient, TurnedAway,
         },
         event::IdentityEvent,
     },
@@ -194,7 +194,12 @@ impl Doors for Memory {
                 return Ok(Portal::default());
             }
             let devices = self.devices.lock().unwrap().clone();
-            Ok(Portal { resources: resources(), devices, stock_clients: StockClients::Permitted })
+            Ok(Portal {
+                resources: resources(),
+                devices,
+                stock_clients: StockClients::Permitted,
+                groups: GroupsKnown::Enough,
+            })
         })
     }
 

@@ -30,7 +30,7 @@ test("sign-in asks again after a wrong password and says why", async () => {
   await world.pictures(page, "sign-in");
   await signIn(page, "alice@corp.example", "wrong password here");
   await page.getByRole("alert").waitFor();
-  assert.match(await page.getByRole("alert").innerText(), /Login or password are wrong/);
+  assert.match(await page.getByRole("alert").innerText(), /Login or password is wrong/);
   assert.equal(await page.getByLabel("Login").inputValue(), "alice@corp.example");
   await world.pictures(page, "sign-in-refused");
   await signIn(page, "alice@corp.example", world.pages.password);

@@ -36,7 +36,7 @@ test("a wrong password is refused, the right one opens the resources that policy
   const page = await world.page();
   await page.goto("/");
   await signIn(page, "alice@corp.example", "wrong password here");
-  assert.match(await page.getByRole("alert").innerText(), /Login or password are wrong/);
+  assert.match(await page.getByRole("alert").innerText(), /Login or password is wrong/);
   await signIn(page, "alice@corp.example", world.pages.password);
   await page.waitForURL(world.url + "/");
   assert.equal(await heading(page), "Your resources");

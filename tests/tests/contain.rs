@@ -158,7 +158,11 @@ fn access_on_request_is_given_by_another_person_and_ends_on_the_nodes_without_th
     let own = world.browser(&laptop.host)?;
     let page = own.get("https://ctl/requests")?;
     let page = own.submit(&page.form("password")?, &[("login", "ann"), ("password", PASSWORD)])?;
-    ensure!(page.body.contains("Nobody waits for you"), "her own request is shown to her: {}", page.text());
+    ensure!(
+        page.body.contains("No request waits for your decision"),
+        "her own request is shown to her: {}",
+        page.text()
+    );
 
     let browser = world.browser(&db.host)?;
     let page = browser.get("https://ctl/requests")?;

@@ -115,3 +115,17 @@ fn a_table_that_stands_twice_is_one_mistake_and_others_beside_it_are_not_hidden(
     assert!(shown.contains("duplicate key `a`") && shown.contains("p.toml:4:2"), "{shown}");
     assert!(shown.contains("duplicate key `z`") && shown.contains("p.toml:9:1"), "{shown}");
 }
+
+#[test]
+fn a_name_that_somebody_chose_is_one_word_of_a_command() {
+    for (name, word) in [
+        ("alice@corp.example", "alice@corp.example"),
+        ("service:payroll", "service:payroll"),
+        ("Alice Example", "'Alice Example'"),
+        ("x; rm -rf /", "'x; rm -rf /'"),
+        ("o'brien", r"'o'\''brien'"),
+        ("", "''"),
+    ] {
+        assert_eq!(shell_word(name), word);
+    }
+}

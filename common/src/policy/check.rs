@@ -230,11 +230,12 @@ impl Policy {
     fn restraints_of(&self, test: &TestCase, now: WallTime) -> Vec<Restraint> {
         let challenge = test.challenged.iter().map(|reason| {
             let reason = reason.clone();
-            Restraint::Challenge { reach: Reach::Everything, since: now, reason }
+            Restraint::Challenge { reach: Reach::Everything, since: now, reason, whom: "subject".into() }
         });
         let only = test.restricted_to.iter().map(|set| Restraint::Only {
             resources: self.set(*set),
             reason: format!("the test says that only \"{}\" is left", self.model.sets[*set].name),
+            whom: "subject".into(),
         });
         challenge.chain(only).collect()
     }

@@ -12,6 +12,7 @@
 use std::collections::HashMap;
 
 use super::{
+    Audience,
     condition::{Lens, State},
     model::{Access, Deny, DenyTo, Life, Model},
     restraint::Restraint,
@@ -195,7 +196,7 @@ impl<'a> Evaluation<'a> {
             let Some((until, mode)) = state else { continue };
             for resource in access.to.iter().filter(|resource| wanted(index, **resource)) {
                 let name = &self.model.resources[*resource].name;
-                if access.restrained(self.model, name, None, self.context, self.lens).is_some() {
+                if access.restrained(self.model, name, None, self.context, self.lens, Audience::Operator).is_some() {
                     continue;
                 }
                 let Some(approved) = self.approved(access, *resource) else { continue };
@@ -220,7 +221,7 @@ impl<'a> Evaluation<'a> {
                 let mut nodes = nodes.clone();
                 nodes.retain(|node| {
                     let on = Some(self.targets.nodes()[*node].device);
-                    access.restrained(self.model, name, on, self.context, self.lens).is_none()
+                    access.restrained(self.model, name, on, self.context, self.lens, Audience::Operator).is_none()
                 });
                 self.minus_denies(&whole, &nodes, &mut granted);
             }

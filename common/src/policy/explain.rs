@@ -10,9 +10,9 @@ use std::collections::BTreeSet;
 
 use super::{
     Audience, Destination, Policy,
-    condition::Lens,
+    condition::{Lens, Unmet},
     evaluate::{Evaluation, Granted},
-    model::{Access, Life, Model},
+    model::{Access, DenyTo, Life, Model},
     posture,
     restraint::Restraint,
     services::{overlap, split},
@@ -22,6 +22,10 @@ use crate::{grant::Mode, id::ResourceName, net::Service, protocol::Explanation, 
 
 /// The most `because` lines of an explanation.
 const MAX_BECAUSE: usize = 8;
+
+/// What helps a person whose groups are unknown.
+const SIGN_IN_AGAIN_FOR_GROUPS: &str =
+    "sign in again; if that does not help, ask an administrator to release the groups claim";
 
 impl Policy {
     /// Tells why the subject may or may not reach something; every service of it if `service` is absent.
@@ -58,7 +62,7 @@ impl Policy {
         service: Option<Service>,
         audience: Audience,
     ) -> Explanation {
-        let question = Question { model: &self.model, lens, context, targets, to, service };
+        let question = Question { model: &self.model, lens, context, targets, to, service, audience };
         let mut explanation = question.answer();
         if audience == Audience::Subject && !explanation.allowed && !question.ever_opened() {
             explanation = question.nothing_there();
@@ -78,6 +82,7 @@ struct Question<'a> {
     targets: &'a Targets,
     to: &'a Destination,
     service: Option<Service>,
+    audience: Audience,
 }
 
 impl Question<'_> {
@@ -213,8 +218,7 @@ impl Question<'_> {
             }
         };
         let mut because = vec![format!("{} is named by {}", self.context.subject, best.via)];
-        because.extend(access.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
-        because.extend(access.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
+        because.extend(about(access.reason.as_deref(), access.owner.as_deref()));
         let limits = access.limits_at(self.context.latest()).into_iter();
         because.extend(limits.map(|limit| format!("at most {limit}; beyond that {}", limit.then)));
         because.extend(self.shut_beside(best));
@@ -241,7 +245,8 @@ impl Question<'_> {
         let (access, name) = (&self.model.access[granted.access], &self.model.resources[granted.resource].name);
         let shut = self.nodes().into_iter().filter_map(|node| {
             let node = &self.targets.nodes()[node];
-            let unmet = access.restrained(self.model, name, Some(node.device), self.context, self.lens)?;
+            let unmet =
+                access.restrained(self.model, name, Some(node.device), self.context, self.lens, self.audience)?;
             Some(format!("not on {}: {}; it {}", node.name, unmet.fact, unmet.demand))
         });
         shut.take(MAX_BECAUSE).collect()
@@ -289,13 +294,25 @@ impl Question<'_> {
                     .because
                     .push("the groups of this person are unknown: the sign-in did not carry them".into());
             }
-            let owners = offering.iter().filter_map(|index| {
-                let resource = &self.model.resources[*index];
-                resource.owner.as_ref().map(|owner| format!("ask {owner}, the owner of {}", resource.name))
-            });
-            explanation.fix = owners.into_iter().next();
+            explanation.fix = self.ask_owner(&offering);
             explanation
         })
+    }
+
+    /// Names whom to ask for one of these resources: the first of them that has an owner.
+    fn ask_owner(&self, resources: &[usize]) -> Option<String> {
+        resources.iter().find_map(|index| {
+            let resource = &self.model.resources[*index];
+            resource.owner.as_ref().map(|owner| format!("ask {owner}, the owner of {}", resource.name))
+        })
+    }
+
+    /// Returns what is asked for of the resources that a rule names (`None`: all), what is meant by name in front.
+    fn asked_of(&self, to: Option<&[usize]>) -> Vec<usize> {
+        let (meant, related) = (self.resources(), self.related());
+        let beside = related.iter().filter(|resource| !meant.contains(resource));
+        let asked = meant.iter().filter(|resource| related.contains(resource)).chain(beside).copied();
+        asked.filter(|resource| to.is_none_or(|to| to.contains(resource))).collect()
     }
 
     /// Explains by a deny, if some access would hold without it.
@@ -314,19 +331,27 @@ impl Question<'_> {
         let rule = &self.model.deny[deny];
         let named = rule.from.iter().map(|selector| selector.matches(self.context)).fold(Truth::False, Truth::or);
         let mut because = Vec::new();
+        let asked = match &rule.to {
+            DenyTo::Everything => self.asked_of(None),
+            DenyTo::Resources(to) => self.asked_of(Some(to)),
+        };
+        let mut fix = None;
         if named == Truth::Unknown {
             because.push("the groups of this person are unknown, and what is unknown satisfies a deny".into());
+            fix = Some(SIGN_IN_AGAIN_FOR_GROUPS.to_owned());
         }
         if let Some(unless) = rule.unless {
             let unmet = self.model.whens[unless].unmet(self.model, self.context, self.lens);
+            // Whoever meets it is not refused, whatever the rule makes of their groups.
+            fix = unmet.first().and_then(|first| self.fix_of(first, &asked)).or(fix);
             because.extend(unmet.into_iter().map(|unmet| format!("{}; it {}", unmet.fact, unmet.demand)));
         }
-        because.extend(rule.reason.iter().map(|reason| format!("reason of the rule: {reason}")));
-        because.extend(rule.owner.iter().map(|owner| format!("owner of the rule: {owner}")));
+        because.extend(about(rule.reason.as_deref(), rule.owner.as_deref()));
         Some(Explanation {
             rule: Some(rule.name.to_string()),
             location: Some(self.model.location(rule.line)),
             because,
+            fix: fix.or_else(|| self.ask_owner(&asked)),
             ..self.denied(format!("rule \"{}\" refuses it", rule.name))
         })
     }
@@ -350,9 +375,12 @@ impl Question<'_> {
     }
 
     fn miss(&self, access: &Access) -> (usize, Explanation) {
+        let asked = self.asked_of(Some(&access.to));
         let mut explanation = Explanation {
             rule: Some(access.name.to_string()),
             location: Some(self.model.location(access.line)),
+            because: about(access.reason.as_deref(), access.owner.as_deref()).collect(),
+            fix: self.ask_owner(&asked),
             ..self.denied("")
         };
         match access.life {
@@ -369,41 +397,49 @@ impl Question<'_> {
         }
         let when = access.when.map(|when| &self.model.whens[when]);
         let unmet = when.map(|when| when.unmet(self.model, self.context, self.lens)).unwrap_or_default();
-        let asked = self.resources().into_iter().filter(|resource| access.to.contains(resource));
-        let names: Vec<&ResourceName> = asked.map(|resource| &self.model.resources[resource].name).collect();
+        let meant = self.resources().into_iter().filter(|resource| access.to.contains(resource));
+        let names: Vec<&ResourceName> = meant.map(|resource| &self.model.resources[resource].name).collect();
         let unapproved = names.iter().all(|name| access.approved(name, self.context).is_none());
         let missing = names.first().filter(|_| unapproved && self.lens != Lens::Anyhow);
         // What was taken away comes first: that it was is news, and the conditions are known.
-        let everywhere = |name: &&ResourceName| access.restrained(self.model, name, None, self.context, self.lens);
+        let everywhere =
+            |name: &&ResourceName| access.restrained(self.model, name, None, self.context, self.lens, self.audience);
         let held = names.iter().find_map(everywhere).or_else(|| {
             let nodes = self.nodes().into_iter().map(|node| self.targets.nodes()[node].device);
             let mut on = nodes.flat_map(|node| names.iter().map(move |name| (*name, node)));
-            on.find_map(|(name, node)| access.restrained(self.model, name, Some(node), self.context, self.lens))
+            on.find_map(|(name, node)| {
+                access.restrained(self.model, name, Some(node), self.context, self.lens, self.audience)
+            })
         });
         let count = unmet.len() + usize::from(missing.is_some()) + usize::from(held.is_some());
         let mut told = held.into_iter().chain(unmet);
         if let Some(first) = told.next() {
             explanation.reason = format!("{}; rule \"{}\" {}", first.fact, access.name, first.demand);
-            explanation.fix = match first.mended_by_step_up {
-                true => self.step_up_of(access).or(first.fix),
-                false => first.fix,
-            };
+            explanation.fix = self.fix_of(&first, &asked).or(explanation.fix);
         } else if let Some(name) = missing {
-            explanation.reason = format!("rule \"{}\" gives it for a time, to whom it is approved", access.name);
+            let ended = access.last_approval(name, self.context).filter(|until| *until <= self.context.latest());
+            let ended = ended.map(|until| format!("; the last one ended at {until}")).unwrap_or_default();
+            explanation.reason =
+                format!("rule \"{}\" gives it for a limited time, after an approval{ended}", access.name);
             explanation.fix = Some(format!("postern request {name} --for 1h --reason \"...\""));
         } else {
             // Its conditions hold, so the port that is asked for is not among those it gives.
             explanation.reason = format!("rule \"{}\" does not give this", access.name);
         }
-        explanation.because = told.map(|unmet| format!("{}; it also {}", unmet.fact, unmet.demand)).collect();
+        let beside = told.map(|unmet| format!("{}; it also {}", unmet.fact, unmet.demand)).collect();
+        let about = std::mem::replace(&mut explanation.because, beside);
+        explanation.because.extend(about);
         (count, explanation)
     }
 
-    /// Names the command that asks for stronger or fresher proof, where that is what the rule lacks.
-    fn step_up_of(&self, access: &Access) -> Option<String> {
-        let related = self.related();
-        let resource = access.to.iter().find(|resource| related.contains(resource))?;
-        Some(format!("postern step-up {}", self.model.resources[*resource].name))
+    /// Says what mends a condition: where stronger or fresher proof does, the command that asks for it.
+    fn fix_of(&self, unmet: &Unmet, asked: &[usize]) -> Option<String> {
+        let step_up = || {
+            let resource = asked.first()?;
+            Some(format!("postern step-up {}", self.model.resources[*resource].name))
+        };
+        let step_up = if unmet.mended_by_step_up { step_up() } else { None };
+        step_up.or_else(|| unmet.fix.clone())
     }
 
     /// Explains by an access that might name the subject if its groups were known.
@@ -416,8 +452,15 @@ impl Question<'_> {
             rule: Some(access.name.to_string()),
             location: Some(self.model.location(access.line)),
             because: vec!["the sign-in did not carry the person's groups".into()],
-            fix: Some("sign in again; if that does not help, ask an administrator to release the groups claim".into()),
+            fix: Some(SIGN_IN_AGAIN_FOR_GROUPS.into()),
             ..self.denied(format!("rule \"{}\" names groups, and the groups of this person are unknown", access.name))
         })
     }
+}
+
+/// Says what the author of a rule wrote about it.
+fn about(reason: Option<&str>, owner: Option<&str>) -> impl Iterator<Item = String> {
+    let reason = reason.map(|reason| format!("reason of the rule: {reason}"));
+    let owner = owner.map(|owner| format!("owner of the rule: {owner}"));
+    reason.into_iter().chain(owner)
 }

@@ -55,7 +55,7 @@ pub use posture::PostureDemand;
 pub use proof::{Anew, Demand, Phishing};
 pub use read::{DEFAULT_LEASE, LEASE_LIMITS};
 pub use request::{Approval, Requestable};
-pub use restraint::{Reach, Restraint};
+pub use restraint::{ASK_ADMINISTRATOR, Reach, Restraint};
 pub use selector::{Selector, SelectorError};
 pub use step_up::StepUp;
 pub use subject::{Assurance, RequestContext, Subject, TargetNode, Targets, Truth, UserIdentity};
@@ -127,6 +127,12 @@ pub enum Audience {
 }
 
 impl Policy {
+    /// Tells whether any access goes by groups.
+    pub fn names_groups(&self) -> bool {
+        let mut named = self.model.access.iter().flat_map(|access| &access.from);
+        named.any(|selector| matches!(selector, Selector::Group(_)))
+    }
+
     /// The policy of a controller that was never given one: nobody may reach anything.
     pub fn empty() -> Self {
         Self { model: Arc::default() }

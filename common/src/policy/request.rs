@@ -55,13 +55,26 @@ impl Access {
     /// Tells until when something was approved under this rule; `None` if it has to be and was not.
     pub(super) fn approved(&self, resource: &ResourceName, context: &RequestContext) -> Option<WallTime> {
         let Some(on_request) = &self.request else { return Some(WallTime::NEVER) };
-        let approvals = context.approved.iter().filter(|known| known.rule == self.name && known.resource == *resource);
-        let live = approvals.filter_map(|approval| {
+        let live = self.approvals(resource, context).filter_map(|approval| {
             let until = on_request.until(approval);
             let state = context.at_every_time(|now| State { truth: Truth::known(until > now), until });
             (state.truth == Truth::True).then_some(state.until)
         });
         live.max()
+    }
+
+    /// Tells until when the last approval under this rule holds, or held; `None` if none is on record.
+    pub(super) fn last_approval(&self, resource: &ResourceName, context: &RequestContext) -> Option<WallTime> {
+        let on_request = self.request.as_ref()?;
+        self.approvals(resource, context).map(|approval| on_request.until(approval)).max()
+    }
+
+    fn approvals<'a>(
+        &'a self,
+        resource: &'a ResourceName,
+        context: &'a RequestContext,
+    ) -> impl Iterator<Item = &'a Approval> {
+        context.approved.iter().filter(move |known| known.rule == self.name && known.resource == *resource)
     }
 }
 

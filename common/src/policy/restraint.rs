@@ -16,6 +16,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Audience,
     condition::{Lens, Unmet},
     model::{Access, Model},
     proof::{Anew, Demand},
@@ -25,6 +26,9 @@ use crate::{
     id::{DeviceId, ResourceName, RuleName},
     time::WallTime,
 };
+
+/// The fix for a person who can do nothing about it by themselves.
+pub const ASK_ADMINISTRATOR: &str = "ask your administrator";
 
 /// What of a subject's access a challenge concerns.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ pub enum Restraint {
         since: WallTime,
         /// Why, for people: `payroll-app: more than 2 GiB within 1 h`.
         reason: String,
+        /// On whom it lies, as the command that releases it names them: `subject bob@corp.example`.
+        whom: String,
     },
     /// Nothing but these resources.
     Only {
@@ -79,6 +85,8 @@ pub enum Restraint {
         resources: BTreeSet<ResourceName>,
         /// Why, for people.
         reason: String,
+        /// On whom it lies, as the command that releases it names them.
+        whom: String,
     },
 }
 
@@ -97,7 +105,7 @@ impl Access {
     /// none does.
     pub(super) fn challenged(&self, resource: &ResourceName, on: Option<DeviceId>, context: &RequestContext) -> Demand {
         let anew = context.restraints.iter().filter_map(|restraint| match restraint {
-            Restraint::Challenge { reach, since, reason } if reach.covers(&self.name, resource, on) => {
+            Restraint::Challenge { reach, since, reason, whom: _ } if reach.covers(&self.name, resource, on) => {
                 Some(Anew { after: *since, reason: reason.clone() })
             }
             Restraint::Challenge { .. } | Restraint::Only { .. } => None,
@@ -105,8 +113,8 @@ impl Access {
         Demand { anew: anew.max(), ..Demand::default() }
     }
 
-    /// Tells why a restraint keeps this rule from giving a resource, on any machine or on that one; nothing if none does. Time passing
-    /// frees nobody.
+    /// Tells why a restraint keeps this rule from giving a resource, on any machine or on that one, and who can mend that; nothing if
+    /// none does. Time passing frees nobody.
     pub(super) fn restrained(
         &self,
         model: &Model,
@@ -114,17 +122,19 @@ impl Access {
         on: Option<DeviceId>,
         context: &RequestContext,
         lens: Lens,
+        audience: Audience,
     ) -> Option<Unmet> {
         if context.restraints.is_empty() || lens == Lens::Anyhow {
             return None;
         }
         let only = context.restraints.iter().find_map(|restraint| match restraint {
-            Restraint::Only { resources, reason } if !resources.contains(resource) => Some(reason),
+            Restraint::Only { resources, reason, whom } if !resources.contains(resource) => Some((reason, whom)),
             Restraint::Only { .. } | Restraint::Challenge { .. } => None,
         });
-        if let Some(reason) = only {
+        if let Some((reason, whom)) = only {
             let demand = "gives nothing until an administrator releases it".into();
-            return Some(Unmet { fact: reason.clone(), demand, fix: None, mended_by_step_up: false });
+            let fix = Some(release(whom, audience));
+            return Some(Unmet { fact: reason.clone(), demand, fix, mended_by_step_up: false });
         }
         let demand = self.challenged(resource, on, context);
         let anew = demand.anew.as_ref()?;
@@ -139,9 +149,33 @@ impl Access {
             Subject::Service { .. } => Some(Unmet {
                 fact: anew.reason.clone(),
                 demand: "gives nothing to a service until an administrator releases it".into(),
-                fix: None,
+                fix: self.challenger(resource, on, context).map(|whom| release(whom, audience)),
                 mended_by_step_up: false,
             }),
         }
+    }
+
+    /// Returns on whom the last challenge lies that concerns what this rule gives of a resource.
+    fn challenger<'a>(
+        &self,
+        resource: &ResourceName,
+        on: Option<DeviceId>,
+        context: &'a RequestContext,
+    ) -> Option<&'a str> {
+        let challenges = context.restraints.iter().filter_map(|restraint| match restraint {
+            Restraint::Challenge { reach, since, whom, .. } if reach.covers(&self.name, resource, on) => {
+                Some((since, whom.as_str()))
+            }
+            Restraint::Challenge { .. } | Restraint::Only { .. } => None,
+        });
+        challenges.max().map(|(_, whom)| whom)
+    }
+}
+
+/// Says how a restraint ends that no sign-in ends.
+fn release(whom: &str, audience: Audience) -> String {
+    match audience {
+        Audience::Operator => format!("postern-controller restraint release {whom}"),
+        Audience::Subject => ASK_ADMINISTRATOR.into(),
     }
 }

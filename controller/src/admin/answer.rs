@@ -310,7 +310,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
                 let before = turn.meta.policy_text == text;
                 let plan = value(&turn.core.plan(&policy, now));
                 let revision = turn.core.apply_policy(policy.into(), text, &by, now);
-                json!({ "generation": revision, "plan": plan, "unchanged": before })
+                json!({ "revision": revision, "plan": plan, "unchanged": before })
             });
             Ok(applied.await?)
         }
@@ -371,7 +371,7 @@ fn parse(file: &str, text: &str) -> Result<Policy, Refusal> {
 async fn stays(office: &Office) -> Result<String, Refusal> {
     let meta = office.handle.call(|turn, _| turn.meta.clone()).await?;
     Ok(format!(
-        "Nothing was changed: the policy of {} (generation {}) stays in force.",
+        "Nothing was changed: the policy of {} (revision {}) stays in force.",
         super::print::clock_time(meta.policy_applied, clock::now().wall),
         meta.policy_revision
     ))

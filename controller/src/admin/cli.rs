@@ -167,6 +167,11 @@ impl Desk {
     }
 }
 
+/// Describes every command, for the page of them in the documentation.
+pub fn command() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -233,8 +238,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
         Command::Audit(command) => command.run(desk),
         Command::JoinUrl => desk.ask_and(&Request::JoinUrl, |value| println!("{}", print::text(&value["join_url"]))),
         Command::Completions { shell } => {
-            let mut command = <Cli as clap::CommandFactory>::command();
-            clap_complete::generate(shell, &mut command, "postern-controller", &mut std::io::stdout());
+            clap_complete::generate(shell, &mut self::command(), "postern-controller", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
     }

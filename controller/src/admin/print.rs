@@ -5,9 +5,11 @@ use std::io::IsTerminal;
 use comfy_table::{Table, presets};
 use postern_common::{
     diagnostics::{HumanDuration, printable},
-    time::WallTime,
+    time::{WallTime, with_instants},
 };
 use serde_json::Value;
+
+use crate::serve::clock;
 
 /// Whether marks and colours are wanted: only on a terminal, and not where `NO_COLOR` is set.
 pub fn is_decorated() -> bool {
@@ -25,7 +27,8 @@ pub fn done(text: &str) {
 
 /// Prints an error to standard error, once, in the shape of all our errors.
 pub fn error(text: &str) {
-    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let now = clock::now().wall;
+    let text = with_instants(text.strip_prefix("error: ").unwrap_or(text), |at| clock_time(at, now));
     if std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
         eprintln!("\u{1b}[31merror:\u{1b}[0m {text}");
     } else {
@@ -55,12 +58,12 @@ pub fn table(head: &[&str], rows: Vec<Vec<String>>, none: &str) {
     }
 }
 
-/// Returns a text of a JSON value: strings without quotes and without what a terminal would obey, lists with commas, nothing
-/// as `-`.
+/// Returns a text of a JSON value: strings without quotes and without what a terminal would obey, their instants in the zone of
+/// this machine, lists with commas, nothing as `-`.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
-        Value::String(text) => printable(text),
+        Value::String(text) => told(text),
         Value::Array(items) if items.is_empty() => "-".into(),
         Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(", "),
         Value::Bool(true) => "yes".into(),
@@ -69,18 +72,25 @@ pub fn text(value: &Value) -> String {
     }
 }
 
+/// Makes a text that somebody else wrote safe to print, its instants in the zone of this machine.
+pub fn told(text: &str) -> String {
+    let now = clock::now().wall;
+    with_instants(&printable(text), |at| clock_time(at, now))
+}
+
 /// Reads a time of an answer.
 pub fn time(value: &Value) -> Option<WallTime> {
     value.as_i64().map(WallTime::from_millis)
 }
 
-/// Writes a time as people read it at `now`: the hour if it is within a day, else with its date.
+/// Writes a time as people read it at `now`, in the zone of this machine: the hour if it is within a day, else with its date.
 pub fn clock_time(at: WallTime, now: WallTime) -> String {
-    let Some(zoned) = at.to_timestamp().map(|at| at.to_zoned(jiff::tz::TimeZone::system())) else {
+    let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
+    let Some(zoned) = at.to_timestamp().map(|at| at.to_zoned(zone)) else {
         return "never".into();
     };
     let near = at.since(now).max(now.since(at)) < std::time::Duration::from_secs(20 * 3_600);
-    zoned.strftime(if near { "%H:%M" } else { "%Y-%m-%d %H:%M" }).to_string()
+    zoned.strftime(if near { "%H:%M %Z" } else { "%Y-%m-%d %H:%M %Z" }).to_string()
 }
 
 /// Writes a number of bytes as people read it: `1.2 GiB`.
@@ -114,6 +124,10 @@ mod tests {
         let shown = text(&serde_json::json!(["ali\u{202e}ce", "\u{1b}[2Jbob", "new\nline"]));
         assert!(!shown.chars().any(|c| c.is_control() || c == '\u{202e}'), "{shown:?}");
         assert_eq!(text(&Value::Null), "-");
+        assert!(
+            !text(&serde_json::json!("since 2026-11-22T17:00:00Z")).contains("17:00:00Z"),
+            "in the zone of this machine"
+        );
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub(super) fn check_url(url: &Spanned<String>, wrong: &mut Diagnostics) -> Strin
         Ok(parsed) => parsed,
         Err(error) => {
             wrong.push(
-                Diagnostic::at(url.span(), format!("this is not an URL: {error}"))
+                Diagnostic::at(url.span(), format!("this is not a URL: {error}"))
                     .help("write it as people type it: \"https://ctl.corp.example\""),
             );
             return String::new();

@@ -51,7 +51,7 @@ fn every_mistake_names_its_line_and_what_to_do() {
         ("\"fd5e:9a41:c07d::/48\"", "\"fd5e:9a41::/32\"", "not a /48"),
         ("https://ctl.corp.example\"", "http://ctl.corp.example\"", "https://"),
         ("https://ctl.corp.example\"", "https://ctl.corp.example/path\"", "no path"),
-        ("https://ctl.corp.example\"", "ctl\"", "not an URL"),
+        ("https://ctl.corp.example\"", "ctl\"", "not a URL"),
         ("[\"[::]:443\"]", "[]", "listens nowhere"),
         ("[\"[::]:443\"]", "[\"443\"]", "controller.toml:"),
         ("domain = \"internal\"", "domain = \"in ternal\"", "not a domain"),

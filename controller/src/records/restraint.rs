@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fmt};
 
 use postern_common::{
+    diagnostics::shell_word,
     id::{DeviceId, ResourceName, RuleName, SubjectId},
     limit::{Limit, Measure},
     policy::{Reach, Restraint},
@@ -167,13 +168,19 @@ impl RestraintRecord {
         format!("{} {takes}", self.whom)
     }
 
-    /// Returns what a decision sees of it, if it takes anything.
-    pub fn in_force(&self) -> Option<Restraint> {
+    /// Returns what a decision sees of it, if it takes anything. `name` is the name for people of whom it concerns.
+    pub fn in_force(&self, name: impl FnOnce() -> String) -> Option<Restraint> {
         let reason = self.reason.clone();
+        let whom = || match self.whom {
+            Restrained::Subject(_) => format!("subject {}", shell_word(&name())),
+            Restrained::Device(_) => format!("device {}", shell_word(&name())),
+        };
         match &self.takes {
             Takes::Nothing => None,
-            Takes::Proof { reach } => Some(Restraint::Challenge { reach: reach.clone(), since: self.since, reason }),
-            Takes::AllBut { resources } => Some(Restraint::Only { resources: resources.clone(), reason }),
+            Takes::Proof { reach } => {
+                Some(Restraint::Challenge { reach: reach.clone(), since: self.since, reason, whom: whom() })
+            }
+            Takes::AllBut { resources } => Some(Restraint::Only { resources: resources.clone(), reason, whom: whom() }),
         }
     }
 }

@@ -31,7 +31,7 @@ fn browser() -> IpAddr {
 impl From<CoreError> for DoorsError {
     fn from(error: CoreError) -> Self {
         match error {
-            CoreError::NotFound { .. } | CoreError::Ambiguous { .. } => Self::NotFound,
+            CoreError::NotFound { .. } | CoreError::Ambiguous { .. } | CoreError::NotHeld { .. } => Self::NotFound,
             CoreError::Expired => Self::Expired,
             CoreError::Changed => Self::Changed,
             CoreError::NotPermitted(why) | CoreError::Exhausted(why) => Self::NotPermitted(why),

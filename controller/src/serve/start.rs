@@ -491,7 +491,7 @@ fn choose_policy(config: &Config, meta: &crate::records::Meta, at_start: AtStart
         Ok(text) if text == meta.policy_text => {}
         Ok(_) | Err(_) => tracing::warn!(
             file = %config.policy.display(),
-            generation = meta.policy_revision,
+            revision = meta.policy_revision,
             "the policy document differs from the policy in force, which stays: `policy apply` makes it count"
         ),
     }

@@ -37,6 +37,11 @@ const MAX_TOKENS: usize = 10_000;
 /// What follows the name of a person whose account was removed. No login has a space in it.
 const REMOVED: &str = " (removed)";
 
+/// Tells whether a person's account is gone for good.
+pub(super) fn is_removed(subject: &SubjectRecord) -> bool {
+    subject.name.ends_with(REMOVED)
+}
+
 impl Core {
     // --- policy
 
@@ -351,7 +356,7 @@ impl Core {
         let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
         self.groups_now.remove(&kind);
         let Some(mut subject) = self.registry.subject_of(&kind).cloned() else { return };
-        if subject.name.ends_with(REMOVED) {
+        if is_removed(&subject) {
             return;
         }
         let what = match subject.name == sub {

@@ -68,7 +68,7 @@ pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CoreError {
     /// There is no such thing, or none that may be told of.
-    #[error("there is no {what} `{name}`")]
+    #[error("there is no {what} `{name}`{}", listed_by(.what))]
     NotFound {
         /// What was looked for.
         what: &'static str,
@@ -76,7 +76,7 @@ pub enum CoreError {
         name: String,
     },
     /// More than one thing has that name.
-    #[error("`{name}` names {count} {what}s: use the identifier")]
+    #[error("`{name}` names {count} {what}s, use the identifier: {}", .matches.join(", "))]
     Ambiguous {
         /// What was looked for.
         what: &'static str,
@@ -84,6 +84,16 @@ pub enum CoreError {
         name: String,
         /// How many there are.
         count: usize,
+        /// The first of them: each identifier, and what tells it from the others.
+        matches: Vec<String>,
+    },
+    /// It is not revoked, restrained or in quarantine: there is nothing to end.
+    #[error("{name} is not {held}")]
+    NotHeld {
+        /// The name for people of whom or what.
+        name: String,
+        /// As what it is not held: `revoked`.
+        held: &'static str,
     },
     /// The code has expired or was used.
     #[error("the code has expired or was used: run `postern up` again for a new one")]
@@ -97,6 +107,21 @@ pub enum CoreError {
     /// Nothing is left to give. The text says what and what to do.
     #[error("{0}")]
     Exhausted(String),
+}
+
+/// Names the command that lists what there is instead of what was looked for.
+fn listed_by(what: &str) -> &'static str {
+    match what {
+        "subject" => ": `postern-controller user list` and `device list` name everybody",
+        "device" | "node" | "machine of that subject" => ": `postern-controller device list` names every machine",
+        "open login session" => ": `postern-controller session list` lists those that are open",
+        "token" => ": `postern-controller token list` lists those that work",
+        "SCIM token" => ": `postern-controller scim token list` lists them",
+        "request" => ": `postern-controller request list` lists them",
+        "break-glass" => ": `postern-controller break-glass list` lists what is open",
+        "rule" | "resource" => ": `postern-controller policy show` prints the policy in force",
+        _other => "",
+    }
 }
 
 /// What an administrator asks of a new enrolment token.
@@ -230,6 +255,8 @@ pub struct SubjectView {
     pub devices: usize,
     /// How many login sessions are open.
     pub sessions: usize,
+    /// The groups that rules go by, of the latest open login session or of provisioning; absent if nobody has said them.
+    pub groups: Option<BTreeSet<String>>,
     /// How it stands with provisioning (SCIM), for people; absent if that is not about it.
     pub provisioned: Option<String>,
 }

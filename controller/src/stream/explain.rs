@@ -1,12 +1,14 @@
 //! Explanations: policy's own words, and what the core knows beside them: revoked rules, machines that are away, names
 //! that wait for approval, sessions that ended.
 
+mod operator;
+
 use std::net::IpAddr;
 
 use postern_common::{
     id::{DeviceId, MachineName},
     net::Service,
-    policy::{Audience, Destination, NodeSelector, RequestContext, TargetNode, Targets},
+    policy::{ASK_ADMINISTRATOR, Audience, Destination, NodeSelector, RequestContext, TargetNode, Targets},
     protocol::Explanation,
     time::Now,
 };
@@ -221,7 +223,8 @@ impl Core {
             nothing.reason = format!("no rule opens {} to {}", nothing.what, context.subject);
             if audience == Audience::Operator {
                 nothing.because.push(format!("there is no resource, machine or address `{bare}`"));
-                self.name_claims(bare, &mut nothing);
+                self.claims(bare, targets, &mut nothing);
+                nothing.because.extend(self.groups_of(context, device));
             }
             return nothing;
         };
@@ -240,12 +243,12 @@ impl Core {
         if hidden {
             // what stands in the asker's own way may be said, and says nothing of what exists elsewhere
             if let Some(device) = device {
-                self.own_block(device, &mut explanation, now);
+                self.own_block(device, &mut explanation, audience, now);
             }
             return explanation;
         }
         if let Some(device) = device {
-            self.own_state(device, &mut explanation, now);
+            self.own_state(device, &mut explanation, audience, now);
         }
         if let Some(rule) = explanation.rule.as_ref().and_then(|rule| rule.parse().ok())
             && let Some(revoked) = self.registry.revoked_rules().get(&rule)
@@ -257,20 +260,24 @@ impl Core {
             explanation.reason = format!("rule \"{rule}\" was revoked on {}: {}", revoked.at, revoked.reason);
             explanation.fix = match audience {
                 Audience::Operator => Some(format!("postern-controller lift rule \"{rule}\"")),
-                Audience::Subject => None,
+                Audience::Subject => Some(ASK_ADMINISTRATOR.to_owned()),
             };
         }
-        self.explain_quarantine(&destination, service, targets, &mut explanation);
+        self.explain_quarantine(&destination, service, targets, audience, &mut explanation);
         self.destination_state(&destination, asker, audience, &mut explanation, now);
         if audience == Audience::Operator {
-            self.name_claims(bare, &mut explanation);
+            self.claims(bare, targets, &mut explanation);
+            if !explanation.allowed {
+                explanation.because.extend(self.groups_of(context, device));
+            }
         }
         explanation
     }
 
     /// What of the asking machine stands in the way, and whether it is heard of.
-    fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation, now: Now) {
-        if self.own_block(device, explanation, now) || self.nodes.contains_key(&device.id) || device.key.is_none() {
+    fn own_state(&self, device: &DeviceRecord, explanation: &mut Explanation, audience: Audience, now: Now) {
+        let blocked = self.own_block(device, explanation, audience, now);
+        if blocked || self.nodes.contains_key(&device.id) || device.key.is_none() {
             return;
         }
         let seen = device.last_seen;
@@ -279,16 +286,30 @@ impl Core {
     }
 
     /// Puts what closes everything to the asking machine in front of the explanation, and tells whether anything does.
-    fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation, now: Now) -> bool {
+    /// What mends the block is the fix then, whatever the rule asks for besides.
+    fn own_block(&self, device: &DeviceRecord, explanation: &mut Explanation, audience: Audience, now: Now) -> bool {
+        let told = |command: String| match audience {
+            Audience::Operator => Some(command),
+            Audience::Subject => Some(ASK_ADMINISTRATOR.to_owned()),
+        };
+        let there = || Some(format!("run `postern status` on {}: it says why", device.name));
         let owner = self.registry.subject(device.owner);
         let blocked = match (&device.standing, owner) {
-            (_, Some(_)) if self.registry.quarantine_on(device).is_some() => {
-                self.registry.quarantine_on(device).map(|held| (self.quarantine_reason(held), None))
+            (_, Some(_)) if self.registry.quarantine_on(device).is_some() => self
+                .registry
+                .quarantine_on(device)
+                .map(|held| (self.quarantine_reason(held), told(self.release_command(&held.target)))),
+            (Standing::Revoked { reason, .. }, _) => {
+                let lift = format!("postern-controller lift device {}", device.name);
+                Some((format!("{} is revoked: {reason}", device.name), told(lift)))
             }
-            (Standing::Revoked { reason, .. }, _) => Some((format!("{} is revoked: {reason}", device.name), None)),
             (Standing::Good, Some(owner)) if self.registry.barred(owner).is_some() => {
                 let reason = self.registry.barred(owner).unwrap_or_default();
-                Some((format!("{} may not take part: {reason}", owner.name), None))
+                let fix = match audience {
+                    Audience::Operator => self.let_in_again(owner),
+                    Audience::Subject => Some(ASK_ADMINISTRATOR.to_owned()),
+                };
+                Some((format!("{} may not take part: {reason}", owner.name), fix))
             }
             (Standing::Good, Some(owner)) => match owner.kind {
                 SubjectKind::Person { .. } if self.registry.session_on(device.id).is_none() => {
@@ -302,23 +323,26 @@ impl Core {
                     let ended = ended.map(|end| format!(": the last session ended {} ({})", end.at, end.reason));
                     let reason =
                         format!("{} has shown no live token of its platform{}", device.name, ended.unwrap_or_default());
-                    Some((reason, Some("postern status there says why".to_owned())))
+                    Some((reason, there()))
                 }
                 SubjectKind::Person { .. } | SubjectKind::Service { .. } => {
                     self.key_denies(device, now.wall).map(|since| {
                         let reason = format!("{} has not changed its WireGuard key since {since}", device.name);
-                        (reason, Some("postern status there says why".to_owned()))
+                        (reason, there())
                     })
                 }
             },
-            (Standing::Good, None) => Some((format!("{} belongs to nobody", device.name), None)),
+            (Standing::Good, None) => {
+                let remove = format!("postern-controller device remove {}", device.name);
+                Some((format!("{} belongs to nobody", device.name), told(remove)))
+            }
         };
         let Some((reason, fix)) = blocked else { return false };
-        if explanation.allowed || explanation.fix.is_none() {
-            explanation.fix = fix;
-        }
+        let besides = std::mem::replace(&mut explanation.fix, fix);
         if !explanation.allowed {
-            explanation.because.insert(0, std::mem::take(&mut explanation.reason));
+            let after = besides.map(|besides| format!("after that: {besides}"));
+            let behind = std::iter::once(std::mem::take(&mut explanation.reason)).chain(after);
+            explanation.because.splice(0..0, behind);
         }
         explanation.allowed = false;
         explanation.valid_until = None;
@@ -363,28 +387,6 @@ impl Core {
                         explanation.because.push(format!("{name} has not acknowledged it yet: it opens then"));
                     }
                 }
-            }
-        }
-    }
-
-    /// A machine that calls itself like the place that is asked about, and waits for approval.
-    fn name_claims(&self, asked: &str, explanation: &mut Explanation) {
-        let named: Vec<&str> = match asked.parse().ok().and_then(|name| self.policy.resource(&name)) {
-            Some(resource) => resource
-                .nodes()
-                .iter()
-                .filter_map(|node| match node {
-                    NodeSelector::Name(name) => Some(name.as_str()),
-                    NodeSelector::Tag(_) => None,
-                })
-                .collect(),
-            None => vec![asked],
-        };
-        for device in self.registry.devices().filter(|device| self.name_waits(device)) {
-            if named.contains(&device.name.as_str()) {
-                let name = &device.name;
-                explanation.because.push(format!("{name} waits for an administrator to approve its name"));
-                explanation.fix.get_or_insert_with(|| format!("postern-controller approve {name} --name"));
             }
         }
     }

@@ -15,17 +15,22 @@ use super::{
 };
 use crate::{
     decision::{Granted, Lease},
-    records::{DeviceKind, DeviceRecord, NameClaim, SessionRecord, SubjectRecord, TokenHash},
+    records::{DeviceKind, DeviceRecord, NameClaim, SessionRecord, SubjectKind, SubjectRecord, TokenHash},
 };
 
-fn one<T>(what: &'static str, name: &str, found: Vec<T>) -> Result<T, CoreError> {
+/// How many of several matches an error names.
+const MATCHES_NAMED: usize = 8;
+
+/// Takes the only one that was found. `tell` says of one of several what tells it from the others.
+fn one<T>(what: &'static str, name: &str, found: Vec<T>, tell: impl Fn(&T) -> String) -> Result<T, CoreError> {
     let count = found.len();
     let name = || name.chars().take(80).collect::<String>();
-    match found.into_iter().next() {
-        None => Err(CoreError::NotFound { what, name: name() }),
-        Some(_) if count > 1 => Err(CoreError::Ambiguous { what, name: name(), count }),
-        Some(found) => Ok(found),
+    if count > 1 {
+        let more = (count > MATCHES_NAMED).then(|| format!("and {} more", count - MATCHES_NAMED));
+        let matches = found.iter().take(MATCHES_NAMED).map(tell).chain(more).collect();
+        return Err(CoreError::Ambiguous { what, name: name(), count, matches });
     }
+    found.into_iter().next().ok_or_else(|| CoreError::NotFound { what, name: name() })
 }
 
 impl Core {
@@ -125,8 +130,20 @@ impl Core {
         for session in self.registry.sessions() {
             *sessions.entry(session.subject).or_default() += 1;
         }
+        let mut proofs: BTreeMap<SubjectId, &SessionRecord> = BTreeMap::new();
+        for session in self.registry.sessions() {
+            let latest = proofs.entry(session.subject).or_insert(session);
+            if session.started > latest.started {
+                *latest = session;
+            }
+        }
+        let groups = |subject: &SubjectRecord| {
+            let proof = proofs.get(&subject.id).map(|session| &session.assurance);
+            self.provisioned_assurance(&subject.kind, subject.provisioned_as.as_ref(), proof)?.groups
+        };
         let view = |subject: &SubjectRecord| SubjectView {
             provisioned: self.scim_note(subject),
+            groups: groups(subject),
             record: subject.clone(),
             devices: devices.get(&subject.id).copied().unwrap_or(0),
             sessions: sessions.get(&subject.id).copied().unwrap_or(0),
@@ -148,7 +165,7 @@ impl Core {
             let name: MachineName = name.to_ascii_lowercase().parse().ok()?;
             self.registry.device_by_name(&name).map(|device| device.id)
         };
-        one("device", name, by_id.or_else(by_name).into_iter().collect())
+        one("device", name, by_id.or_else(by_name).into_iter().collect(), DeviceId::to_string)
     }
 
     /// Finds a device that runs our agent.
@@ -161,6 +178,7 @@ impl Core {
             "node",
             name,
             device.filter(|device| device.kind == DeviceKind::Agent).map(|device| device.id).into_iter().collect(),
+            DeviceId::to_string,
         )
     }
 
@@ -174,7 +192,12 @@ impl Core {
         }
         let plain = name.strip_prefix("user:").unwrap_or(name);
         let named = self.registry.subjects().filter(|subject| subject.name == plain);
-        one("subject", name, named.map(|subject| subject.id).collect())
+        let tell = |id: &SubjectId| match self.registry.subject(*id).map(|subject| &subject.kind) {
+            Some(SubjectKind::Person { issuer, sub }) => format!("{id} ({sub} of {issuer})"),
+            Some(SubjectKind::Service { .. }) => format!("{id} (a service)"),
+            None => id.to_string(),
+        };
+        one("subject", name, named.map(|subject| subject.id).collect(), tell)
     }
 
     /// Finds an open login session by identifier, as `alice@corp.example/alice-laptop`, or by the machine alone.
@@ -198,7 +221,14 @@ impl Core {
             }
         };
         let found = self.registry.sessions().filter(matches).map(|session| session.id).collect();
-        one("open login session", name, found)
+        let tell = |id: &SessionId| match self.registry.session(*id) {
+            Some(session) => {
+                let (subject, device) = (session.subject, session.device);
+                format!("{id} ({}/{})", self.registry.subject_name(subject), self.registry.machine_name(device))
+            }
+            None => id.to_string(),
+        };
+        one("open login session", name, found, tell)
     }
 
     /// Finds a request by the beginning of its identifier.
@@ -207,7 +237,8 @@ impl Core {
     /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
     pub fn find_request(&self, name: &str) -> Result<RequestId, CoreError> {
         let named = |id: &RequestId| name.len() > "req_".len() && id.to_string().starts_with(name);
-        one("request", name, self.registry.requests().map(|request| request.id).filter(named).collect())
+        let found = self.registry.requests().map(|request| request.id).filter(named).collect();
+        one("request", name, found, RequestId::to_string)
     }
 
     /// Finds what is open past the rules by the beginning of its identifier.
@@ -216,7 +247,8 @@ impl Core {
     /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
     pub fn find_break_glass(&self, name: &str) -> Result<BreakGlassId, CoreError> {
         let named = |id: &BreakGlassId| name.len() > "bg_".len() && id.to_string().starts_with(name);
-        one("break-glass", name, self.registry.break_glass().map(|record| record.id).filter(named).collect())
+        let found = self.registry.break_glass().map(|record| record.id).filter(named).collect();
+        one("break-glass", name, found, BreakGlassId::to_string)
     }
 
     /// Finds a token by its short name or hash.
@@ -225,7 +257,8 @@ impl Core {
     /// [`CoreError::NotFound`], [`CoreError::Ambiguous`].
     pub fn find_token(&self, name: &str) -> Result<TokenHash, CoreError> {
         let matches = |hash: &TokenHash| hash.short() == name || hash.to_string() == name;
-        one("token", name, self.registry.tokens().map(|token| token.hash).filter(matches).collect())
+        let found = self.registry.tokens().map(|token| token.hash).filter(matches).collect();
+        one("token", name, found, TokenHash::to_string)
     }
 
     /// Finds a rule of the policy in force, or one that is revoked, by its name.
@@ -238,6 +271,7 @@ impl Core {
             "rule",
             name,
             self.policy.rule_names().chain(revoked).find(|rule| rule.as_str() == name).cloned().into_iter().collect(),
+            RuleName::to_string,
         )
     }
 

@@ -12,7 +12,9 @@ use super::core::Core;
 use crate::{
     decision::{Whence, hypothetical},
     records::{DeviceKind, DeviceRecord, Person, SubjectRecord},
-    web::doors::{self, OpenFrom, Portal, PortalDevice, PortalResource, PortalSession, Presence, Reach, StockClients},
+    web::doors::{
+        self, GroupsKnown, OpenFrom, Portal, PortalDevice, PortalResource, PortalSession, Presence, Reach, StockClients,
+    },
 };
 
 impl Core {
@@ -25,7 +27,12 @@ impl Core {
             true => StockClients::NotPermitted,
             false => StockClients::Permitted,
         };
-        Portal { resources, devices: devices.iter().map(|device| self.portal_device(device)).collect(), stock_clients }
+        let groups = match self.present_assurance(who).groups {
+            None if self.policy.names_groups() => GroupsKnown::Missing,
+            Some(_) | None => GroupsKnown::Enough,
+        };
+        let devices = devices.iter().map(|device| self.portal_device(device)).collect();
+        Portal { resources, devices, stock_clients, groups }
     }
 
     /// Returns the record of a person who may never have joined a machine.

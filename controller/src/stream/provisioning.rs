@@ -171,7 +171,7 @@ impl Core {
     }
 
     /// Tells whether provisioning is about a subject at all.
-    fn is_provisioned(&self, kind: &SubjectKind) -> bool {
+    pub(super) fn is_provisioned(&self, kind: &SubjectKind) -> bool {
         self.config
             .scim
             .as_ref()

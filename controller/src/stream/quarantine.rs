@@ -21,10 +21,11 @@
 //! subject in quarantine) or an enrolment token (take it back); the documentation says so.
 
 use postern_common::{
+    diagnostics::shell_word,
     grant::QuarantineNotice,
     id::DeviceId,
     net::Service,
-    policy::{Destination, Entitlement, Policy, StepUp, TargetNode, Targets},
+    policy::{ASK_ADMINISTRATOR, Audience, Destination, Entitlement, Policy, StepUp, TargetNode, Targets},
     protocol::Explanation,
     time::Now,
 };
@@ -132,11 +133,11 @@ impl Core {
     /// Releases somebody or something from quarantine: what policy gives opens again.
     ///
     /// # Errors
-    /// [`CoreError::NotFound`] if it is not in quarantine.
+    /// [`CoreError::NotHeld`] if it is not in quarantine.
     pub fn release(&mut self, target: &Quarantined, by: &str, now: Now) -> Result<(), CoreError> {
         let name = self.quarantined_name(target);
         if self.registry.release(target).is_none() {
-            return Err(CoreError::NotFound { what: "quarantine of", name });
+            return Err(CoreError::NotHeld { name, held: "in quarantine" });
         }
         self.out.store(StoreChange::DeleteQuarantine(target.clone()));
         self.alert_quarantine(target, format!("{name} is released from quarantine ({by})"), now);
@@ -236,6 +237,7 @@ impl Core {
         destination: &Destination,
         service: Option<Service>,
         targets: &Targets,
+        audience: Audience,
         explanation: &mut Explanation,
     ) {
         if !explanation.allowed || self.registry.quarantines().next().is_none() {
@@ -275,8 +277,28 @@ impl Core {
             explanation.allowed = false;
             explanation.valid_until = None;
             explanation.reason = self.quarantine_reason(record);
-            explanation.fix = None;
+            let owner = match &record.target {
+                Quarantined::Resource(name) => self.policy.resource(name).and_then(|known| known.owner()),
+                Quarantined::Subject(_) | Quarantined::Device(_) => None,
+            };
+            explanation.fix = Some(match (audience, owner) {
+                (Audience::Operator, _) => self.release_command(&record.target),
+                (Audience::Subject, Some(owner)) => {
+                    format!("ask {owner}, the owner of {}", self.quarantined_name(&record.target))
+                }
+                (Audience::Subject, None) => ASK_ADMINISTRATOR.to_owned(),
+            });
         }
+    }
+
+    /// Returns the command that ends a quarantine.
+    pub(super) fn release_command(&self, target: &Quarantined) -> String {
+        let what = match target {
+            Quarantined::Subject(_) => "subject",
+            Quarantined::Device(_) => "device",
+            Quarantined::Resource(_) => "resource",
+        };
+        format!("postern-controller quarantine release {what} {}", shell_word(&self.quarantined_name(target)))
     }
 
     /// Says in words that something is in quarantine.

@@ -274,12 +274,12 @@ impl Core {
     /// Releases a subject or device from every restraint: what policy gives opens again.
     ///
     /// # Errors
-    /// [`CoreError::NotFound`] if there is none.
+    /// [`CoreError::NotHeld`] if there is none.
     pub fn release_restraints(&mut self, whom: Restrained, by: &str, now: Now) -> Result<(), CoreError> {
         let name = self.restrained_name(whom);
-        let in_force = self.registry.restraints_of(whom).iter().any(|record| record.in_force().is_some());
+        let in_force = self.registry.restraints_of(whom).iter().any(|record| record.takes != Takes::Nothing);
         if !in_force {
-            return Err(CoreError::NotFound { what: "restraint of", name });
+            return Err(CoreError::NotHeld { name, held: "restrained" });
         }
         // What is left is the number of the next budget: a node that shut something opens it by that.
         let budget = self.next_budget(whom, now);
@@ -368,7 +368,11 @@ impl Core {
 
     /// Returns what is taken from whoever is signed in on a device.
     pub(super) fn restraints_on(&self, device: &DeviceRecord) -> Vec<Restraint> {
-        self.records_on(device).filter_map(RestraintRecord::in_force).collect()
+        self.records_on(device).filter_map(|record| self.in_force(record)).collect()
+    }
+
+    fn in_force(&self, record: &RestraintRecord) -> Option<Restraint> {
+        record.in_force(|| self.restrained_name(record.whom))
     }
 
     /// Tells whether a machine is kept to a few resources by a restraint of its own, which removing it would forget.
@@ -406,7 +410,7 @@ impl Core {
     /// Returns what is taken from a subject on every machine.
     pub(super) fn restraints_of_subject(&self, subject: SubjectId) -> Vec<Restraint> {
         let held = self.registry.restraints_of(Restrained::Subject(subject));
-        held.iter().filter_map(RestraintRecord::in_force).collect()
+        held.iter().filter_map(|record| self.in_force(record)).collect()
     }
 
     /// Lists the restraints that take something from somebody now, the oldest first. A challenge that every open login session

@@ -240,7 +240,7 @@ impl Core {
     /// Lifts a revocation of a device, subject, node or rule.
     ///
     /// # Errors
-    /// [`CoreError::NotFound`] if nothing of that name is revoked.
+    /// [`CoreError::NotHeld`] if it is not revoked; [`CoreError::NotPermitted`] for a login session, which stays ended.
     pub fn lift(&mut self, target: RevokeTarget, by: &str, now: Now) -> Result<(), CoreError> {
         match &target {
             RevokeTarget::Node(node) => return self.release(&Quarantined::Device(*node), by, now),
@@ -266,13 +266,16 @@ impl Core {
         };
         if !lifted {
             let name = match &target {
-                RevokeTarget::Session(id) => id.to_string(),
+                RevokeTarget::Session(_) => {
+                    let ended = "a login session that was revoked stays ended: its person signs in again";
+                    return Err(CoreError::NotPermitted(ended.into()));
+                }
                 RevokeTarget::Device(id) | RevokeTarget::Node(id) => self.registry.machine_name(*id).to_string(),
                 RevokeTarget::Subject(id) => self.registry.subject_name(*id),
                 RevokeTarget::Rule(rule) => rule.to_string(),
                 RevokeTarget::Quarantine(held) => held.to_string(),
             };
-            return Err(CoreError::NotFound { what: "revocation to lift of", name });
+            return Err(CoreError::NotHeld { name, held: "revoked" });
         }
         self.out.audit(AuditEvent::RevocationLifted { target, by: by.to_owned() });
         self.rebuild_targets();

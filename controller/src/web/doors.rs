@@ -232,6 +232,18 @@ pub struct Portal {
     pub devices: Vec<PortalDevice>,
     /// Whether any rule for this person permits stock WireGuard clients.
     pub stock_clients: StockClients,
+    /// Whether it is known in which groups this person is.
+    pub groups: GroupsKnown,
+}
+
+/// Whether it is known in which groups a person is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupsKnown {
+    /// It is, or no rule asks.
+    #[default]
+    Enough,
+    /// It is not, and rules name groups: they give this person nothing.
+    Missing,
 }
 
 /// Whether a person may take a configuration for a stock WireGuard client.

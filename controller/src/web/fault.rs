@@ -194,7 +194,7 @@ impl Fault {
             Self::Provider(ProviderFault::Refused) => words(
                 StatusCode::FORBIDDEN,
                 "You are not signed in",
-                "The provider did not confirm who you are. Try again; if it goes on, tell your administrator the time.",
+                "The provider did not confirm who you are. Try again; if it goes on, tell your administrator when this happened.",
                 SIGN_IN,
             ),
             Self::Busy => words(
@@ -207,7 +207,7 @@ impl Fault {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "That did not work",
                 "The controller could not do this now. Nothing was done. Try again; if it goes on, tell your \
-                 administrator the time.",
+                 administrator when this happened.",
                 HOME,
             ),
         }

@@ -9,7 +9,7 @@ use postern_common::{
 use serde::Deserialize;
 
 use super::{
-    doors::{DeviceKind, DoorsError, Portal, PortalDevice, PortalResource, Presence, Reach, StockClients},
+    doors::{DeviceKind, DoorsError, GroupsKnown, Portal, PortalDevice, PortalResource, Presence, Reach, StockClients},
     fault::Fault,
     layout::{self, Place},
     second_factor,
@@ -60,6 +60,13 @@ fn resources(person: &Person, portal: &Portal) -> Markup {
     html! {
         section aria-labelledby="resources" {
             h1 #resources { "Your resources" }
+            @match portal.groups {
+                GroupsKnown::Enough => {},
+                GroupsKnown::Missing => {
+                    p.hint { "Your sign-in did not say in which groups you are, so rules for groups give you nothing. "
+                        "Tell your administrator that the groups are missing from your sign-in." }
+                },
+            }
             @if portal.resources.is_empty() {
                 p.empty { "No rule names you yet, so there is nothing to reach. Ask the owner of what you need, or your administrator." }
             } @else {

@@ -37,7 +37,7 @@ async fn page(person: &Person, alert: Option<&str>) -> Result<Markup, Fault> {
             p.lead { "What waits for an answer, and what was given and can be taken back." }
             @if let Some(text) = alert { (layout::alert(text)) }
             @if waiting.is_empty() {
-                p.empty { "Nobody waits for you. People ask with " code { "postern request" } " on their machine." }
+                p.empty { "No request waits for your decision. People ask with " code { "postern request" } " on their machine." }
             } @else {
                 ul.cards { @for view in &waiting { (card(person, view)) } }
             }
@@ -65,7 +65,7 @@ fn card(person: &Person, view: &RequestView) -> Markup {
             form method="post" action="/requests/decide" {
                 (layout::token(&person.form_token()))
                 input type="hidden" name="request" value=(record.id);
-                label for=(label) { "Why do you decide so? It is recorded, and told to who asks." }
+                label for=(label) { "Reason (recorded, and shown to the person who asked)" }
                 input #(label) name="reason" required maxlength="500" autocomplete="off";
                 div.actions {
                     @if given.is_some() {

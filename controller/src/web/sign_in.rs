@@ -227,7 +227,7 @@ pub(super) fn explain(error: SignInError) -> Result<(&'static str, StatusCode, S
         SignInError::Wrong => (
             "password",
             StatusCode::FORBIDDEN,
-            "Login or password are wrong. After some tries there is a pause; your administrator can send you a link to \
+            "Login or password is wrong. After some tries there is a pause; your administrator can send you a link to \
              set a new password."
                 .into(),
         ),

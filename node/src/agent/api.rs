@@ -184,7 +184,7 @@ pub struct StatusReport {
     pub tags: Vec<String>,
     /// The overlay addresses.
     pub addresses: Vec<IpAddr>,
-    /// The controller, as it stands in an URL.
+    /// The controller, as it stands in a URL.
     pub controller: Option<String>,
     /// The enforced document's number.
     pub generation: Option<u64>,

@@ -24,7 +24,7 @@ pub struct ControllerTarget {
 /// Why a text is not a controller's address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
-    /// Not an URL at all.
+    /// Not a URL at all.
     #[error("`{0}` is not the controller's address: expected something like https://ctl.corp.example#k=4f9a...")]
     Url(String),
     /// Another scheme, most likely `http`.
@@ -54,7 +54,7 @@ impl ControllerTarget {
         self.pin
     }
 
-    /// Returns `host` or `host:port`, as it stands in an URL.
+    /// Returns `host` or `host:port`, as it stands in a URL.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         if self.port == 443 { host } else { format!("{host}:{}", self.port) }

@@ -111,9 +111,9 @@ fn describe(record: &FlowRecord) -> String {
 }
 
 fn clock(record: &FlowRecord) -> String {
-    let zone = jiff::tz::TimeZone::system();
+    let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
     match record.at.to_timestamp() {
-        Some(timestamp) => timestamp.to_zoned(zone).strftime("%H:%M:%S").to_string(),
+        Some(timestamp) => timestamp.to_zoned(zone).strftime("%H:%M:%S %Z").to_string(),
         None => "--:--:--".into(),
     }
 }

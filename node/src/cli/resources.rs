@@ -59,7 +59,7 @@ fn rows(resources: &[ResourceReport]) -> Vec<Vec<String>> {
     rows
 }
 
-/// Writes where to find it: an URL where the service has one.
+/// Writes where to find it: a URL where the service has one.
 fn address(resource: &ResourceReport) -> String {
     let has = |port| resource.services.iter().any(|service: &Service| service.contains(Protocol::Tcp, port));
     if has(443) {

@@ -2,7 +2,10 @@
 
 use std::io::{IsTerminal, Write};
 
-use postern_common::{diagnostics::printable, time::WallTime};
+use postern_common::{
+    diagnostics::printable,
+    time::{WallTime, with_instants},
+};
 
 /// A mark before a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,28 +63,29 @@ pub(super) fn error(text: &str, as_json: bool) {
 }
 
 fn error_line(text: &str) {
-    let text: Vec<String> = text.lines().map(printable).collect();
+    let text: Vec<String> = text.lines().map(safe).collect();
     let text = text.join("\n");
     let text = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
     let label = if std::io::stderr().is_terminal() { "\x1b[31merror\x1b[0m" } else { "error" };
     let _ = writeln!(std::io::stderr(), "{label}: {text}"); // nowhere else to say it
 }
 
-/// Makes what somebody else named safe to print.
+/// Makes what somebody else wrote safe to print, with its instants as [`time`] writes them.
 pub(super) fn safe(text: &str) -> String {
-    printable(text)
+    with_instants(&printable(text), time)
 }
 
-/// Writes a time as a person reads it: `18:00` today, with the date otherwise.
+/// Writes a time as a person reads it, in the zone of this machine: `18:00 CET` today, with the date otherwise.
 pub(super) fn time(time: WallTime) -> String {
+    let zone = jiff::tz::TimeZone::try_system().unwrap_or(jiff::tz::TimeZone::UTC);
+    time_in(&zone, time, jiff::Timestamp::now())
+}
+
+fn time_in(zone: &jiff::tz::TimeZone, time: WallTime, now: jiff::Timestamp) -> String {
     let Some(timestamp) = time.to_timestamp().filter(|_| time != WallTime::NEVER) else { return "no end".into() };
-    let zone = jiff::tz::TimeZone::system();
-    let (then, now) = (timestamp.to_zoned(zone.clone()), jiff::Timestamp::now().to_zoned(zone));
-    if then.date() == now.date() {
-        then.strftime("%H:%M").to_string()
-    } else {
-        then.strftime("%Y-%m-%d %H:%M").to_string()
-    }
+    let (then, now) = (timestamp.to_zoned(zone.clone()), now.to_zoned(zone.clone()));
+    let form = if then.date() == now.date() { "%H:%M %Z" } else { "%Y-%m-%d %H:%M %Z" };
+    then.strftime(form).to_string()
 }
 
 /// Writes a span: `41 min`.
@@ -141,6 +145,20 @@ mod tests {
         assert_eq!(size(1_288_490_189), "1.2 GiB");
         assert_eq!(span(41 * 60), "41 min");
         assert_eq!(span(3), "3 s");
+    }
+
+    #[test]
+    fn times_are_those_of_the_zone_and_say_which() {
+        let berlin = jiff::tz::TimeZone::get("Europe/Berlin").expect("a zone");
+        let now: jiff::Timestamp = "2026-11-22T14:00:00Z".parse().expect("a time");
+        let at = |text: &str| {
+            let at: jiff::Timestamp = text.parse().expect("a time");
+            time_in(&berlin, WallTime::from_millis(at.as_millisecond()), now)
+        };
+        assert_eq!(at("2026-11-22T17:00:00Z"), "18:00 CET");
+        assert_eq!(at("2026-07-01T22:30:00Z"), "2026-07-02 00:30 CEST");
+        assert_eq!(time_in(&berlin, WallTime::NEVER, now), "no end");
+        assert!(!safe("held since 2026-11-22T17:00:00Z: it scans").contains("17:00:00Z"));
     }
 
     #[test]

@@ -196,3 +196,42 @@ fn explanation_and_decision_agree() {
         }
     }
 }
+
+/// The document without its own tests, to be changed in ways that they would not let through.
+fn without_tests() -> &'static str {
+    PAYROLL.split("[[test]]").next().expect("the rules")
+}
+
+#[test]
+fn a_refusal_says_what_its_author_wrote_and_whom_to_ask_when_nothing_else_helps() {
+    let alice = person("alice", &["payroll"], MONDAY);
+    let over =
+        without_tests().replace("lease = \"5m\"", "lease = \"5m\"\nexpires = 2026-11-01\nowner = \"eve@corp.example\"");
+    let told = ask(&policy(&over), &alice, "payroll-app", None, Audience::Subject);
+    assert!(told.reason.contains("ended at"), "{told:?}");
+    assert_eq!(told.because, ["reason of the rule: monthly payroll run", "owner of the rule: eve@corp.example"]);
+    assert_eq!(told.fix.as_deref(), Some("ask finance-it, the owner of payroll-app"));
+    let bob = person("bob", &["payroll", "contractors"], MONDAY);
+    let told = ask(&policy(PAYROLL), &bob, "payroll-app", None, Audience::Operator);
+    assert_eq!(told.reason, "rule \"contractors never reach payroll\" refuses it");
+    assert_eq!(told.fix.as_deref(), Some("ask finance-it, the owner of payroll-app"));
+}
+
+#[test]
+fn a_deny_that_gives_way_says_what_it_gives_way_to() {
+    let gives_way = |unless: &str| {
+        let name = "name = \"contractors never reach payroll\"";
+        without_tests().replace(name, &format!("{name}\nunless = {{ {unless} }}"))
+    };
+    let mut bob = person("bob", &["payroll", "contractors"], MONDAY);
+    assurance(&mut bob).auth_time = Some(at("2026-11-23T08:00:00Z"));
+    let told = |unless: &str, bob: &RequestContext| {
+        let told = ask(&policy(&gives_way(unless)), bob, "payroll-app", None, Audience::Subject);
+        assert_eq!(told.reason, "rule \"contractors never reach payroll\" refuses it");
+        told.fix.unwrap_or_default()
+    };
+    assert_eq!(told("mfa_within = \"10m\"", &bob), "postern step-up payroll-app");
+    assert!(told("hours = \"Sat-Sun 00:00-24:00 UTC\"", &bob).starts_with("try again from Sat 2026-11-28"));
+    bob.address = Some("198.51.100.1".parse().expect("an address"));
+    assert_eq!(told("network = [\"192.0.2.0/24\"]", &bob), "ask finance-it, the owner of payroll-app");
+}

@@ -81,7 +81,12 @@ fn ask(policy: &Policy, context: &RequestContext, to: &str) -> Explanation {
 }
 
 fn challenge(reach: Reach, since: &str) -> Restraint {
-    Restraint::Challenge { reach, since: at(since), reason: "git: more than 2GiB down within 1 h".into() }
+    Restraint::Challenge {
+        reach,
+        since: at(since),
+        reason: "git: more than 2GiB down within 1 h".into(),
+        whom: "subject alice".into(),
+    }
 }
 
 fn of_git() -> Reach {
@@ -224,12 +229,19 @@ fn a_challenge_of_one_machine_closes_that_one_and_the_offer_names_it_alone() {
 fn a_restriction_leaves_the_set_and_no_proof_lifts_it() {
     let policy = policy(LIMITED);
     let mut context = engineer();
-    context.restraints =
-        vec![Restraint::Only { resources: [name("wiki")].into(), reason: "it uploads too much".into() }];
+    context.restraints = vec![Restraint::Only {
+        resources: [name("wiki")].into(),
+        reason: "it uploads too much".into(),
+        whom: "device alice-laptop".into(),
+    }];
     assert_eq!(given(&policy, &context).len(), 1);
     assert!(policy.step_ups(&context, &machines()).is_empty());
     let refused = ask(&policy, &context, "payroll");
-    assert!(!refused.allowed && refused.fix.is_none(), "{refused:?}");
+    assert!(!refused.allowed, "{refused:?}");
+    assert_eq!(refused.fix.as_deref(), Some("ask your administrator"));
+    let to = Destination::Resource(name("payroll"));
+    let told = policy.explain(&context, &machines(), &to, None, Audience::Operator);
+    assert_eq!(told.fix.as_deref(), Some("postern-controller restraint release device alice-laptop"));
     assert!(refused.reason.starts_with("it uploads too much; rule \"payroll\" gives nothing"), "{}", refused.reason);
     assert!(ask(&policy, &context, "wiki").allowed);
 }
@@ -247,7 +259,11 @@ fn a_watched_rule_lends_no_way_round_a_restraint_and_a_service_stays_closed() {
     let mut context = service("build");
     context.restraints = vec![challenge(Reach::Everything, MONDAY)];
     let refused = ask(&policy, &context, "git");
-    assert!(refused.fix.is_none() && refused.reason.contains("until an administrator releases it"), "{refused:?}");
+    assert!(refused.reason.contains("until an administrator releases it"), "{refused:?}");
+    assert_eq!(refused.fix.as_deref(), Some("ask your administrator"));
+    let to = Destination::Resource(name("git"));
+    let told = policy.explain(&context, &machines(), &to, None, Audience::Operator);
+    assert_eq!(told.fix.as_deref(), Some("postern-controller restraint release subject alice"));
     assert!(policy.step_ups(&context, &machines()).is_empty());
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn status(office: &Office) -> Result<Value, Refusal> {
         "break_glass": break_glass,
         "events": events,
         "policy": {
-            "generation": meta.policy_revision,
+            "revision": meta.policy_revision,
             "applied": meta.policy_applied,
             "applied_by": meta.policy_applied_by,
             "document_differs": on_disk.as_deref() != Some(meta.policy_text.as_str()),

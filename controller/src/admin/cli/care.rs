@@ -74,21 +74,68 @@ fn exposition(core: &Value) -> String {
         number(&closing["sum_us"]) as f64 / 1e6,
         number(&closing["count"])
     );
-    for (name, kind, value) in [
-        ("postern_closing_max_seconds", "gauge", number(&closing["max_us"]) as f64 / 1e6),
-        ("postern_closing_open", "gauge", number(&closing["open"]) as f64),
-        ("postern_closing_interrupted_total", "counter", number(&closing["interrupted"]) as f64),
-        ("postern_nodes_connected", "gauge", number(&core["connected"]) as f64),
-        ("postern_nodes_current", "gauge", number(&core["current"]) as f64),
-        ("postern_leases", "gauge", number(&core["leases"]) as f64),
+    for (name, kind, help, value) in [
+        (
+            "postern_closing_max_seconds",
+            "gauge",
+            "the longest closing since the start",
+            number(&closing["max_us"]) as f64 / 1e6,
+        ),
+        (
+            "postern_closing_open",
+            "gauge",
+            "closings that some node has not enforced yet",
+            number(&closing["open"]) as f64,
+        ),
+        (
+            "postern_closing_interrupted_total",
+            "counter",
+            "closings that a node left before it answered: its leases end by themselves",
+            number(&closing["interrupted"]) as f64,
+        ),
+        ("postern_nodes_connected", "gauge", "nodes with a stream", number(&core["connected"]) as f64),
+        (
+            "postern_nodes_current",
+            "gauge",
+            "nodes that enforce everything that they should",
+            number(&core["current"]) as f64,
+        ),
+        ("postern_leases", "gauge", "live leases", number(&core["leases"]) as f64),
     ] {
-        let _ = writeln!(text, "# TYPE {name} {kind}\n{name} {value}");
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     }
     for (counter, value) in core["counters"].as_object().into_iter().flatten() {
-        let _ = writeln!(text, "# TYPE postern_{counter}_total counter\npostern_{counter}_total {}", number(value));
+        let name = format!("postern_{counter}_total");
+        if let Some((_, help)) = COUNTERS.iter().find(|(known, _)| known == counter) {
+            let _ = writeln!(text, "# HELP {name} {help}");
+        }
+        let _ = writeln!(text, "# TYPE {name} counter\n{name} {}", number(value));
     }
     text
 }
+
+/// What each counter of [`crate::stream::Counters`] counts, in the words of its documentation.
+const COUNTERS: [(&str, &str); 16] = [
+    ("decisions", "evaluations of policy for one subject on one device"),
+    ("snapshots", "snapshots sent to nodes"),
+    ("deltas", "deltas sent to nodes"),
+    ("delta_peers", "peers within sent deltas"),
+    ("streams_refused", "streams of nodes refused"),
+    ("messages_refused", "messages of nodes dropped because they made no sense or came too often"),
+    ("rate_limited", "attempts turned away by a rate limit"),
+    ("probes_refused", "address probes with a code that did not fit, for no stream, or out of order"),
+    ("keys_refused", "keys that a node wanted to add beyond the number that a node may have"),
+    ("postures_refused", "reports of posture that were forged, shown again, too large, or came too often"),
+    ("signals_refused", "signals of other systems that were refused, or had no effect"),
+    (
+        "behaviour_refused",
+        "reports of behaviour about somebody who has no such limit there now, or of a budget that is over",
+    ),
+    ("doors_forgotten", "doors to sign-ins from before a logout or revocation, forgotten for want of room"),
+    ("tokens_refused", "platform tokens refused"),
+    ("uses_refused", "first uses that a node told of and that no lease of the peer opens there"),
+    ("places_listed", "walks over all machines for those that policy can name"),
+];
 
 /// Shows the controller and every node.
 pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
@@ -96,7 +143,7 @@ pub(super) fn status(desk: &Desk) -> anyhow::Result<ExitCode> {
         let now = clock::now().wall;
         let (core, policy) = (&value["core"], &value["policy"]);
         let up = HumanDuration::rounded(Duration::from_secs(value["uptime_s"].as_u64().unwrap_or(0)));
-        println!("{}   up {up}   policy generation {}", text(&value["url"]), text(&policy["generation"]));
+        println!("{}   up {up}   policy revision {}", text(&value["url"]), text(&policy["revision"]));
         println!(
             "{} of {} machines connected, {} current; {} login sessions, {} leases, {} joins wait",
             text(&core["connected"]),
@@ -437,5 +484,19 @@ mod tests {
         let paused = stream(serde_json::json!({"status": "paused", "why": "tired\u{1b}[2J", "silent_since": at(30)}));
         assert!(paused.starts_with("! events corp: the transmitter calls it paused: tired"), "{paused}");
         assert!(paused.contains("last heard") && !paused.contains('\u{1b}'), "{paused}");
+    }
+
+    #[test]
+    fn every_metric_says_what_it_is_and_is_in_the_documentation() {
+        let counters = serde_json::to_value(crate::stream::Counters::default()).expect("numbers");
+        let text = exposition(&serde_json::json!({ "counters": counters }));
+        let page = include_str!("../../../../docs/records.md");
+        let metrics: Vec<&str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        assert!(metrics.len() > 7 + 10, "{text}");
+        for metric in metrics {
+            assert!(text.contains(&format!("# HELP {metric} ")), "{metric} says not what it is");
+            assert!(page.contains(&format!("`{metric}`")), "{metric} is not in docs/records.md");
+        }
     }
 }

@@ -99,6 +99,9 @@ impl Init {
             println!("Next: postern-controller serve{named}");
             println!("then: postern-controller user add you@corp.example --admin{named}");
             println!("Machines join with: postern up {link}");
+            if let tls::Source::Own { dir, .. } = &config.tls {
+                println!("A browser warns until it trusts {}.", dir.join("ca.crt").display());
+            }
         });
         Ok(ExitCode::SUCCESS)
     }
@@ -112,7 +115,7 @@ impl Init {
             }
         };
         let text = if text.contains("://") { text } else { format!("https://{text}") };
-        url::Url::parse(&text).with_context(|| format!("`{text}` is not an URL: write --url https://ctl.corp.example"))
+        url::Url::parse(&text).with_context(|| format!("`{text}` is not a URL: write --url https://ctl.corp.example"))
     }
 
     fn controller_toml(&self, url: &str, listen: &[std::net::SocketAddr]) -> anyhow::Result<String> {

@@ -169,7 +169,12 @@ fn list(value: &Value) {
         let disabled = record["disabled"].as_str().map(|why| format!("disabled: {why}"));
         let provisioned = view["provisioned"].as_str().map(str::to_owned);
         let note = disabled.into_iter().chain(provisioned).collect::<Vec<_>>().join("; ");
-        rows.push(vec![text(&record["name"]), text(&record["kind"]["issuer"]), "by the provider".into(), note]);
+        // Without an open login session nobody has said them; with one, the provider did not send them.
+        let groups = match view["groups"].is_null() && view["sessions"].as_u64() > Some(0) {
+            true => "unknown".to_owned(),
+            false => text(&view["groups"]),
+        };
+        rows.push(vec![text(&record["name"]), text(&record["kind"]["issuer"]), groups, note]);
     }
     print::table(
         &["who", "from", "groups", ""],

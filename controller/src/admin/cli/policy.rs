@@ -83,14 +83,14 @@ impl PolicyCommand {
                 let said = format!("{name} is in force");
                 desk.ask_and(&Request::PolicyApply { file: name, text }, |value| {
                     plan::show(&value["plan"], Tense::Does);
-                    print::done(&format!("{said}: generation {}", crate::admin::print::text(&value["generation"])));
+                    print::done(&format!("{said}: revision {}", crate::admin::print::text(&value["revision"])));
                 })
             }
             Self::Show => desk.ask_and(&Request::PolicyShow, |value| {
                 let applied = print::time(&value["policy_applied"]);
                 let applied = applied.map_or_else(String::new, |at| print::clock_time(at, clock::now().wall));
                 eprintln!(
-                    "# generation {}, applied {applied} by {}",
+                    "# revision {}, applied {applied} by {}",
                     text(&value["policy_revision"]),
                     text(&value["policy_applied_by"])
                 );
@@ -165,7 +165,7 @@ impl Explain {
                 println!("because  {}", text(fact));
             }
             if let Some(fix) = value["fix"].as_str() {
-                println!("fix      {fix}");
+                println!("fix      {}", print::told(fix));
             }
             if let Some(until) = print::time(&value["valid_until"]) {
                 println!("until    {}", print::clock_time(until, clock::now().wall));

@@ -33,7 +33,7 @@ pub(super) enum Requests {
     Approve {
         /// The request, or the beginning of its identifier.
         request: String,
-        /// Why; recorded, and told to who asked.
+        /// Why; recorded, and shown to the person who asked.
         #[arg(long)]
         reason: String,
     },
@@ -42,7 +42,7 @@ pub(super) enum Requests {
     Refuse {
         /// The request, or the beginning of its identifier.
         request: String,
-        /// Why; recorded, and told to who asked.
+        /// Why; recorded, and shown to the person who asked.
         #[arg(long)]
         reason: String,
     },
@@ -53,7 +53,7 @@ pub(super) enum Requests {
     Withdraw {
         /// The request, or the beginning of its identifier.
         request: String,
-        /// Why; recorded, and told to who asked.
+        /// Why; recorded, and shown to the person who asked.
         #[arg(long)]
         reason: String,
     },

@@ -58,7 +58,7 @@ pub(super) struct Take {
     what: Restrainable,
     /// Which: a name or an identifier.
     name: String,
-    /// Why; recorded, and told to whom it concerns.
+    /// Why; recorded, and shown to the person concerned.
     #[arg(long)]
     reason: String,
 }

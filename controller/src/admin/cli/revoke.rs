@@ -25,7 +25,7 @@ pub(super) struct Revoke {
     what: Revocable,
     /// Which: a session as PERSON/MACHINE, a machine's name, a person, service:NAME, a rule's name, or an identifier.
     name: String,
-    /// Why; recorded, and told to the person.
+    /// Why; recorded, and shown to the person.
     #[arg(long)]
     reason: String,
     /// How long to wait for the nodes.

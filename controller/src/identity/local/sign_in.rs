@@ -44,8 +44,8 @@ pub struct Enrolment {
 /// Tells why a sign-in was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SignInError {
-    /// Login or password are wrong; not told apart.
-    #[error("login or password are wrong")]
+    /// Login or password is wrong; not told apart.
+    #[error("login or password is wrong")]
     Wrong,
     /// The code is wrong, expired or was used.
     #[error("the code is wrong, expired or was used")]

@@ -25,7 +25,7 @@ pub enum ServeError {
     Policy(Diagnostics),
     /// The policy in force cannot be read by this version.
     #[error(
-        "the policy in force (generation {revision}) does not check in this version:\n{error}\nPut a corrected document at {file} and start with `serve --apply-policy`."
+        "the policy in force (revision {revision}) does not check in this version:\n{error}\nPut a corrected document at {file} and start with `serve --apply-policy`."
     )]
     KeptPolicy {
         /// Its number.

@@ -112,7 +112,7 @@ async fn a_policy_that_does_not_check_changes_nothing_and_says_which_one_stays()
     assert_eq!(controller.ask(Request::PolicyShow).await.unwrap(), before);
 
     let applied = apply(&controller, &POLICY.replace("5432", "5433")).await.unwrap();
-    assert_eq!(applied["generation"].as_u64(), before["policy_revision"].as_u64().map(|revision| revision + 1));
+    assert_eq!(applied["revision"].as_u64(), before["policy_revision"].as_u64().map(|revision| revision + 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -124,7 +124,7 @@ impl EventStream {
         let mut say = |what: String, help: &str| wrong.push((what, help.to_owned()));
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.name.is_empty() || self.name.len() > 40 || !self.name.chars().all(good) {
-            say("the name of a stream is part of an URL".into(), "use small letters, digits and `-`: name = \"corp\"");
+            say("the name of a stream is part of a URL".into(), "use small letters, digits and `-`: name = \"corp\"");
         }
         if !is_safe(&self.issuer) {
             say("the issuer must begin with https://".into(), "write it as the `iss` of its tokens says");

@@ -13,6 +13,7 @@ mod documents;
 mod enrolling;
 mod events;
 mod events_meant;
+mod explaining;
 mod joining;
 mod keys;
 mod limits;

@@ -91,6 +91,9 @@ fn what_is_approved_opens_for_its_time_alone_and_nothing_beside_it() {
     assert!(place.open(), "leases of thirty seconds are renewed until then");
     place.world.run(seconds(15));
     assert!(!place.open() && !place.world.lets_in(place.ann, place.db, "tcp/5432"), "and then it ends");
+    let why = place.world.core.explain("ann@corp.example", "db", None, place.world.now).expect("explained");
+    assert!(why.reason.contains("after an approval; the last one ended at 2026-11-2"), "{why:?}");
+    assert!(why.fix.is_some_and(|fix| fix.starts_with("postern request db")));
     let decided = |event: &&AuditEvent| matches!(event, AuditEvent::AccessDecided { by, reason, until: Some(_), .. } if by == "lea@corp.example" && reason == "on call");
     assert_eq!(place.world.audit.iter().filter(decided).count(), 1);
 }

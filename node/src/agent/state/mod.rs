@@ -249,7 +249,7 @@ pub fn boot_id() -> Result<BootId, StateError> {
         std::fs::read_to_string(PATH).map_err(|error| StateError::Boot { path: PATH, reason: error.to_string() })?;
     let mut bytes = [0; 16];
     hex::decode_to_slice(text.trim().replace('-', ""), &mut bytes)
-        .map_err(|_| StateError::Boot { path: PATH, reason: "it is not an UUID".into() })?;
+        .map_err(|_| StateError::Boot { path: PATH, reason: "it is not a UUID".into() })?;
     Ok(BootId::from_bytes(bytes))
 }
 
