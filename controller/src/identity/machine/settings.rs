@@ -431,7 +431,7 @@ claims.sub = "113"
         let guide = include_str!("../../../../docs/machines.md");
         let blocks = guide.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next());
         let issuers: Vec<_> = blocks.filter(|block| block.starts_with("[[machine_issuer]]")).collect();
-        assert_eq!(issuers.len(), 2);
+        assert_eq!(issuers.len(), 3);
         for block in issuers {
             read(block).map_err(|error| println!("{error}")).expect("the guide's example is good");
         }
