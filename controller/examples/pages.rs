@@ -22,7 +22,7 @@ use postern_common::{
 use postern_controller::{
     identity::{
         SignedIn,
-        local::{AccountRole, Accounts, NewAccount, SealingKey},
+        local::{AccountRole, Accounts, CopiedPasskey, NewAccount, SealingKey},
         oidc::{Provider, ProviderSettings},
         random::Token,
         sessions::{SessionLimits, WebSessions},
@@ -283,7 +283,16 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
-    fn signed_out_everywhere<'a>(&'a self, _issuer: &'a str, _subject: &'a str) -> Answer<'a, ()> {
+    fn credentials_set<'a>(&'a self, _issuer: &'a str, _subject: &'a str) -> Answer<'a, usize> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn passkey_copied<'a>(
+        &'a self,
+        _issuer: &'a str,
+        _copied: &'a CopiedPasskey,
+        _from: std::net::IpAddr,
+    ) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 
@@ -332,6 +341,7 @@ async fn main() -> anyhow::Result<()> {
     sqlx::raw_sql(include_str!("../migrations/0002_identity.sql")).execute(&pool).await?;
     sqlx::raw_sql(include_str!("../migrations/0006_provider.sql")).execute(&pool).await?;
     sqlx::raw_sql(include_str!("../migrations/0009_passkeys.sql")).execute(&pool).await?;
+    sqlx::raw_sql(include_str!("../migrations/0018_credentials.sql")).execute(&pool).await?;
 
     let origin = public_url.origin().ascii_serialization();
     let accounts = Arc::new(Accounts::new(pool.clone(), &origin, SealingKey::from_bytes([7; 32])));
@@ -344,7 +354,7 @@ async fn main() -> anyhow::Result<()> {
     ] {
         let groups: BTreeSet<String> = groups.iter().map(|group| (*group).to_owned()).collect();
         accounts.add(NewAccount { login: login.into(), groups, role: AccountRole::Person }, now()).await?;
-        accounts.set_password(login, PASSWORD).await?;
+        accounts.set_password(login, PASSWORD, now()).await?;
     }
     let new = NewAccount { login: "dave@corp.example".into(), groups: BTreeSet::new(), role: AccountRole::Person };
     accounts.add(new, now()).await?;

@@ -58,6 +58,13 @@ pub struct Head {
 impl Head {
     /// What comes before the first line.
     pub const START: Self = Self { seq: 0, hash: [0; 32] };
+    /// What stands for a last line that cannot be read.
+    const UNREADABLE: Self = Self { seq: u64::MAX, hash: [0xff; 32] };
+
+    /// Tells whether the line could be read.
+    pub const fn is_known(&self) -> bool {
+        self.seq != Self::UNREADABLE.seq
+    }
 }
 
 /// A line that was given its place in the chain.
@@ -330,8 +337,8 @@ fn last_line(path: &Path) -> Result<Option<Head>, AuditError> {
         last = Some(text);
     }
     Ok(last.map(|text| {
-        let seq = serde_json::from_str::<Entry>(&text).map_or(u64::MAX, |entry| entry.seq);
-        let hash = split_hash(&text).map_or([0xff; 32], |(_, hash)| hash);
+        let seq = serde_json::from_str::<Entry>(&text).map_or(Head::UNREADABLE.seq, |entry| entry.seq);
+        let hash = split_hash(&text).map_or(Head::UNREADABLE.hash, |(_, hash)| hash);
         Head { seq, hash }
     }))
 }

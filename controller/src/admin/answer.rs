@@ -102,8 +102,8 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(json!({ "account": account_json(&account) }))
         }
         Request::UserResetTotp { user } => {
-            let account = office.accounts.reset_totp(&user).await?;
-            end_stock_clients(office, &account).await?;
+            let account = office.accounts.reset_totp(&user, clock::now().wall).await?;
+            credentials_set(office, &account).await?;
             record(office, &by, "user reset-totp", &account.login).await?;
             Ok(json!({ "account": account_json(&account) }))
         }
@@ -112,7 +112,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             let set_at_once = password.is_some();
             let link = credentials(office, &account.login, password).await?;
             if set_at_once {
-                end_stock_clients(office, &account).await?; // a link does it when it is used
+                credentials_set(office, &account).await?; // a link does it when it is used
             }
             record(office, &by, "user passwd", &account.login).await?;
             Ok(json!({ "account": account_json(&account), "link": link }))
@@ -134,9 +134,9 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         }
         Request::TokenList => ask(office, |core| value(&core.list_tokens(clock::now()))).await,
         Request::TokenRevoke { token } => {
-            let done = office.handle.call(move |turn, now| {
+            let done = office.handle.call(move |turn, _| {
                 let hash = turn.core.find_token(&token)?;
-                turn.core.delete_token(hash, &by, now).map(|()| hash.short())
+                turn.core.delete_token(hash, &by).map(|()| hash.short())
             });
             Ok(json!({ "token": done.await?? }))
         }
@@ -145,8 +145,7 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
         Request::DeviceShow { device } => {
             let found = office.handle.call(move |turn, now| {
                 let id = turn.core.find_device(&device)?;
-                let view = turn.core.list_devices().into_iter().find(|view| view.record.id == id);
-                Ok::<_, CoreError>((view, turn.core.posture_of(id, now)))
+                Ok::<_, CoreError>((turn.core.show_device(id), turn.core.posture_of(id, now)))
             });
             let (view, posture) = found.await??;
             let mut shown = value(&view);
@@ -225,9 +224,11 @@ async fn respond(office: &Office, who: &Administrator, request: Request) -> Resu
             Ok(Value::Null)
         }
         Request::QuarantineList => ask(office, |core| value(&core.list_quarantines())).await,
-        Request::Restrain { .. } | Request::RestraintRelease { .. } | Request::RestraintList => {
-            restraint::answer(office, by, request).await
+        Request::Restrain { what, name, to, terminate, reason } => {
+            restraint::restrain(office, by, restraint::Wanted { what, name, to, terminate, reason }).await
         }
+        Request::RestraintRelease { what, name } => restraint::release(office, by, what, name).await,
+        Request::RestraintList => ask(office, |core| value(&core.list_restraints())).await,
         Request::Stale { for_ms } => {
             let now = clock::now();
             let since =
@@ -392,7 +393,7 @@ pub fn join_link(url: &str, pin: Option<[u8; 32]>) -> String {
 /// Sets a password, or makes a one-time link for one.
 async fn credentials(office: &Office, login: &str, password: Option<String>) -> Result<Option<String>, AccountError> {
     match password {
-        Some(password) => office.accounts.set_password(login, &password).await.map(|()| None),
+        Some(password) => office.accounts.set_password(login, &password, clock::now().wall).await.map(|_| None),
         None => {
             let link = office.accounts.password_link(login, LINK, clock::now().wall).await?;
             Ok(Some(format!("{}/password/{}", office.config.url, link.expose())))
@@ -414,10 +415,16 @@ fn account_json(account: &Account) -> Value {
     })
 }
 
-/// Ends the stock clients that an account's browsers let in, after their login sessions ended.
-async fn end_stock_clients(office: &Office, account: &Account) -> Result<(), Stopped> {
+/// Signs a person out everywhere, after the credentials of their account were set anew: on machines and stock clients, and in
+/// a browser whose sign-in was ending at the same moment.
+async fn credentials_set(office: &Office, account: &Account) -> Result<(), Refusal> {
     let (issuer, sub) = (office.accounts.issuer().to_owned(), account.id.clone());
-    office.handle.call(move |turn, now| turn.core.browsers_ended(&issuer, &sub, now)).await
+    let told = office.handle.call(move |turn, now| {
+        turn.core.credentials_set(&issuer, &sub, now);
+        now.wall
+    });
+    office.sessions.end_proven_until(office.accounts.issuer(), &account.id, told.await?).await?;
+    Ok(())
 }
 
 /// Writes an account for the audit log: with what its groups and role give it.
@@ -537,10 +544,10 @@ fn resource(name: &str) -> Result<Quarantined, CoreError> {
 /// Returns issuer and `sub` of the person whom a revocation names.
 fn person(core: &Core, target: &RevokeTarget) -> Option<(String, String)> {
     let RevokeTarget::Subject(id) = target else { return None };
-    core.list_subjects().into_iter().find(|view| view.record.id == *id).and_then(|view| match view.record.kind {
-        SubjectKind::Person { issuer, sub } => Some((issuer, sub)),
+    match core.subject_kind(*id)? {
+        SubjectKind::Person { issuer, sub } => Some((issuer.clone(), sub.clone())),
         SubjectKind::Service { .. } => None,
-    })
+    }
 }
 
 /// Ends login sessions in browsers too: all of a revoked person's, and those that let in what was revoked.

@@ -245,4 +245,7 @@ fn run(desk: &Desk, command: Command) -> anyhow::Result<ExitCode> {
 }
 
 #[cfg(test)]
+pub(crate) use machines::standings;
+
+#[cfg(test)]
 mod tests;

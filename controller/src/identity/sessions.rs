@@ -269,15 +269,14 @@ impl WebSessions {
         Ok(done.rows_affected())
     }
 
-    /// Lists one live session of each person of a provider, at most 10,000.
+    /// Lists one session of each person of a provider whose `sub` comes after `after`, by that; at most so many.
     ///
     /// # Errors
     /// If the store fails.
-    pub async fn people_of(&self, issuer: &str) -> Result<Vec<SignedIn>, StoreFailed> {
-        let rows = sqlx::query("SELECT * FROM web_sessions WHERE issuer = ?1 GROUP BY subject LIMIT 10000")
-            .bind(issuer)
-            .fetch_all(&self.pool)
-            .await?;
+    pub async fn people_of(&self, issuer: &str, after: &str, most: u32) -> Result<Vec<SignedIn>, StoreFailed> {
+        let page =
+            "SELECT * FROM web_sessions WHERE issuer = ?1 AND subject > ?2 GROUP BY subject ORDER BY subject LIMIT ?3";
+        let rows = sqlx::query(page).bind(issuer).bind(after).bind(most).fetch_all(&self.pool).await?;
         Ok(rows.iter().map(|row| read(row).map(|session| session.who)).collect::<Result<_, _>>()?)
     }
 
@@ -351,6 +350,7 @@ pub(crate) async fn test_pool() -> SqlitePool {
         include_str!("../../migrations/0002_identity.sql"),
         include_str!("../../migrations/0006_provider.sql"),
         include_str!("../../migrations/0009_passkeys.sql"),
+        include_str!("../../migrations/0018_credentials.sql"),
     ];
     for table in tables {
         sqlx::raw_sql(table).execute(&pool).await.expect("the tables");
@@ -463,7 +463,19 @@ mod tests {
         assert_eq!(open().await, [3, 4, 5], "an externalId is compared exactly");
         assert_eq!(sessions.end_provisioned(issuer, ScimKey::UserName, "ALICE", &[]).await.expect("works"), 1);
         assert_eq!(open().await, [4, 5]);
-        assert_eq!(sessions.people_of(issuer).await.expect("works").len(), 1);
+        assert_eq!(sessions.people_of(issuer, "", 10).await.expect("works").len(), 1);
+        for number in 0..25 {
+            sessions.open(proof(&format!("p{number:02}")), at(0)).await.expect("opens");
+        }
+        let (mut seen, mut after) = (vec![], String::new());
+        while let Some(last) = {
+            let page = sessions.people_of(issuer, &after, 10).await.expect("works");
+            seen.extend(page.iter().map(|who| who.subject().to_owned()));
+            page.last().map(|who| who.subject().to_owned())
+        } {
+            after = last;
+        }
+        assert_eq!((seen.len(), seen.is_sorted()), (26, true), "nobody is left out, and nobody comes twice");
     }
 
     #[tokio::test]

@@ -41,10 +41,7 @@ pub use clock::ClockRecord;
 pub use identity::{Assurance, Person, Proven, ProvisionedName, SubjectKind, SubjectRecord};
 pub use machine::{PlatformBinding, Reuse, TokenUseRecord, Workload};
 use postern_common::{
-    id::{
-        BreakGlassId, DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, SessionId,
-        SubjectId, Tag,
-    },
+    id::{BreakGlassId, DeviceId, LeaseId, MachineName, RequestId, ResourceName, RuleName, SessionId, SubjectId, Tag},
     key::{DevicePublicKey, PresharedKey, WireGuardPublicKey},
     policy::Place,
     time::WallTime,

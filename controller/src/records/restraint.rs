@@ -132,6 +132,22 @@ impl Takes {
         }
     }
 
+    /// Says what is taken, for people; `None` if nothing is.
+    pub fn words(&self) -> Option<String> {
+        match self {
+            Self::Nothing => None,
+            Self::Proof { reach: Reach::Everything } => Some("has to sign in anew".into()),
+            Self::Proof { reach: Reach::Access { resource, .. } | Reach::AccessOn { resource, .. } } => {
+                Some(format!("has to sign in anew for {resource}"))
+            }
+            Self::AllBut { resources } if resources.is_empty() => Some("kept to nothing".into()),
+            Self::AllBut { resources } => {
+                let names: Vec<&str> = resources.iter().map(ResourceName::as_str).collect();
+                Some(format!("kept to {}", names.join(", ")))
+            }
+        }
+    }
+
     /// Tells whether it is about more than what one rule gives.
     pub const fn is_wide(&self) -> bool {
         match self {

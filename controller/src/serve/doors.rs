@@ -12,15 +12,15 @@ use super::{
     listener::REMOTE,
 };
 use crate::{
-    identity::{SignedIn, random::Token, user_code::UserCode},
+    identity::{SignedIn, local::CopiedPasskey, random::Token, user_code::UserCode},
     records::Person,
     signals::provider::{Ends, logout::LogoutToken},
-    stream::{CoreError, Decider, Decision, RequestView},
+    stream::{CoreError, Decider, Decision, RequestView, Stranger},
     web::doors::{
         Answer, Doors, DoorsError, JoinedMachine, PendingJoin, Portal, StepUpPage, SteppedUp, StockConfiguration,
         StockRequest, TurnedAway,
     },
-    web::event::IdentityEvent,
+    web::event::{IdentityAction, IdentityEvent},
 };
 
 /// Returns the address of the browser whose request this task answers.
@@ -114,9 +114,19 @@ impl Doors for Handle {
         Box::pin(async move { Ok(self.call(move |turn, now| turn.core.web_session_ended(session, now)).await?) })
     }
 
-    fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()> {
+    fn credentials_set<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, usize> {
         let (issuer, subject) = (issuer.to_owned(), subject.to_owned());
-        Box::pin(async move { Ok(self.call(move |turn, now| turn.core.browsers_ended(&issuer, &subject, now)).await?) })
+        Box::pin(
+            async move { Ok(self.call(move |turn, now| turn.core.credentials_set(&issuer, &subject, now)).await?) },
+        )
+    }
+
+    fn passkey_copied<'a>(&'a self, issuer: &'a str, copied: &'a CopiedPasskey, from: IpAddr) -> Answer<'a, ()> {
+        let (issuer, CopiedPasskey { account, name, .. }) = (issuer.to_owned(), copied.clone());
+        let raise = self.call(move |turn, now| {
+            turn.core.passkey_copied(&issuer, &account.id, &account.login, &name, from, now);
+        });
+        Box::pin(async move { Ok(raise.await?) })
     }
 
     fn step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, StepUpPage> {
@@ -163,6 +173,22 @@ impl Doors for Handle {
     }
 
     fn audit(&self, event: IdentityEvent) -> Answer<'_, ()> {
-        Box::pin(async move { Ok(self.call(move |turn, _| turn.record(&event)).await?) })
+        let record = self.call(move |turn, now| {
+            let by_stranger = match &event.what {
+                IdentityAction::SignInRefused { .. } | IdentityAction::RateLimited { .. } => true,
+                IdentityAction::SignedIn { .. }
+                | IdentityAction::ProvenAnew { .. }
+                | IdentityAction::ProviderLogout { .. }
+                | IdentityAction::SignedOut { .. }
+                | IdentityAction::SecondFactorEnrolled
+                | IdentityAction::PasskeyAdded
+                | IdentityAction::PasskeyRemoved
+                | IdentityAction::PasswordSet { .. } => false,
+            };
+            if !by_stranger || turn.core.records_stranger(Stranger::Page, event.address, now) {
+                turn.record(&event);
+            }
+        });
+        Box::pin(async move { Ok(record.await?) })
     }
 }

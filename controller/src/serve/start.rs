@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     admin::{self, answer::join_link},
-    audit::{AuditError, AuditLog},
+    audit::{AuditError, AuditLog, Head},
     config::Config,
     identity::{
         local::{AccountError, AccountStatus, Accounts, SealingKey},
@@ -139,6 +139,14 @@ pub async fn start(config: Config, at_start: AtStart) -> Result<Running, ServeEr
     let loaded = store.load().await?;
     let (head, outbox) = store.audit_state().await?;
     let (audit, opened) = AuditLog::open(&config.audit_dir(), config.audit_file_size, head, &outbox)?;
+    if let Some(end) = opened.broken.filter(Head::is_known).filter(|end| end.seq > head.seq) {
+        return Err(ServeError::OlderDatabase {
+            database,
+            ends: head.seq,
+            audit: config.audit_dir(),
+            goes_on: end.seq,
+        });
+    }
 
     let served = config.core.scim.as_ref().map(|scim| scim.issuer.as_str());
     let idle = loaded.scim_users.iter().filter(|user| Some(user.issuer.as_str()) != served).count();
@@ -314,7 +322,7 @@ async fn receive_events(
 async fn take_over_accounts(accounts: &Accounts, handle: &Handle) -> Result<(), ServeError> {
     let people = accounts.list().await?.into_iter().map(|account| {
         let disabled = account.status == AccountStatus::Disabled;
-        (account.id, PersonNow { groups: account.groups, disabled })
+        (account.id, PersonNow { groups: account.groups, disabled, secured: account.secured })
     });
     let (people, issuer) = (people.collect(), accounts.issuer().to_owned());
     let told = handle.call(move |turn, now| turn.core.reconcile_people(&issuer, &people, "start", now)).await;

@@ -104,6 +104,7 @@ pub async fn write(config: &Config, file: &Path, with_keys: bool) -> Result<Writ
     let io = |cause| FileError::Io { action: "write", path: file.to_owned(), cause };
     fs::File::open(&part).and_then(|part| part.sync_all()).map_err(io)?;
     fs::rename(&part, file).map_err(io)?;
+    sync_folder_of(file)?;
     let bytes = fs::metadata(file).map_err(io)?.len();
     Ok(Written { file: file.to_owned(), bytes, holds, left_out })
 }
@@ -160,7 +161,10 @@ async fn fill(config: &Config, part: &Path, with_keys: bool) -> Result<(Vec<Stri
 /// # Errors
 /// [`StoreError::Corrupt`] if this is not a backup.
 pub async fn read_file(backup: &Path, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
-    let mut connection = open_backup(backup).await?;
+    let (mut connection, origin) = open_backup(backup).await?;
+    if origin == Origin::Database {
+        return Ok(None);
+    }
     let row = sqlx::query("SELECT content FROM backup_files WHERE name = ?")
         .bind(name)
         .fetch_optional(&mut connection)
@@ -169,7 +173,23 @@ pub async fn read_file(backup: &Path, name: &str) -> Result<Option<Vec<u8>>, Sto
     row.map(|row| row.try_get(0).map_err(failed(backup))).transpose()
 }
 
-async fn open_backup(backup: &Path) -> Result<SqliteConnection, StoreError> {
+/// What [`restore`] can put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// What [`write`] wrote.
+    Backup,
+    /// A controller's database itself, of then.
+    Database,
+}
+
+/// Makes what was renamed in a folder outlive a power cut.
+fn sync_folder_of(path: &Path) -> Result<(), FileError> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let synced = fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|cause| FileError::Io { action: "sync the folder", path: dir.to_owned(), cause })
+}
+
+async fn open_backup(backup: &Path) -> Result<(SqliteConnection, Origin), StoreError> {
     if !backup.exists() {
         return Err(FileError::Missing(backup.to_owned()).into());
     }
@@ -177,10 +197,15 @@ async fn open_backup(backup: &Path) -> Result<SqliteConnection, StoreError> {
     let mut connection =
         SqliteConnection::connect_with(&plain(backup).read_only(true)).await.map_err(failed(backup))?;
     let version = sqlx::query("SELECT version FROM backup_info").fetch_one(&mut connection).await;
-    let version: i64 = match version {
-        Ok(row) => row.try_get(0).map_err(failed(backup))?,
+    let (version, origin): (i64, Origin) = match version {
+        Ok(row) => (row.try_get(0).map_err(failed(backup))?, Origin::Backup),
         Err(sqlx::Error::Database(error)) if error.message().contains("no such table") => {
-            return Err(not_one("it is not a backup of a controller"));
+            let ours = "SELECT count(*) FROM sqlite_schema WHERE name IN ('meta', 'audit_head', 'audit_outbox')";
+            let tables: i64 = sqlx::query_scalar(ours).fetch_one(&mut connection).await.map_err(failed(backup))?;
+            if tables != 3 {
+                return Err(not_one("it is not a backup of a controller"));
+            }
+            (VERSION, Origin::Database)
         }
         Err(other) => return Err(failed(backup)(other)),
     };
@@ -192,7 +217,7 @@ async fn open_backup(backup: &Path) -> Result<SqliteConnection, StoreError> {
     if words != "ok" {
         return Err(not_one(&words));
     }
-    Ok(connection)
+    Ok((connection, origin))
 }
 
 /// Gives a file to the user who owns its folder: root restores, the service's own user serves.
@@ -206,7 +231,7 @@ fn give_to_owner_of_folder(path: &Path) {
 }
 
 /// Puts a backup in the place of the database: a new epoch begins and every login session ends. Files that are there
-/// are kept.
+/// are kept. A copy of the database itself will do too, also the one that somebody has put in its place already.
 ///
 /// Everything else is as it was then: an account, machine, token or rule that was disabled, removed or revoked after the
 /// backup is enabled again, and an old password is good again. The audit log says what that was; it has to be done again.
@@ -214,7 +239,8 @@ fn give_to_owner_of_folder(path: &Path) {
 /// # Errors
 /// [`StoreError`]; the database that was there stays in use then.
 pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreError> {
-    open_backup(backup).await?.close().await.map_err(failed(backup))?;
+    let (connection, origin) = open_backup(backup).await?;
+    connection.close().await.map_err(failed(backup))?;
     files::make_private_folder(&config.state_dir)?;
     let database = config.database();
     let now = clock::now();
@@ -227,7 +253,16 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
         let path = path.to_owned();
         move |cause| FileError::Io { action, path, cause }
     };
-    fs::copy(backup, &next).map_err(io("write", &next))?;
+    match origin {
+        Origin::Backup => drop(fs::copy(backup, &next).map_err(io("write", &next))?),
+        Origin::Database => {
+            // With what is in its -wal file.
+            let mut copied = SqliteConnection::connect_with(&plain(backup)).await.map_err(failed(backup))?;
+            let into = next.to_string_lossy().into_owned();
+            sqlx::query("VACUUM INTO ?").bind(into).execute(&mut copied).await.map_err(failed(backup))?;
+            copied.close().await.map_err(failed(backup))?;
+        }
+    }
     fs::set_permissions(&next, fs::Permissions::from_mode(files::SECRET)).map_err(io("restrict", &next))?;
 
     // The lock of the folder is held from here on: no controller serves meanwhile.
@@ -245,8 +280,8 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
     for statement in [
         "DELETE FROM web_sessions",
         "DELETE FROM local_password_links",
-        "DROP TABLE backup_files",
-        "DROP TABLE backup_info",
+        "DROP TABLE IF EXISTS backup_files",
+        "DROP TABLE IF EXISTS backup_info",
     ] {
         sqlx::query(statement).execute(store.connection()).await.map_err(failed(&next))?;
     }
@@ -280,6 +315,7 @@ pub async fn restore(config: &Config, backup: &Path) -> Result<Restored, StoreEr
     for suffix in ["-wal", "-shm"] {
         drop(fs::remove_file(beside(&next, suffix)));
     }
+    sync_folder_of(&database)?;
     let mut done = Restored { epoch: loaded.meta.epoch, wrote: vec![], kept: vec![], previous, missing: vec![] };
     for (name, path, secret) in belongings(config) {
         if path.exists() {

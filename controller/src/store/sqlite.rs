@@ -129,44 +129,19 @@ impl SqliteStore {
         &self.path
     }
 
-    async fn all<T: DeserializeOwned>(&mut self, table: &'static str) -> Result<Vec<T>, StoreError> {
-        let query = match table {
-            "clock" => "SELECT record FROM clock",
-            "subjects" => "SELECT record FROM subjects ORDER BY id",
-            "devices" => "SELECT record FROM devices ORDER BY id",
-            "sessions" => "SELECT record FROM sessions ORDER BY id",
-            "leases" => "SELECT record FROM leases ORDER BY id",
-            "tokens" => "SELECT record FROM tokens ORDER BY id",
-            "pairs" => "SELECT record FROM pairs ORDER BY id",
-            "holds" => "SELECT record FROM holds ORDER BY id",
-            "postures" => "SELECT record FROM postures ORDER BY id",
-            "revoked_rules" => "SELECT record FROM revoked_rules ORDER BY id",
-            "quarantines" => "SELECT record FROM quarantines ORDER BY id",
-            "break_glass" => "SELECT record FROM break_glass ORDER BY id",
-            "habits" => "SELECT record FROM habits ORDER BY id",
-            "token_uses" => "SELECT record FROM token_uses ORDER BY id",
-            "requests" => "SELECT record FROM requests ORDER BY id",
-            "event_streams" => "SELECT record FROM event_streams ORDER BY id",
-            "seen_events" => "SELECT record FROM seen_events ORDER BY id",
-            "shut_doors" => "SELECT record FROM shut_doors ORDER BY id",
-            "restraints" => "SELECT record FROM restraints ORDER BY id",
-            "scim_tokens" => "SELECT record FROM scim_tokens ORDER BY id",
-            "scim_users" => "SELECT record FROM scim_users ORDER BY id",
-            "scim_groups" => "SELECT record FROM scim_groups ORDER BY id",
-            "scim_gone" => "SELECT record FROM scim_gone ORDER BY id",
-            "scim_members" => "SELECT json_array(group_id, user_id) FROM scim_members ORDER BY group_id, user_id",
-            _ => "SELECT record FROM meta",
-        };
+    async fn all<T: DeserializeOwned>(&mut self, table: &str, query: &'static str) -> Result<Vec<T>, StoreError> {
         let rows = sqlx::query(query).fetch_all(&mut self.connection).await.map_err(failed(&self.path))?;
         let read = |row: &sqlx::sqlite::SqliteRow| {
             let text: &str = row.try_get(0).map_err(failed(&self.path))?;
-            serde_json::from_str(text).map_err(|error| StoreError::Corrupt {
-                path: self.path.clone(),
-                what: format!("a record in `{table}` cannot be read: {error}"),
-            })
+            serde_json::from_str(text)
+                .map_err(|error| corrupt(&self.path, format!("a record in `{table}` cannot be read: {error}")))
         };
         rows.iter().map(read).collect()
     }
+}
+
+fn corrupt(path: &Path, what: String) -> StoreError {
+    StoreError::Corrupt { path: path.to_owned(), what }
 }
 
 fn lock(dir: &Path) -> Result<File, StoreError> {
@@ -207,33 +182,38 @@ fn json(record: &impl Serialize) -> String {
 
 impl Store for SqliteStore {
     async fn load(&mut self) -> Result<Loaded, StoreError> {
-        let meta = self.all::<Meta>("meta").await?.pop().unwrap_or_default();
+        macro_rules! all {
+            ($table:literal) => {
+                self.all($table, concat!("SELECT record FROM ", $table, " ORDER BY id")).await?
+            };
+        }
+        let members = "SELECT json_array(group_id, user_id) FROM scim_members ORDER BY group_id, user_id";
         Ok(Loaded {
-            meta,
-            clock: self.all("clock").await?.pop(),
-            subjects: self.all("subjects").await?,
-            devices: self.all("devices").await?,
-            sessions: self.all("sessions").await?,
-            leases: self.all("leases").await?,
-            tokens: self.all("tokens").await?,
-            pairs: self.all("pairs").await?,
-            holds: self.all("holds").await?,
-            revoked_rules: self.all("revoked_rules").await?,
-            quarantines: self.all("quarantines").await?,
-            postures: self.all("postures").await?,
-            requests: self.all("requests").await?,
-            break_glass: self.all("break_glass").await?,
-            event_streams: self.all("event_streams").await?,
-            seen_events: self.all("seen_events").await?,
-            shut_doors: self.all("shut_doors").await?,
-            restraints: self.all("restraints").await?,
-            scim_tokens: self.all("scim_tokens").await?,
-            scim_users: self.all("scim_users").await?,
-            scim_groups: self.all("scim_groups").await?,
-            scim_members: self.all("scim_members").await?,
-            scim_gone: self.all("scim_gone").await?,
-            token_uses: self.all("token_uses").await?,
-            habits: self.all("habits").await?,
+            meta: self.all::<Meta>("meta", "SELECT record FROM meta").await?.pop().unwrap_or_default(),
+            clock: self.all("clock", "SELECT record FROM clock").await?.pop(),
+            subjects: all!("subjects"),
+            devices: all!("devices"),
+            sessions: all!("sessions"),
+            leases: all!("leases"),
+            tokens: all!("tokens"),
+            pairs: all!("pairs"),
+            holds: all!("holds"),
+            revoked_rules: all!("revoked_rules"),
+            quarantines: all!("quarantines"),
+            postures: all!("postures"),
+            requests: all!("requests"),
+            break_glass: all!("break_glass"),
+            event_streams: all!("event_streams"),
+            seen_events: all!("seen_events"),
+            shut_doors: all!("shut_doors"),
+            restraints: all!("restraints"),
+            scim_tokens: all!("scim_tokens"),
+            scim_users: all!("scim_users"),
+            scim_groups: all!("scim_groups"),
+            scim_members: self.all("scim_members", members).await?,
+            scim_gone: all!("scim_gone"),
+            token_uses: all!("token_uses"),
+            habits: all!("habits"),
         })
     }
 
@@ -247,7 +227,9 @@ impl Store for SqliteStore {
             Some(row) => {
                 let seq: i64 = row.try_get(0).map_err(&failed)?;
                 let hash: Vec<u8> = row.try_get(1).map_err(&failed)?;
-                Head { seq: seq.unsigned_abs(), hash: hash.try_into().unwrap_or_default() }
+                let hash = hash.try_into().map_err(|_| corrupt(&path, "the audit log's head is no hash".into()))?;
+                let seq = u64::try_from(seq).map_err(|_| corrupt(&path, "the audit log's head is no number".into()))?;
+                Head { seq, hash }
             }
         };
         let rows = sqlx::query("SELECT seq, line FROM audit_outbox ORDER BY seq")
@@ -257,7 +239,10 @@ impl Store for SqliteStore {
         let mut lines = Vec::with_capacity(rows.len());
         for row in rows {
             let text: String = row.try_get(1).map_err(&failed)?;
-            lines.extend(Line::parse(text));
+            // To leave one out would break the chain that it stands in, or lose it.
+            let line =
+                Line::parse(text).ok_or_else(|| corrupt(&path, "a line for the audit log cannot be read".into()))?;
+            lines.push(line);
         }
         Ok((head, lines))
     }

@@ -143,7 +143,7 @@ impl Core {
     ///
     /// # Errors
     /// [`CoreError::NotFound`].
-    pub fn delete_token(&mut self, token: TokenHash, by: &str, _now: Now) -> Result<(), CoreError> {
+    pub fn delete_token(&mut self, token: TokenHash, by: &str) -> Result<(), CoreError> {
         let deleted = self.registry.delete_token(token, &mut self.out);
         let record = deleted.ok_or_else(|| CoreError::NotFound { what: "token", name: token.short() })?;
         self.out.audit(AuditEvent::TokenDeleted { token: record.hash.short(), by: by.to_owned() });
@@ -402,6 +402,9 @@ impl Core {
             if groups.is_some() || disabled.is_some() {
                 self.update_subject(issuer, &sub, SubjectUpdate { groups, disabled }, by, now);
             }
+            if let Some(secured) = account.secured {
+                self.credentials_known(issuer, &sub, secured, now);
+            }
         }
     }
 
@@ -488,16 +491,6 @@ impl Core {
         let hanging = self.registry.sessions().filter(|s| s.web_session.is_some_and(|web| over.contains(&web)));
         let hanging = hanging.map(|session| session.id).collect();
         self.end_sessions(hanging, "the sign-in in the browser is over", now);
-        self.flush(now);
-    }
-
-    /// Ends everything that hangs on any browser's login session of a person: all of those ended at once.
-    pub fn browsers_ended(&mut self, issuer: &str, sub: &str, now: Now) {
-        let kind = SubjectKind::Person { issuer: issuer.to_owned(), sub: sub.to_owned() };
-        let Some(subject) = self.registry.subject_of(&kind).map(|subject| subject.id) else { return };
-        let hanging = self.registry.sessions().filter(|s| s.subject == subject && s.web_session.is_some());
-        let hanging = hanging.map(|session| session.id).collect();
-        self.end_sessions(hanging, "signed out in every browser", now);
         self.flush(now);
     }
 

@@ -156,6 +156,10 @@ pub struct DeviceView {
     pub stream: Option<StreamView>,
     /// Policy names its machine name as a place, and nobody has vouched for the name yet.
     pub name_waits_for_approval: bool,
+    /// Why it is in quarantine, by itself or with its subject, if it is.
+    pub quarantine: Option<String>,
+    /// What restraints take from whoever is signed in on it, with the reason of each, for people.
+    pub restraints: Vec<String>,
 }
 
 /// What is known of a device's state, and what of it is not as rules ask.
@@ -593,6 +597,8 @@ pub struct PersonNow {
     pub groups: BTreeSet<String>,
     /// Whether the account may not sign in.
     pub disabled: bool,
+    /// When its credentials were set anew, if they were.
+    pub secured: Option<WallTime>,
 }
 
 /// What identity has learned of a person after they signed in.

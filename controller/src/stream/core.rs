@@ -19,7 +19,7 @@ use super::{
     api::{CoreConfig, Counters, Effect, Random, StreamId},
     greeting::Stream,
     joins::Joins,
-    limits::Limit,
+    limits::{Limit, Recorded},
     node::{Connected, Pace},
     openings::Openings,
     outbox::Outbox,
@@ -37,6 +37,7 @@ use crate::{
     decision::{Clock, Extend, Lease, Terms},
     records::{
         AuditEvent, DeviceKind, DeviceRecord, LeaseEnd, Loaded, Meta, NameClaim, SessionEnd, StoreChange, SubjectKind,
+        TokenHash,
     },
     signals::{behaviour, events::memory::Streams, habits, place::Atlas, posture, provider::Doors, refusals::Refusals},
 };
@@ -96,8 +97,9 @@ pub struct Core {
     pub(super) joins: Joins,
     pub(super) platform: Platform,
     pub(super) habits: habits::Book,
-    /// The connected machines whose old key was told of, and since when they have it.
+    /// What is new of services and was told of already.
     pub(super) news_told: BTreeMap<(postern_common::id::SubjectId, habits::Habit), super::habits::News>,
+    /// The connected machines whose old key was told of, and since when they have it.
     pub(super) keys_told: HashMap<DeviceId, postern_common::time::WallTime>,
     /// What time it is.
     pub(super) clock: Clock,
@@ -108,9 +110,9 @@ pub struct Core {
     pub(super) speed: Speed,
     pub(super) plans: Plans,
     pub(super) postures: posture::Book,
-    /// How much of limits every node says was used.
     /// The devices of each subject that have leases.
     pub(super) leases_of: HashMap<SubjectId, BTreeSet<DeviceId>>,
+    /// How much of limits every node says was used.
     pub(super) usages: behaviour::Book,
     pub(super) refused_lately: behaviour::RefusalBook,
     pub(super) accusers: behaviour::Accusers<DeviceId>,
@@ -133,7 +135,9 @@ pub struct Core {
     pub(super) ask_limit: Limit,
     pub(super) guess_limit: Limit,
     pub(super) failure_limit: Limit,
-    pub(super) audit_limit: Limit,
+    pub(super) recorded: Recorded,
+    /// When an alert told of an enrolment token's use elsewhere, within the last hour. One entry a token.
+    pub(super) tokens_elsewhere: HashMap<TokenHash, Monotonic>,
     pub(super) sign_in_limit: Limit,
     /// The nodes behind the names of probes.
     pub(super) probes: HashMap<Nonce, DeviceId>,
@@ -209,7 +213,8 @@ impl Core {
             // An office shares one address: the limit of one person is the pages', this one only makes guessing hopeless.
             guess_limit: Limit::new(60, Duration::from_secs(1)),
             failure_limit: Limit::new(30, Duration::from_secs(2)),
-            audit_limit: Limit::new(60, Duration::from_secs(1)),
+            recorded: Recorded::default(),
+            tokens_elsewhere: HashMap::new(),
             // A cluster behind one address may start all its machines at once.
             sign_in_limit: Limit::new(512, Duration::from_secs(1)),
             probes: HashMap::new(),

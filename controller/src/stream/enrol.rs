@@ -3,7 +3,10 @@
 //! A token is looked up by its hash, and its use is claimed here, in memory, by the one actor that owns the core: of two
 //! machines at the same moment one finds it gone. The claim is durable before the machine is told.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use postern_common::{
     id::{DeviceId, MachineName, Nonce, ServiceName, SubjectId},
@@ -17,6 +20,7 @@ use super::{
     greeting::StreamState,
     joins::{LINGER, lower},
     leases::{Turn, Urgency},
+    limits::Stranger,
     timers::Due,
 };
 use crate::{
@@ -24,6 +28,9 @@ use crate::{
     records::{AuditEvent, DeviceKind, DeviceRecord, NameClaim, SubjectKind, SubjectRecord, TokenHash},
     signals::alerts::{About, AlertKind},
 };
+
+/// The least time from one alert about a token's use elsewhere to the next.
+const ELSEWHERE_APART: Duration = Duration::from_secs(3_600);
 
 impl Core {
     pub(super) fn enrol(&mut self, stream: StreamId, remote: SocketAddr, challenge: Nonce, enrol: &Enrol, now: Now) {
@@ -38,8 +45,10 @@ impl Core {
             Ok(enrolled) => enrolled,
             Err((refusal, message)) => {
                 self.failure_limit.take(from, now.monotonic);
-                let machine = enrol.join.name.clone();
-                self.out.audit(AuditEvent::EnrolRefused { machine, from, reason: message.clone() });
+                if self.records_stranger(Stranger::Enrol, from, now) {
+                    let machine = enrol.join.name.clone();
+                    self.out.audit(AuditEvent::EnrolRefused { machine, from, reason: message.clone() });
+                }
                 return self.refuse_stream(stream, None, refusal, &message, now);
             }
         };
@@ -76,9 +85,7 @@ impl Core {
         let refused = |message: String| (Refusal::JoinRefused, message);
         let place = from.to_canonical(); // ::ffff:192.0.2.1 is 192.0.2.1
         if !token.networks.is_empty() && !token.networks.iter().any(|network| network.contains(&place)) {
-            // Whoever has the token and is elsewhere may have stolen it.
-            let text = format!("the enrolment token {} was used from {place}, where it is not for", token.hash.short());
-            self.alert(AlertKind::NewPlace, text, About::default(), now);
+            self.token_elsewhere(token.hash, place, now);
             return Err(refused(format!("the token is not for machines at {place}")));
         }
         let asked = lower(&enrol.join.name);
@@ -149,12 +156,8 @@ impl Core {
                 device.name.clone_from(&asked);
                 device.name_claim = NameClaim::Approved;
             }
-            if device.wireguard_keys.is_empty() {
-                device.wireguard_keys.push(enrol.join.wireguard_key);
-                device.key_since = Some(now.wall);
-            }
         });
-        self.add_key(device.id, enrol.join.wireguard_key, now);
+        self.bring_key(device.id, enrol.join.wireguard_key, now);
         let device = self.registry.device(device.id).cloned().unwrap_or(device);
         self.out.audit(AuditEvent::Enrolled {
             subject: subject.id,
@@ -174,6 +177,39 @@ impl Core {
         Ok((device, subject.name))
     }
 
+    /// Raises an alert: whoever has the token and is elsewhere may have stolen it. One for a token and hour; every try is a refusal
+    /// in the audit log.
+    fn token_elsewhere(&mut self, token: TokenHash, place: IpAddr, now: Now) {
+        self.tokens_elsewhere.retain(|_, told| now.monotonic.since(*told) < ELSEWHERE_APART);
+        if self.tokens_elsewhere.contains_key(&token) {
+            return;
+        }
+        self.tokens_elsewhere.insert(token, now.monotonic);
+        let text = format!(
+            "the enrolment token {short} was used from {place}, where it is not for: postern-controller token revoke {short}, if it \
+             was stolen",
+            short = token.short()
+        );
+        self.alert(AlertKind::NewPlace, text, About::default(), now);
+    }
+
+    /// Tells whether a machine may have the name that its token vouches for. Changes nothing.
+    pub(super) fn check_vouched_name(
+        &self,
+        vouched: bool,
+        asked: &MachineName,
+        known: Option<&DeviceRecord>,
+    ) -> Result<(), (Refusal, String)> {
+        let holder = self.registry.device_by_name(asked);
+        match holder.filter(|holder| vouched && known.is_none_or(|known| known.id != holder.id)) {
+            Some(holder) if holder.name_claim == NameClaim::Approved => {
+                let message = format!("there is a machine named {asked} already: remove that device first");
+                Err((Refusal::JoinRefused, message))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// Makes room for a machine whose name the token vouches for: whoever merely claims that name gets another.
     pub(super) fn free_vouched_name(
         &mut self,
@@ -181,23 +217,16 @@ impl Core {
         asked: &MachineName,
         known: Option<&DeviceRecord>,
     ) -> Result<(), (Refusal, String)> {
-        let holder = self.registry.device_by_name(asked).map(|device| (device.id, device.name_claim));
-        match holder.filter(|(id, _)| vouched && known.is_none_or(|known| known.id != *id)) {
-            None => Ok(()),
-            Some((_, NameClaim::Approved)) => {
-                let message = format!("there is a machine named {asked} already: remove that device first");
-                Err((Refusal::JoinRefused, message))
-            }
-            Some((id, NameClaim::Claimed)) => {
-                let other = self.registry.free_name(asked);
-                self.registry.change_device(id, &mut self.out, |device| device.name = other);
-                self.tell_own(id);
-                for peer in self.peers(id) {
-                    self.mark(peer, id, Urgency::Opens, Turn::Second);
-                }
-                Ok(())
-            }
+        self.check_vouched_name(vouched, asked, known)?;
+        let holder = self.registry.device_by_name(asked).map(|device| device.id);
+        let Some(id) = holder.filter(|id| vouched && known.is_none_or(|known| known.id != *id)) else { return Ok(()) };
+        let other = self.registry.free_name(asked);
+        self.registry.change_device(id, &mut self.out, |device| device.name = other);
+        self.tell_own(id);
+        for peer in self.peers(id) {
+            self.mark(peer, id, Urgency::Opens, Turn::Second);
         }
+        Ok(())
     }
 
     pub(super) fn service(&mut self, name: ServiceName, now: Now) -> SubjectRecord {

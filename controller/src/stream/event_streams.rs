@@ -11,6 +11,7 @@ use postern_common::time::{Now, WallTime};
 use super::{
     core::Core,
     events::{Applied, Counted, Effect},
+    limits::Stranger,
     timers::Due,
 };
 use crate::{
@@ -140,6 +141,24 @@ impl Core {
             self.alert(AlertKind::StreamSilent, text, About::default(), now);
         }
         self.flush(now);
+    }
+
+    /// Tells whether the refusal of somebody who has not proven who they are is recorded by itself. If not, it is counted: a line
+    /// a minute says how many there were.
+    pub fn records_stranger(&mut self, kind: Stranger, from: std::net::IpAddr, now: Now) -> bool {
+        if self.recorded.take(kind, from, now.monotonic) {
+            return true;
+        }
+        let source = match kind {
+            Stranger::Stream => "streams",
+            Stranger::Join => "machines that join",
+            Stranger::Enrol => "enrolment tokens",
+            Stranger::Platform => "platform tokens",
+            Stranger::Page => "pages",
+        };
+        let line = self.refusals.count(source, "refused too often to record each", Some(from), now.monotonic);
+        line.into_iter().for_each(|line| self.audit_refusal(line));
+        false
     }
 
     fn audit_refusal(&mut self, line: Line) {

@@ -19,6 +19,7 @@ use super::{
     api::{PlanId, StreamId},
     core::{Core, SIGNED_OUT},
     leases::{Turn, Urgency},
+    limits::Stranger,
     node::{Connected, Pace, Probe, Questions},
     platform::RUN_OUT,
     timers::Due,
@@ -488,8 +489,7 @@ impl Core {
         self.platform.abandon(stream);
         self.counters.streams_refused += 1;
         let from = ended.remote.ip();
-        // A flood of refusals must not fill the audit log: each address has its limit, and the counter counts all.
-        if self.audit_limit.take(from, now.monotonic) {
+        if self.records_stranger(Stranger::Stream, from, now) {
             self.out.audit(AuditEvent::StreamRefused { device, from, reason: message.to_owned() });
         }
         self.out.close(stream, refusal, message);

@@ -17,7 +17,7 @@ use std::{
 
 use postern_common::{
     id::{DeviceId, MachineName, Nonce, SessionId, SubjectId},
-    key::{DevicePublicKey, SigningPurpose},
+    key::{DevicePublicKey, SigningPurpose, WireGuardPublicKey},
     protocol::{Join, PROTOCOL_VERSION, Refusal, ToNode, join_payload},
     time::{Now, WallTime},
 };
@@ -26,14 +26,15 @@ use super::{
     api::{CoreError, StreamId},
     core::Core,
     greeting::StreamState,
-    limits::site,
+    limits::{Stranger, site},
     timers::Due,
 };
 use crate::{
     decision::Extend,
     identity::user_code::UserCode,
     records::{
-        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionRecord, Standing, SubjectRecord,
+        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, Person, SessionEnd, SessionRecord, Standing,
+        SubjectRecord,
     },
     web::doors::{Acquaintance, JoinedMachine, PendingJoin, TurnedAway},
 };
@@ -142,7 +143,9 @@ impl Core {
             return self.refuse_stream(stream, None, Refusal::Busy, message, now);
         }
         if let Err((refusal, message)) = self.check_join(challenge, &join) {
-            self.audit_join_refused(&join.name, from, &message);
+            if self.records_stranger(Stranger::Join, from, now) {
+                self.audit_join_refused(&join.name, from, &message);
+            }
             return self.refuse_stream(stream, None, refusal, &message, now);
         }
         let of_address = self.joins.waiting.values().filter(|waiting| site(waiting.from) == site(from)).count();
@@ -270,14 +273,7 @@ impl Core {
         let (id, machine) = (device.id, device.name.clone());
         let until = now.wall.saturating_add(self.config.session_length);
         let session = self.begin_session(&device, who, from, until, None, now);
-        self.registry.change_device(id, &mut self.out, |device| {
-            // A newer sign-in of the same person keeps the doors open: its key comes beside the old ones.
-            if device.wireguard_keys.is_empty() {
-                device.wireguard_keys.push(waiting.join.wireguard_key);
-                device.key_since = Some(now.wall);
-            }
-        });
-        self.add_key(id, waiting.join.wireguard_key, now);
+        self.bring_key(id, waiting.join.wireguard_key, now);
         self.out.audit(AuditEvent::JoinConfirmed {
             subject: subject.id,
             subject_name: subject.name.clone(),
@@ -494,6 +490,28 @@ impl Core {
         Ok(device)
     }
 
+    /// Ends the record of the login session on a device, if one is open there, for a newer one: no door closes by it.
+    pub(super) fn replace_session(&mut self, device: DeviceId, now: Now) {
+        let Some(before) = self.registry.session_on(device).cloned() else { return };
+        self.timers.cancel(Due::Session(before.id));
+        let reason = "replaced by a newer sign-in".to_owned();
+        self.registry.end_session(before.id, SessionEnd { at: now.wall, reason: reason.clone() }, &mut self.out);
+        let subject_name = self.registry.subject_name(before.subject);
+        let (session, subject) = (before.id, before.subject);
+        self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
+    }
+
+    /// Takes the WireGuard key that a machine joins with: as its only one, or beside those that keep its doors open.
+    pub(super) fn bring_key(&mut self, id: DeviceId, key: WireGuardPublicKey, now: Now) {
+        self.registry.change_device(id, &mut self.out, |device| {
+            if device.wireguard_keys.is_empty() {
+                device.wireguard_keys.push(key);
+                device.key_since = Some(now.wall);
+            }
+        });
+        self.add_key(id, key, now);
+    }
+
     /// Opens a login session on a device. One of the same person that is open there is replaced without closing doors.
     pub(super) fn begin_session(
         &mut self,
@@ -504,15 +522,7 @@ impl Core {
         web_session: Option<SessionId>,
         now: Now,
     ) -> SessionId {
-        if let Some(before) = self.registry.session_on(device.id).cloned() {
-            self.timers.cancel(Due::Session(before.id));
-            let reason = "replaced by a newer sign-in".to_owned();
-            let end = crate::records::SessionEnd { at: now.wall, reason: reason.clone() };
-            self.registry.end_session(before.id, end, &mut self.out);
-            let subject_name = self.registry.subject_name(before.subject);
-            let (session, subject, device) = (before.id, before.subject, before.device);
-            self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
-        }
+        self.replace_session(device.id, now);
         self.registry.change_device(device.id, &mut self.out, |device| device.spoke_from = None);
         let id = SessionId::from_bytes(self.draw());
         let record = SessionRecord {

@@ -1,4 +1,4 @@
-//! Limits on attempts, by the address from which they come.
+//! Limits on attempts, by the address from which they come, and on what is recorded of strangers.
 
 use std::{
     collections::HashMap,
@@ -78,6 +78,50 @@ impl Limit {
             if level == self.burst { now } else { bucket.filled.saturating_add(self.refill.saturating_mul(earned)) };
         self.buckets.insert(key, Bucket { left: level - 1, filled });
         true
+    }
+}
+
+/// Whoever is refused without having proven who they are, by what they tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stranger {
+    /// A stream that did not become a node's.
+    Stream,
+    /// A machine that wanted a person to confirm it.
+    Join,
+    /// A machine with an enrolment token.
+    Enrol,
+    /// A machine with a token of its platform.
+    Platform,
+    /// A browser.
+    Page,
+}
+
+/// What the audit log records of strangers one by one; the rest is counted.
+///
+/// An address has its limit. It is not enough: a network of somebody's has 65,536 of them, so each kind has one limit for
+/// all addresses too. A kind has its own, so that a flood of one does not hide the others.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    by_address: Limit,
+    of_kind: [Limit; 5],
+}
+
+/// How many refusals of a kind are recorded at once, and how often one more is.
+const OF_KIND: (u32, Duration) = (100, Duration::from_secs(2));
+
+impl Default for Recorded {
+    fn default() -> Self {
+        let by_address = Limit::new(60, Duration::from_secs(1));
+        Self { by_address, of_kind: std::array::from_fn(|_| Limit::new(OF_KIND.0, OF_KIND.1)) }
+    }
+}
+
+impl Recorded {
+    /// Tells whether a refusal is recorded by itself.
+    pub(crate) fn take(&mut self, kind: Stranger, from: IpAddr, now: Monotonic) -> bool {
+        let everybody = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let of_kind = &mut self.of_kind[kind as usize];
+        of_kind.permits(everybody, now) && self.by_address.take(from, now) && of_kind.take(everybody, now)
     }
 }
 

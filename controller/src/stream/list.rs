@@ -52,6 +52,16 @@ impl Core {
         devices
     }
 
+    /// Shows one device.
+    pub fn show_device(&self, id: DeviceId) -> Option<DeviceView> {
+        self.registry.device(id).map(|device| self.device_view(device))
+    }
+
+    /// Tells what a subject is.
+    pub fn subject_kind(&self, id: SubjectId) -> Option<&SubjectKind> {
+        self.registry.subject(id).map(|subject| &subject.kind)
+    }
+
     fn device_view(&self, device: &DeviceRecord) -> DeviceView {
         DeviceView {
             record: device.clone(),
@@ -60,6 +70,8 @@ impl Core {
             lease: self.leases.get(&device.id).map(|lease| lease.record.clone()),
             stream: self.nodes.get(&device.id).map(|node| self.stream_view(node)),
             name_waits_for_approval: self.name_waits(device),
+            quarantine: self.registry.quarantine_on(device).map(|held| held.reason.clone()),
+            restraints: self.restraints_binding(device),
         }
     }
 

@@ -46,6 +46,7 @@
 //! | `events` | what security events of other systems change |
 //! | `event_streams` | when streams of them were heard, and their silence |
 //! | `browsers` | a browser's login session goes with the machine that it let in |
+//! | `credentials` | passwords and second factors that were set anew, passkeys that were copied |
 //! | `overtaken` | the door behind them: sign-ins from before that were under way |
 //! | `break_glass` | access past the rules, loud and short |
 //! | `speed` | how fast what is closed is closed |
@@ -66,6 +67,7 @@ mod break_glass;
 mod browsers;
 mod clock;
 mod core;
+mod credentials;
 mod enrol;
 mod event_streams;
 mod events;
@@ -106,6 +108,7 @@ pub use self::{
     clock::ClockView,
     core::{Core, restored},
     events::{Counted, TakenEvent},
+    limits::Stranger,
     provisioning::{ScimClient, ScimClosed, ScimClosedPerson, ScimGroupView, ScimPersonView, ScimView},
     requests::{Decider, Decision},
     restraint::SignalResponse,

@@ -115,6 +115,12 @@ impl Core {
         self.flush(now);
     }
 
+    /// Sees to it that sign-ins to a local account from until now open nothing, at once and for as long as their pages may be under way;
+    /// what the record of the person and the account keep lasts for ever.
+    pub(super) fn credentials_overtaken(&mut self, issuer: &str, sub: &str, now: Now) {
+        self.shut_door(issuer, Door::Person { sub }, now.wall, Overtaking::CredentialsSet, Lasts::InPassing, now);
+    }
+
     fn shut_door(&mut self, issuer: &str, door: Door<'_>, until: WallTime, why: Overtaking, lasts: Lasts, now: Now) {
         self.doors.shut_in_passing(issuer, door, until, why, now);
         if lasts == Lasts::InPassing {
@@ -144,7 +150,11 @@ impl Core {
         };
         self.doors.before(sign_in, now).or_else(|| {
             let until = self.registry.subject_of(&who.kind())?.proven_after?;
-            who.auth_time.is_some_and(|proven| proven <= until).then_some(Overtaking::SessionRevoked)
+            let why = match who.issuer == self.config.url {
+                true => Overtaking::CredentialsSet, // of local accounts nobody else tells
+                false => Overtaking::SessionRevoked,
+            };
+            who.auth_time.is_some_and(|proven| proven <= until).then_some(why)
         })
     }
 

@@ -28,7 +28,7 @@ use std::{
 };
 
 use postern_common::{
-    id::{DeviceId, MachineName, Nonce, SessionId},
+    id::{DeviceId, MachineName, Nonce, SessionId, SubjectId},
     key::DevicePublicKey,
     protocol::{Join, MAX_PLATFORM_TOKEN_BYTES, PlatformJoin, PlatformToken, Refusal, ToNode},
     time::{Now, WallTime},
@@ -40,7 +40,7 @@ use super::{
     greeting::StreamState,
     joins::{LINGER, lower},
     leases::{Turn, Urgency},
-    limits::site,
+    limits::{Stranger, site},
     shown::{SEEN_FOR_RENEWALS, Seen},
     timers::Due,
 };
@@ -48,8 +48,8 @@ use crate::{
     decision::Extend,
     identity::machine::TokenRefusal,
     records::{
-        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Quarantined, SessionEnd,
-        SessionRecord, Standing, SubjectKind, TokenHash, TokenUseRecord, Workload,
+        Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Quarantined, SessionRecord,
+        Standing, SubjectKind, TokenHash, TokenUseRecord, Workload,
     },
 };
 
@@ -212,7 +212,7 @@ impl Core {
     /// Records that a token was refused, within the limit by address.
     fn platform_refused(&mut self, machine: &MachineName, key: DevicePublicKey, from: IpAddr, reason: &str, now: Now) {
         self.counters.tokens_refused += 1;
-        if !self.audit_limit.take(from, now.monotonic) {
+        if !self.records_stranger(Stranger::Platform, from, now) {
             self.platform.unrecorded += 1;
             return;
         }
@@ -258,23 +258,29 @@ impl Core {
             self.check_instance(workload)?;
         }
         let asked = workload.machine.as_ref().map_or_else(|| lower(&join.name), lower);
-        if workload.machine.is_some() {
-            self.retire_predecessor(&asked, workload, join.device_key, now);
+        let vouched = workload.machine.is_some();
+        let gone = self.predecessor(&asked, workload, join.device_key).filter(|_| vouched);
+        if gone.is_none() {
+            self.check_vouched_name(vouched, &asked, known.as_ref())?;
         }
-        self.free_vouched_name(workload.machine.is_some(), &asked, known.as_ref())?;
-        self.sign_in_limit.take(from, now.monotonic);
-        self.record_shown(workload, join.device_key, now);
+        // The last that can fail comes before anything is recorded or forgotten: whoever is refused can come again with the token.
         let device = match known {
             Some(device) => device,
             None => {
                 let name = self.registry.free_name(&asked);
-                let subject = self.service(workload.service.clone(), now);
-                let (kind, key) = (DeviceKind::Agent, Some(join.device_key));
-                self.new_device(kind, key, name, subject.id, Some(from), now)
-                    .map_err(|error| refused(error.to_string()))?
+                let (kind, key, nobody) = (DeviceKind::Agent, Some(join.device_key), SubjectId::from_bytes([0; 16]));
+                self.new_device(kind, key, name, nobody, Some(from), now).map_err(|error| refused(error.to_string()))?
             }
         };
+        if let Some(gone) = gone {
+            self.forget_platform_machine(gone, now);
+        }
+        self.free_vouched_name(vouched, &asked, Some(&device))?;
+        self.sign_in_limit.take(from, now.monotonic);
+        self.record_shown(workload, join.device_key, now);
+        let owner = self.service(workload.service.clone(), now).id;
         self.registry.change_device(device.id, &mut self.out, |device| {
+            device.owner = owner;
             take_over(device, workload);
             if workload.machine.is_some() {
                 device.name.clone_from(&asked);
@@ -283,13 +289,7 @@ impl Core {
         });
         let device = self.registry.device(device.id).cloned().unwrap_or(device);
         let session = self.begin_platform_session(&device, workload.expires, from, now);
-        self.registry.change_device(device.id, &mut self.out, |device| {
-            if device.wireguard_keys.is_empty() {
-                device.wireguard_keys.push(join.wireguard_key);
-                device.key_since = Some(now.wall);
-            }
-        });
-        self.add_key(device.id, join.wireguard_key, now);
+        self.bring_key(device.id, join.wireguard_key, now);
         self.out.audit(AuditEvent::PlatformSignedIn {
             subject: device.owner,
             subject_name: self.registry.subject_name(device.owner),
@@ -331,8 +331,8 @@ impl Core {
         }
     }
 
-    /// Forgets the machine to which the platform gave this name before, if that is gone: its successor would wait for long.
-    fn retire_predecessor(&mut self, name: &MachineName, workload: &Workload, key: DevicePublicKey, now: Now) {
+    /// Finds the machine to which the platform gave this name before, if that is gone: its successor would wait for long.
+    fn predecessor(&self, name: &MachineName, workload: &Workload, key: DevicePublicKey) -> Option<DeviceRecord> {
         let service = self.registry.service(&workload.service).map(|service| service.id);
         let gone = self.registry.device_by_name(name).filter(|holder| {
             let same =
@@ -344,9 +344,7 @@ impl Core {
                 && !self.nodes.contains_key(&holder.id)
                 && self.registry.session_on(holder.id).is_none()
         });
-        if let Some(gone) = gone.cloned() {
-            self.forget_platform_machine(gone, now);
-        }
+        gone.cloned()
     }
 
     /// Tells whether an administrator has something against a machine: it would come back as another, of which nobody knows why.
@@ -367,15 +365,7 @@ impl Core {
         from: IpAddr,
         now: Now,
     ) -> SessionId {
-        let before = self.registry.session_on(device.id).cloned();
-        if let Some(before) = before {
-            self.timers.cancel(Due::Session(before.id));
-            let reason = "replaced by a newer sign-in".to_owned();
-            self.registry.end_session(before.id, SessionEnd { at: now.wall, reason: reason.clone() }, &mut self.out);
-            let subject_name = self.registry.subject_name(before.subject);
-            let SessionRecord { id: session, subject, device, .. } = before;
-            self.out.audit(AuditEvent::SessionEnded { session, subject, subject_name, device, reason });
-        }
+        self.replace_session(device.id, now);
         let id = SessionId::from_bytes(self.draw());
         let record = SessionRecord {
             id,
@@ -476,8 +466,8 @@ impl Core {
 
     /// Forgets tokens that ended long ago, and machines that have been away for long.
     pub(super) fn sweep_platform(&mut self, now: Now) {
-        let later = now.wall.min(self.steady(now));
-        self.sweep_shown(later);
+        let earlier = now.wall.min(self.steady(now));
+        self.sweep_shown(earlier);
         let gone: Vec<DeviceRecord> = self
             .registry
             .devices()
@@ -489,7 +479,7 @@ impl Core {
                 let seen = device.last_seen.max(ended).max(self.started.wall);
                 let forget = seen.saturating_add(Duration::from_millis(binding.forget_after_ms));
                 !self.is_stopped(device)
-                    && forget <= later
+                    && forget <= earlier
                     && !self.nodes.contains_key(&device.id)
                     && self.registry.session_on(device.id).is_none()
             })

@@ -40,7 +40,7 @@ use crate::{
     },
     signals::scim::{
         Answer, Command, Counts, Moment, Refusal,
-        directory::{Directory, Realm, Standing},
+        directory::{Concerned, Directory, Realm, Standing},
         settings::{Admission, GroupSource},
     },
 };
@@ -132,8 +132,9 @@ pub struct ScimGroupView {
 pub(super) struct Provisioning {
     directory: Directory,
     tokens: BTreeMap<TokenHash, ScimToken>,
-    /// Who signed in under a name of the directory.
+    /// Who signs in under a name of the directory, and the name of each.
     subjects: HashMap<String, BTreeSet<SubjectId>>,
+    names: HashMap<SubjectId, String>,
     /// Devices to be decided anew: at most all that there are.
     waiting: VecDeque<DeviceId>,
     queued: BTreeSet<DeviceId>,
@@ -149,6 +150,20 @@ impl Provisioning {
         let directory = Directory::load(loaded);
         let tokens = loaded.scim_tokens.drain(..).map(|token| (token.hash, token)).collect();
         Self { directory, tokens, ..Self::default() }
+    }
+
+    /// Takes note of the name under which a subject signs in now: whoever gets a former one is somebody else.
+    fn known_as(&mut self, subject: SubjectId, name: String) {
+        let before = self.names.insert(subject, name.clone()).filter(|before| *before != name);
+        if let Some(before) = before
+            && let Some(others) = self.subjects.get_mut(&before)
+        {
+            others.remove(&subject);
+            if others.is_empty() {
+                self.subjects.remove(&before);
+            }
+        }
+        self.subjects.entry(name).or_default().insert(subject);
     }
 }
 
@@ -208,6 +223,11 @@ impl Core {
         }
     }
 
+    /// Returns those of many people, by their `sub`, who are turned away.
+    pub fn turned_away_of(&self, people: &[Person]) -> Vec<String> {
+        people.iter().filter(|person| self.turned_away(person).is_some()).map(|person| person.sub.clone()).collect()
+    }
+
     /// Says why a person who signs in is turned away; `None` if they are not.
     pub fn turned_away(&self, who: &Person) -> Option<String> {
         let kind = who.kind();
@@ -254,7 +274,7 @@ impl Core {
         let name = self.provisioned_name(&subject.kind, subject.provisioned_as.as_ref());
         if let (Some(name), Some(settings)) = (name, &self.config.scim) {
             let name = settings.key.compared(&name);
-            self.provisioning.subjects.entry(name).or_default().insert(subject.id);
+            self.provisioning.known_as(subject.id, name);
         }
         let reason = self.withdrawn(&subject.kind, subject.provisioned_as.as_ref());
         self.registry.set_withdrawn(subject.id, reason);
@@ -313,20 +333,20 @@ impl Core {
     }
 
     /// Tells whether somebody was put out whom nobody here is known to be.
-    fn puts_nobody_out(&self, people: &[Arc<ScimUser>]) -> bool {
-        let Some(settings) = &self.config.scim else { return false };
-        let (Some(old), Some(new)) = (people.first(), people.last()) else { return false };
+    fn puts_nobody_out(&self, people: &Concerned) -> bool {
+        let (Some(settings), Concerned::One { old, new }) = (&self.config.scim, people) else { return false };
+        let was_in = old.as_ref().unwrap_or(new).active;
         let is_out = new
             .name_by(settings.key)
             .is_none_or(|name| matches!(self.scim_standing(&name), Standing::Inactive | Standing::Gone));
-        let mut names = people.iter().filter_map(|user| user.name_by(settings.key));
-        people.len() <= 2 && old.active && is_out && !names.any(|name| self.provisioning.subjects.contains_key(&name))
+        let mut names = people.each().filter_map(|user| user.name_by(settings.key));
+        was_in && is_out && !names.any(|name| self.provisioning.subjects.contains_key(&name))
     }
 
     /// Takes over what is different about people.
-    fn people_changed(&mut self, issuer: &str, people: &[Arc<ScimUser>], by: &str, now: Now) -> ScimClosed {
+    fn people_changed(&mut self, issuer: &str, people: &Concerned, by: &str, now: Now) -> ScimClosed {
         let Some(key) = self.config.scim.as_ref().map(|settings| settings.key) else { return ScimClosed::default() };
-        let names: BTreeSet<String> = people.iter().filter_map(|user| user.name_by(key)).collect();
+        let names: BTreeSet<String> = people.each().filter_map(|user| user.name_by(key)).collect();
         let mut anew = BTreeSet::new();
         let mut closed = ScimClosed { issuer: issuer.to_owned(), key: Some(key), people: vec![] };
         for name in names {
@@ -345,8 +365,8 @@ impl Core {
                 }
             }
             // A group's members come and go without anybody's being put out.
-            let is_out = people.len() <= 2 && matches!(self.scim_standing(&name), Standing::Inactive | Standing::Gone);
-            if is_out {
+            let is_one = matches!(people, Concerned::One { .. });
+            if is_one && matches!(self.scim_standing(&name), Standing::Inactive | Standing::Gone) {
                 closed.people.push(ScimClosedPerson { name, subjects: subs });
             }
         }

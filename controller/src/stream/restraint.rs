@@ -375,6 +375,12 @@ impl Core {
         record.in_force(|| self.restrained_name(record.whom))
     }
 
+    /// Lists what is taken from whoever is signed in on a device, with the reason, for people.
+    pub(super) fn restraints_binding(&self, device: &DeviceRecord) -> Vec<String> {
+        let binding = self.records_on(device).filter(|record| self.binds(record, device.id));
+        binding.filter_map(|record| Some(format!("{}: {}", record.takes.words()?, record.reason))).collect()
+    }
+
     /// Tells whether a machine is kept to a few resources by a restraint of its own, which removing it would forget.
     pub(super) fn is_restricted(&self, device: DeviceId) -> bool {
         let held = self.registry.restraints_of(Restrained::Device(device));

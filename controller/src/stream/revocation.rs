@@ -173,7 +173,7 @@ impl Core {
         let (started, last) = (now.monotonic, now.monotonic);
         self.revocations.remembered.push_back(Revocation { id, target, started, last, parts, reported: false });
         self.timers.set(Due::Revocation(id), latest);
-        self.report_if_done(id, now);
+        self.report_if_done(id);
         id
     }
 
@@ -352,7 +352,7 @@ impl Core {
                 part.progress = RevocationProgress::Acknowledged { after_ms, cut };
                 revocation.last = now.monotonic;
             }
-            self.report_if_done(*id, now);
+            self.report_if_done(*id);
         }
     }
 
@@ -366,10 +366,10 @@ impl Core {
                 }
             }
         }
-        self.report_if_done(id, now);
+        self.report_if_done(id);
     }
 
-    fn report_if_done(&mut self, id: RevocationId, _now: Now) {
+    fn report_if_done(&mut self, id: RevocationId) {
         let Some(revocation) = self.revocations.remembered.iter_mut().find(|r| r.id == id) else { return };
         if revocation.reported || !revocation.is_done() {
             return;

@@ -73,8 +73,8 @@ impl Core {
         }
         if let Some(seen) = self.platform.seen.get_mut(&workload.token) {
             if seen.record.key != key {
-                let first = std::mem::replace(&mut seen.alarmed, true);
-                if !first {
+                let was_alarmed = std::mem::replace(&mut seen.alarmed, true);
+                if !was_alarmed {
                     let text = format!(
                         "a token of {} ({}) was shown by a second machine, from {from}: one of the two has stolen it",
                         workload.subject, workload.issuer
@@ -140,13 +140,13 @@ impl Core {
         }
     }
 
-    /// Forgets tokens that ended long before this time.
-    pub(super) fn sweep_shown(&mut self, later: WallTime) {
+    /// Forgets tokens that ended long before this time, the earlier one of two clocks.
+    pub(super) fn sweep_shown(&mut self, earlier: WallTime) {
         let old: Vec<TokenHash> = self
             .platform
             .seen
             .values()
-            .filter(|seen| seen.record.expires.saturating_add(KEPT_AFTER_END) <= later)
+            .filter(|seen| seen.record.expires.saturating_add(KEPT_AFTER_END) <= earlier)
             .map(|seen| seen.record.token)
             .collect();
         for token in old {

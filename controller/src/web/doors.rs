@@ -22,7 +22,7 @@ use postern_common::{
 
 use super::event::IdentityEvent;
 use crate::{
-    identity::{SignedIn, random::Token, user_code::UserCode},
+    identity::{SignedIn, local::CopiedPasskey, random::Token, user_code::UserCode},
     signals::provider::{Ends, Overtaking, logout::LogoutToken},
     stream::{Decision, RequestView},
 };
@@ -119,9 +119,12 @@ pub trait Doors: Send + Sync + 'static {
     /// Tells that the browser's login session ended; stock clients that it let in end with it.
     fn signed_out<'a>(&'a self, who: &'a SignedIn) -> Answer<'a, ()>;
 
-    /// Tells that every login session of a person in browsers ended, because the password is a new one; stock clients
-    /// that they let in end with them.
-    fn signed_out_everywhere<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, ()>;
+    /// Tells that the credentials of a local account are new ones: every login session of the person on machines and stock
+    /// clients ends, and what was proven before opens nothing more. Tells how many ended.
+    fn credentials_set<'a>(&'a self, issuer: &'a str, subject: &'a str) -> Answer<'a, usize>;
+
+    /// Tells of a passkey that was not known to be copied: somebody should look at it.
+    fn passkey_copied<'a>(&'a self, issuer: &'a str, copied: &'a CopiedPasskey, from: IpAddr) -> Answer<'a, ()>;
 
     /// Shows the page on which this person proves their sign-in anew; [`DoorsError::Expired`] if there is none.
     fn step_up<'a>(&'a self, token: &'a Token, who: &'a SignedIn) -> Answer<'a, StepUpPage>;

@@ -69,7 +69,10 @@ pub enum IdentityAction {
     /// A person removed a passkey.
     PasskeyRemoved,
     /// A person set a password by a one-time link.
-    PasswordSet,
+    PasswordSet {
+        /// How many passkeys went with the old one.
+        passkeys_removed: u64,
+    },
     /// A page was asked for too often.
     RateLimited {
         /// Which page, as a constant word.

@@ -77,21 +77,31 @@ pub(super) async fn answered(visit: &Visit, cookie: &Token, credential: &str) ->
 
 async fn refused(visit: &Visit, error: PasskeyError) -> Result<Fault, Fault> {
     tracing::warn!(%error, "a passkey was refused");
+    let web = &visit.pages.web;
+    let mut who = None;
     let (reason, text) = match error {
         PasskeyError::NoDomain => return Ok(Fault::NotFound),
         PasskeyError::Store(error) => return Ok(error.into()),
         PasskeyError::TooMany(wait) => return Ok(wait.into()),
-        PasskeyError::Copied => (
-            "passkey_copied",
-            "This passkey may have been copied: its counter went back. Sign in another way, remove it, and tell your \
-             administrator.",
-        ),
+        PasskeyError::Copied(copied) => {
+            let issuer = web.accounts.issuer();
+            if copied.newly {
+                web.doors.passkey_copied(issuer, &copied, visit.address).await?;
+            }
+            let account = copied.account;
+            who = Some(Who { issuer: issuer.to_owned(), subject: account.id, name: account.login });
+            (
+                "passkey_copied",
+                "This passkey may have been copied: its counter went back, and it signs nobody in any more. Sign in with your \
+                 password, remove it, and tell your administrator.",
+            )
+        }
         PasskeyError::Unknown => ("passkey_unknown", "Nobody here has this passkey. Sign in another way."),
         PasskeyError::Disabled => ("disabled", "This account is disabled. Ask your administrator."),
         PasskeyError::Full => ("passkey_full", "This account has as many passkeys as one may have: remove one first."),
         PasskeyError::Refused(_) => ("passkey", "The passkey was not accepted. Try again, or sign in another way."),
     };
-    visit.audit(None, IdentityAction::SignInRefused { reason }).await?;
+    visit.audit(who, IdentityAction::SignInRefused { reason }).await?;
     Ok(Fault::NotPermitted(text.into()))
 }
 
@@ -121,10 +131,12 @@ async fn own_account(person: &Person) -> Result<Account, Fault> {
 /// that the account has. Once it has a passkey, that is a passkey.
 pub(super) async fn is_fresh(person: &Person, account: &Account) -> Result<bool, Fault> {
     let now = person.visit.now;
-    let lately = |at: WallTime| at <= now && now.since(at) < FRESH;
+    // Of what was proven before the credentials were set anew, nothing counts.
+    let lately =
+        |at: WallTime| at <= now && now.since(at) < FRESH && account.secured.is_none_or(|secured| at > secured);
     let with_code =
         account.second_factor == Credential::Missing || person.who.amr().iter().any(|m| m == "otp" || m == "mfa");
-    let has_passkey = !person.visit.pages.web.accounts.passkeys(&account.id).await?.is_empty();
+    let has_passkey = person.visit.pages.web.accounts.has_passkey(&account.id).await?;
     let whole = if has_passkey { person.who.acr() == Some("phr") } else { with_code };
     Ok(whole && person.who.auth_time().is_some_and(lately))
 }
@@ -157,7 +169,13 @@ pub(super) async fn show(visit: Visit) -> Result<Markup, Fault> {
                 p.lead { "A passkey signs you in with your fingerprint, face or PIN, and cannot be phished." }
                 @if known.is_empty() { p.empty { "None yet." } }
                 ul.rows { @for passkey in &known { li.row {
-                    div.what { h2 { (passkey.name) } p.hint { "Added " (words::ago(passkey.added, now)) } }
+                    div.what {
+                        h2 { (passkey.name) }
+                        p.hint { "Added " (words::ago(passkey.added, now)) }
+                        @if let Some(at) = passkey.copied {
+                            p.hint { "May have been copied, " (words::ago(at, now)) ": it signs nobody in. Remove it." }
+                        }
+                    }
                     div.state {
                         p.hint { @match passkey.used {
                             Some(at) => { "Used " (words::ago(at, now)) },

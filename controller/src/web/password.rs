@@ -67,16 +67,21 @@ pub(super) async fn submit(Path(text): Path<String>, posted: Posted<NewPassword>
         return again(&visit, &link, "The two passwords differ.").await;
     };
     match set {
-        Ok(account) => {
+        Ok((account, passkeys)) => {
             let who = Who { issuer: accounts.issuer().to_owned(), subject: account.id, name: account.login };
-            // Whoever knew the old password may have let stock clients in: they end with the browsers' sessions.
-            visit.pages.web.doors.signed_out_everywhere(&who.issuer, &who.subject).await?;
-            visit.audit(Some(who), IdentityAction::PasswordSet).await?;
+            // Whoever knew the old password may have let machines and stock clients in.
+            visit.pages.web.doors.credentials_set(&who.issuer, &who.subject).await?;
+            // A sign-in that was ending at the same moment.
+            visit.pages.web.sessions.end_proven_until(&who.issuer, &who.subject, visit.now).await?;
+            visit.audit(Some(who), IdentityAction::PasswordSet { passkeys_removed: passkeys }).await?;
             let page = layout::door(
                 "Password set",
                 html! {
                     h1 { "Password set" }
-                    p { "The link is used up. Where you were signed in before, you are signed out now." }
+                    p { "The link is used up. Where you were signed in before, in browsers and on machines, you are signed out now." }
+                    @if passkeys > 0 {
+                        p { "Your passkeys were removed, because somebody who knew the old password may have added one. Add yours again once you are signed in." }
+                    }
                     p { a.button href="/sign-in" autofocus { "Sign in" } }
                 },
             );

@@ -106,6 +106,10 @@ pub(super) async fn submit(posted: Posted<Credentials>) -> Result<Response, Faul
     let step = pages.web.accounts.check_password(&fields.login, &fields.password, visit.address, visit.now).await;
     let account = match step {
         Ok(PasswordStep::Done(account)) if pages.web.ways.local == LocalAccounts::SecondFactorRequired => {
+            // A password alone must not choose the second factor of an account that has one.
+            if pages.web.accounts.has_passkey(&account.id).await? {
+                return refused(&visit, next, &fields.login, SignInError::Passkey).await;
+            }
             let enrolment = Some(pages.web.accounts.begin_enrolment(account.clone()));
             return Ok(half_way(&visit, HalfSignIn { account, enrolment, next }));
         }
@@ -240,6 +244,11 @@ pub(super) fn explain(error: SignInError) -> Result<(&'static str, StatusCode, S
             "changed",
             StatusCode::FORBIDDEN,
             "The password was changed after you gave it. Start over with the new one.".into(),
+        ),
+        SignInError::Passkey => (
+            "passkey_wanted",
+            StatusCode::FORBIDDEN,
+            "The password alone is not enough here: sign in with your passkey.".into(),
         ),
         SignInError::Disabled => {
             ("disabled", StatusCode::FORBIDDEN, "This account is disabled. Ask your administrator.".into())

@@ -61,7 +61,8 @@ async fn site_with(local: LocalAccounts, events: Receivers) -> Site {
     let clock = now.clone();
     let new = NewAccount { login: "alice".into(), groups: Default::default(), role: AccountRole::Person };
     accounts.add(new, system_clock()()).await.expect("adds");
-    accounts.set_password("alice", PASSWORD).await.expect("sets");
+    let earlier = WallTime::from_millis(system_clock()().as_millis() - 3_600_000);
+    accounts.set_password("alice", PASSWORD, earlier).await.expect("sets");
     let doors = Arc::new(Nothing::default());
     let web = Arc::new(Web {
         public_url: format!("{OWN}/").parse().expect("a URL"),
@@ -295,7 +296,9 @@ async fn an_account_that_changes_during_its_sign_in_gets_no_session() {
             "disabled" => {
                 site.web.accounts.set_status("alice", AccountStatus::Disabled).await.expect("disabled");
             }
-            _ => site.web.accounts.set_password("alice", "another horse battery").await.expect("set"),
+            _ => {
+                site.web.accounts.set_password("alice", "another horse battery", now).await.expect("set");
+            }
         }
         let pages = Arc::new(Pages::new(site.web.clone()));
         let visit = visit::Visit { pages, address, now, session: None, visit: None };
@@ -405,7 +408,7 @@ async fn a_half_finished_sign_in_ends_with_a_new_password() {
     let step = site.get("/sign-in/code", &half).await;
     let key = step.text.split("class=\"secret\">").nth(1).and_then(|rest| rest.split('<').next()).expect("the key");
     let secret = crate::identity::local::totp::Secret::from_grouped(key);
-    site.web.accounts.set_password("alice", "another horse battery").await.expect("set");
+    site.web.accounts.set_password("alice", "another horse battery", system_clock()()).await.expect("set");
     let code = secret.code_at(system_clock()());
     let refused = site.post("/sign-in/code", &half, &[("token", &step.token()), ("code", &code)]).await;
     assert_eq!((refused.status, refused.cookie("__Host-postern")), (StatusCode::FORBIDDEN, None));

@@ -5,42 +5,47 @@ use std::collections::BTreeSet;
 use postern_common::{id::ResourceName, policy::Reach};
 use serde_json::Value;
 
-use super::{Refusal, ask, value};
+use super::Refusal;
 use crate::{
-    admin::{
-        request::{Request, Restrainable},
-        server::Office,
-    },
+    admin::{request::Restrainable, server::Office},
     records::Restrained,
     stream::{Core, CoreError, SignalResponse},
 };
 
-/// Does what an administrator asks about restraints; what is about something else is refused.
-pub(super) async fn answer(office: &Office, by: String, request: Request) -> Result<Value, Refusal> {
-    match request {
-        Request::Restrain { what, name, to, terminate, reason } => {
-            let done = office.handle.call(move |turn, now| {
-                let whom = restrainable(turn.core, what, &name)?;
-                let response = match (to, terminate) {
-                    (Some(to), _) => SignalResponse::Restrict(known_resources(turn.core, &to)?),
-                    (None, true) => SignalResponse::Terminate,
-                    (None, false) => SignalResponse::Challenge(Reach::Everything),
-                };
-                turn.core.respond(whom, response, &reason, &by, now)
-            });
-            done.await??;
-            Ok(Value::Null)
-        }
-        Request::RestraintRelease { what, name } => {
-            let done = office.handle.call(move |turn, now| {
-                let whom = restrainable(turn.core, what, &name)?;
-                turn.core.release_restraints(whom, &by, now)
-            });
-            done.await??;
-            Ok(Value::Null)
-        }
-        _ => ask(office, |core| value(&core.list_restraints())).await,
-    }
+/// What an administrator wants to be taken from somebody.
+pub(super) struct Wanted {
+    pub(super) what: Restrainable,
+    pub(super) name: String,
+    /// The only resources that stay.
+    pub(super) to: Option<Vec<String>>,
+    pub(super) terminate: bool,
+    pub(super) reason: String,
+}
+
+/// Takes something from somebody.
+pub(super) async fn restrain(office: &Office, by: String, wanted: Wanted) -> Result<Value, Refusal> {
+    let Wanted { what, name, to, terminate, reason } = wanted;
+    let done = office.handle.call(move |turn, now| {
+        let whom = restrainable(turn.core, what, &name)?;
+        let response = match (to, terminate) {
+            (Some(to), _) => SignalResponse::Restrict(known_resources(turn.core, &to)?),
+            (None, true) => SignalResponse::Terminate,
+            (None, false) => SignalResponse::Challenge(Reach::Everything),
+        };
+        turn.core.respond(whom, response, &reason, &by, now)
+    });
+    done.await??;
+    Ok(Value::Null)
+}
+
+/// Gives back what was taken from somebody.
+pub(super) async fn release(office: &Office, by: String, what: Restrainable, name: String) -> Result<Value, Refusal> {
+    let done = office.handle.call(move |turn, now| {
+        let whom = restrainable(turn.core, what, &name)?;
+        turn.core.release_restraints(whom, &by, now)
+    });
+    done.await??;
+    Ok(Value::Null)
 }
 
 fn restrainable(core: &Core, what: Restrainable, name: &str) -> Result<Restrained, CoreError> {

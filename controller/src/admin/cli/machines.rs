@@ -176,11 +176,20 @@ pub(super) enum Device {
 /// Tells how a machine stands, in a few words.
 pub(super) fn standing(view: &Value, now: WallTime) -> String {
     let record = &view["record"];
-    match record["standing"]["kind"].as_str() {
-        Some("revoked") => return format!("revoked: {}", text(&record["standing"]["reason"])),
-        Some("quarantined") => return format!("quarantined: {}", text(&record["standing"]["reason"])),
-        _ => {}
+    if record["standing"]["kind"] == "revoked" {
+        return format!("revoked: {}", text(&record["standing"]["reason"]));
     }
+    if let Some(reason) = view["quarantine"].as_str() {
+        return format!("in quarantine: {reason}");
+    }
+    let mut words = vec![presence(view, now)];
+    words.extend(view["restraints"].as_array().into_iter().flatten().map(text));
+    words.join("; ")
+}
+
+/// Tells whether a machine is connected, and how far it is.
+fn presence(view: &Value, now: WallTime) -> String {
+    let record = &view["record"];
     if record["kind"] == "stock_client" {
         return "stock WireGuard client".into();
     }
@@ -195,6 +204,13 @@ pub(super) fn standing(view: &Value, now: WallTime) -> String {
     } else {
         format!("connected, enforcing {} of {}", generation(&stream["enforcing"]), generation(&stream["sent"]))
     }
+}
+
+/// Returns what the list says of each machine's state, for tests of what it is made from.
+#[cfg(test)]
+pub(crate) fn standings(views: &[crate::stream::DeviceView]) -> Vec<String> {
+    let now = crate::serve::clock::now().wall;
+    views.iter().map(|view| standing(&serde_json::to_value(view).expect("a view has a JSON form"), now)).collect()
 }
 
 /// Lists machines as rows.

@@ -136,12 +136,14 @@ impl User {
                     said(value, &format!("is in: {}", text(&value["account"]["groups"])));
                 })
             }
-            Self::ResetTotp { user } => {
-                desk.ask_and(&Request::UserResetTotp { user }, |value| said(value, "has no second factor now"))
-            }
+            Self::ResetTotp { user } => desk.ask_and(&Request::UserResetTotp { user }, |value| {
+                said(value, "has no second factor and no passkey now, and is signed out everywhere")
+            }),
             Self::Passwd { user, password } => {
                 let request = Request::UserPasswd { user, password: password.read()? };
-                desk.ask_and(&request, |value| said(value, "gets a new password; earlier sessions end"))
+                desk.ask_and(&request, |value| {
+                    said(value, "gets a new password: with it every sign-in and passkey from before ends")
+                })
             }
         }
     }

@@ -8,7 +8,12 @@
 //!
 //! An account's `sub` is drawn when it is made and never used again, so that a new account under an old login is
 //! another person. Whatever takes rights away (disabling, removing, a new password, other groups) also ends the
-//! account's login sessions in browsers; the caller ends its leases.
+//! account's login sessions in browsers; the caller ends its leases. A new password or a reset of the second factor makes
+//! an account its owner's alone again: whoever knew the old one may have added a passkey, so all passkeys go, and
+//! [`Account::secured`] says that nothing proven before counts, also when the core was not told before a crash.
+//!
+//! Rejected: keeping passkeys that are older than the former password. Their owner cannot tell them from a stranger's by their
+//! names, and a passkey is added again in a minute.
 
 use postern_common::time::WallTime;
 use sha2::{Digest as _, Sha256};
@@ -20,12 +25,14 @@ use super::{
     random::{self, Token},
 };
 
+#[cfg(test)]
+pub(crate) mod authenticator;
 mod passkey;
 pub mod password;
 mod sign_in;
 pub mod totp;
 
-pub use passkey::{MAX_PASSKEYS, Passkey, PasskeyError, WaitingRegistration, WaitingSignIn};
+pub use passkey::{CopiedPasskey, MAX_PASSKEYS, Passkey, PasskeyError, WaitingRegistration, WaitingSignIn};
 pub use sign_in::{Enrolment, PasswordStep, SignInError};
 pub use totp::SealingKey;
 
@@ -57,6 +64,8 @@ pub struct Account {
     pub second_factor: Credential,
     /// When it was made.
     pub created: WallTime,
+    /// When its password was set, or its second factor reset: what was proven until then counts no more.
+    pub secured: Option<WallTime>,
     /// Which password it had when it was read.
     pub(super) stamp: PasswordStamp,
 }
@@ -247,20 +256,20 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Sets a password, as an administrator at the controller's own terminal does. Ends the account's sessions and
-    /// links, and forgives failed attempts.
+    /// Sets a password, as an administrator at the controller's own terminal does. Ends the account's sessions, passkeys and
+    /// links, and forgives failed attempts. Returns how many passkeys went.
     ///
     /// # Errors
     /// If the password is weak or there is no such account.
-    pub async fn set_password(&self, login: &str, new: &str) -> Result<(), AccountError> {
+    pub async fn set_password(&self, login: &str, new: &str, now: WallTime) -> Result<u64, AccountError> {
         let account = self.find(login).await?;
         password::check(new, &account.login)?;
         let hash = password::hash(new).await;
         let mut transaction = self.pool.begin().await?;
-        self.store_password(&mut transaction, &account, &hash).await?;
+        let passkeys = self.store_password(&mut transaction, &account, &hash, now).await?;
         transaction.commit().await?;
         self.limits.forgive(&account.login);
-        Ok(())
+        Ok(passkeys)
     }
 
     /// Makes a one-time link's token by which the person sets a password at `/password/TOKEN`. Older links die.
@@ -302,11 +311,17 @@ impl Accounts {
         Ok(self.with_groups(&row).await?)
     }
 
-    /// Sets a password by a one-time link and uses the link up, in one transaction.
+    /// Sets a password by a one-time link and uses the link up, in one transaction. Returns whose it is, and how many passkeys
+    /// went with the old one.
     ///
     /// # Errors
     /// If the link is wrong, expired or used, or the password is weak; the link lives on after a weak password.
-    pub async fn set_password_by_link(&self, link: &Token, new: &str, now: WallTime) -> Result<Account, AccountError> {
+    pub async fn set_password_by_link(
+        &self,
+        link: &Token,
+        new: &str,
+        now: WallTime,
+    ) -> Result<(Account, u64), AccountError> {
         let account = self.look_at_link(link, now).await?;
         password::check(new, &account.login)?;
         let hash = password::hash(new).await;
@@ -319,10 +334,10 @@ impl Accounts {
         if claimed.rows_affected() != 1 {
             return Err(AccountError::Link); // another request claimed it while this one hashed
         }
-        self.store_password(&mut transaction, &account, &hash).await?;
+        let passkeys = self.store_password(&mut transaction, &account, &hash, now).await?;
         transaction.commit().await?;
         self.limits.forgive(&account.login);
-        Ok(account)
+        Ok((account, passkeys))
     }
 
     /// Lets an account sign in, or no longer. Disabling ends its sessions.
@@ -362,12 +377,17 @@ impl Accounts {
     ///
     /// # Errors
     /// If there is no such account.
-    pub async fn reset_totp(&self, login: &str) -> Result<Account, AccountError> {
+    pub async fn reset_totp(&self, login: &str, now: WallTime) -> Result<Account, AccountError> {
         let account = self.find(login).await?;
+        let mut transaction = self.pool.begin().await?;
+        sqlx::query("UPDATE local_accounts SET totp_secret = NULL WHERE id = ?1")
+            .bind(&account.id)
+            .execute(&mut *transaction)
+            .await?;
         // Who lost the authenticator has most often lost the device with the passkeys.
-        sqlx::query("DELETE FROM local_passkeys WHERE account = ?1").bind(&account.id).execute(&self.pool).await?;
-        let query = sqlx::query("UPDATE local_accounts SET totp_secret = NULL WHERE id = ?1 AND ?2 IS NOT NULL");
-        self.change(login, query, true).await
+        self.start_over(&mut transaction, &account, now).await?;
+        transaction.commit().await?;
+        self.find(login).await
     }
 
     /// Removes an account for good and ends its sessions. Returns what it was, so that the caller can end its leases.
@@ -409,7 +429,8 @@ impl Accounts {
         transaction: &mut Transaction<'_, Sqlite>,
         account: &Account,
         hash: &str,
-    ) -> Result<(), sqlx::Error> {
+        now: WallTime,
+    ) -> Result<u64, sqlx::Error> {
         sqlx::query("UPDATE local_accounts SET password_hash = ?2 WHERE id = ?1")
             .bind(&account.id)
             .bind(hash)
@@ -419,7 +440,27 @@ impl Accounts {
             .bind(&account.id)
             .execute(&mut **transaction)
             .await?;
-        self.end_sessions(transaction, &account.id).await
+        self.start_over(transaction, account, now).await
+    }
+
+    /// Ends what hangs on an account's former credentials; returns how many passkeys those were.
+    async fn start_over(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        account: &Account,
+        now: WallTime,
+    ) -> Result<u64, sqlx::Error> {
+        sqlx::query("UPDATE local_accounts SET secured_at = ?2 WHERE id = ?1")
+            .bind(&account.id)
+            .bind(now.as_millis())
+            .execute(&mut **transaction)
+            .await?;
+        let passkeys = sqlx::query("DELETE FROM local_passkeys WHERE account = ?1")
+            .bind(&account.id)
+            .execute(&mut **transaction)
+            .await?;
+        self.end_sessions(transaction, &account.id).await?;
+        Ok(passkeys.rows_affected())
     }
 
     async fn end_sessions(&self, transaction: &mut Transaction<'_, Sqlite>, id: &str) -> Result<(), sqlx::Error> {
@@ -448,6 +489,7 @@ impl Accounts {
             stamp: PasswordStamp::of(stored.as_deref()),
             second_factor: credential(row.try_get::<Option<Vec<u8>>, _>("totp_secret")?.is_some()),
             created: WallTime::from_millis(row.try_get("created_at")?),
+            secured: row.try_get::<Option<i64>, _>("secured_at")?.map(WallTime::from_millis),
             id,
         })
     }

@@ -10,7 +10,9 @@
 //!
 //! Invariants: the authenticator has verified its user, in registration and in every use, so a passkey is possession and
 //! knowledge or inherence; the answer is of this controller's own origin, which is why it cannot be phished; a counter that
-//! goes back (a copied authenticator) gets nobody in. Attestation is not asked for: which product it is does not matter here.
+//! goes back (a copied authenticator) gets nobody in, then or later: the passkey is marked, because nobody can tell which of the
+//! two is its owner's. Only an answer whose signature holds marks one. Attestation is not asked for: which product it is does not
+//! matter here.
 //!
 //! Bound: [`MAX_PASSKEYS`] of one account.
 
@@ -66,6 +68,19 @@ pub struct Passkey {
     pub added: WallTime,
     /// When it was last used.
     pub used: Option<WallTime>,
+    /// When its counter went back: there may be two of it, and it signs nobody in.
+    pub copied: Option<WallTime>,
+}
+
+/// A passkey of which there may be two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopiedPasskey {
+    /// Whose it is.
+    pub account: Account,
+    /// What the person calls it.
+    pub name: String,
+    /// Whether this is the first that is known of it.
+    pub newly: bool,
 }
 
 /// Why a passkey did not do.
@@ -82,7 +97,7 @@ pub enum PasskeyError {
     Unknown,
     /// Its counter went back: there may be two of it.
     #[error("the passkey's counter went back: it may have been copied")]
-    Copied,
+    Copied(Box<CopiedPasskey>),
     /// The account has as many as one may have.
     #[error("an account may have {MAX_PASSKEYS} passkeys")]
     Full,
@@ -187,10 +202,11 @@ impl Accounts {
         let name: String = name.trim().chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
         let public_key = made.static_state().encode().expect("encoding cannot fail");
         let state = made.dynamic_state().encode().expect("encoding cannot fail");
-        // An identifier that is somebody's already stays theirs.
+        // An identifier that is somebody's already stays theirs, and an account that started over meanwhile is not this one.
         let stored = sqlx::query(
             "INSERT INTO local_passkeys (id, account, public_key, state, name, added_at)
              SELECT ?1, ?2, ?3, ?4, ?5, ?6 WHERE (SELECT count(*) FROM local_passkeys WHERE account = ?2) < ?7
+             AND EXISTS (SELECT 1 FROM local_accounts WHERE id = ?2 AND secured_at IS ?8)
              ON CONFLICT (id) DO NOTHING",
         )
         .bind(made.id().as_ref())
@@ -200,6 +216,7 @@ impl Accounts {
         .bind(if name.is_empty() { "passkey" } else { name.as_str() })
         .bind(now.as_millis())
         .bind(i64::try_from(MAX_PASSKEYS).unwrap_or(i64::MAX))
+        .bind(account.secured.map(WallTime::as_millis))
         .execute(&self.pool)
         .await?;
         if stored.rows_affected() == 1 { Ok(()) } else { Err(PasskeyError::Full) }
@@ -228,7 +245,7 @@ impl Accounts {
         let answer =
             DiscoverableAuthentication64::from_json_relaxed(answer.as_bytes()).map_err(|error| short(&error))?;
         let row = sqlx::query(
-            "SELECT p.account, p.public_key, p.state FROM local_passkeys p
+            "SELECT p.account, p.public_key, p.state, p.name, p.copied_at FROM local_passkeys p
              JOIN local_passkey_handles h ON h.account = p.account WHERE p.id = ?1 AND h.handle = ?2",
         )
         .bind(answer.raw_id().as_ref())
@@ -237,6 +254,7 @@ impl Accounts {
         .await?
         .ok_or(PasskeyError::Unknown)?;
         let (account, public_key, state) = stored(&row)?;
+        let is_marked = row.try_get::<Option<i64>, _>("copied_at")?.is_some();
         let public_key = StaticState::decode(public_key.as_slice()).map_err(|error| short(&error))?;
         let state = DynamicState::decode(state).map_err(|error| short(&error))?;
         let handle = *answer.response().user_handle();
@@ -248,24 +266,51 @@ impl Accounts {
             error_on_unsolicited_extensions: false,
             ..Default::default()
         };
-        waiting.verify(&party, &answer, &mut known, &options).map_err(|error| match error {
-            AuthCeremonyErr::SignatureCounter => PasskeyError::Copied,
-            other => short(&other),
-        })?;
+        match waiting.verify(&party, &answer, &mut known, &options) {
+            Ok(_) if !is_marked => {}
+            // The signature holds: the library looks at the counter after it.
+            Ok(_) | Err(AuthCeremonyErr::SignatureCounter) => {
+                let newly = self.mark_copied(answer.raw_id().as_ref(), now).await?;
+                let account = self.find_by_id(&account).await?.ok_or(PasskeyError::Unknown)?;
+                let name = row.try_get("name")?;
+                return Err(PasskeyError::Copied(Box::new(CopiedPasskey { account, name, newly })));
+            }
+            Err(other) => return Err(short(&other)),
+        }
         // The condition keeps the counter from going back even against a second request at the same moment.
         let next = known.dynamic_state().encode().expect("encoding cannot fail");
-        let noted = sqlx::query("UPDATE local_passkeys SET state = ?2, used_at = ?3 WHERE id = ?1 AND state = ?4")
-            .bind(answer.raw_id().as_ref())
-            .bind(&next[..])
-            .bind(now.as_millis())
-            .bind(&state.encode().expect("encoding cannot fail")[..])
-            .execute(&self.pool)
-            .await?;
+        let noted = sqlx::query(
+            "UPDATE local_passkeys SET state = ?2, used_at = ?3 WHERE id = ?1 AND state = ?4 AND copied_at IS NULL",
+        )
+        .bind(answer.raw_id().as_ref())
+        .bind(&next[..])
+        .bind(now.as_millis())
+        .bind(&state.encode().expect("encoding cannot fail")[..])
+        .execute(&self.pool)
+        .await?;
         if noted.rows_affected() != 1 {
             return Err(PasskeyError::Refused("used twice at the same moment".into()));
         }
         let account = self.find_by_id(&account).await?.ok_or(PasskeyError::Unknown)?;
         if account.status == AccountStatus::Disabled { Err(PasskeyError::Disabled) } else { Ok(account) }
+    }
+
+    /// Marks a passkey of which there may be two; tells whether it was not yet.
+    async fn mark_copied(&self, id: &[u8], now: WallTime) -> Result<bool, sqlx::Error> {
+        let marked = sqlx::query("UPDATE local_passkeys SET copied_at = ?2 WHERE id = ?1 AND copied_at IS NULL")
+            .bind(id)
+            .bind(now.as_millis())
+            .execute(&self.pool)
+            .await?;
+        Ok(marked.rows_affected() == 1)
+    }
+
+    /// Tells whether an account has a passkey that signs it in.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn has_passkey(&self, account: &str) -> Result<bool, StoreFailed> {
+        Ok(self.passkeys(account).await?.iter().any(|passkey| passkey.copied.is_none()))
     }
 
     /// Writes the proof of a sign-in by passkey. The account is read again, as with a password.
@@ -297,6 +342,7 @@ impl Accounts {
                 name: row.try_get("name")?,
                 added: WallTime::from_millis(row.try_get("added_at")?),
                 used: row.try_get::<Option<i64>, _>("used_at")?.map(WallTime::from_millis),
+                copied: row.try_get::<Option<i64>, _>("copied_at")?.map(WallTime::from_millis),
             })
         };
         Ok(rows.iter().map(passkey).collect::<Result<_, _>>()?)

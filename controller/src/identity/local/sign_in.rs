@@ -53,6 +53,9 @@ pub enum SignInError {
     /// The password was changed after it was given: the sign-in begins again.
     #[error("the password was changed meanwhile")]
     Changed,
+    /// The account has a passkey, and the password alone is not enough.
+    #[error("the account has a passkey, which is asked for")]
+    Passkey,
     /// The account is disabled; told only to somebody who knows its password.
     #[error("this account is disabled")]
     Disabled,

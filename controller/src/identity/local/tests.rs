@@ -17,7 +17,7 @@ async fn alice() -> Accounts {
     let accounts = Accounts::new(test_pool().await, "https://ctl.corp.example", SealingKey::from_bytes([7; 32]));
     let new = NewAccount { login: "Alice@Corp.Example".into(), groups: groups(&["staff"]), role: AccountRole::Person };
     accounts.add(new, at(0)).await.expect("adds");
-    accounts.set_password("alice@corp.example", PASSWORD).await.expect("sets");
+    accounts.set_password("alice@corp.example", PASSWORD, at(-60)).await.expect("sets");
     accounts
 }
 
@@ -118,7 +118,7 @@ async fn guessing_codes_is_limited_and_a_password_reset_forgives() {
     }
     let right = secret.code_at(at(60));
     assert!(matches!(accounts.check_code(&account, &right, at(60)).await, Err(SignInError::TooMany(_))));
-    accounts.set_password(&account.login, "another good password").await.expect("sets");
+    accounts.set_password(&account.login, "another good password", at(1)).await.expect("sets");
     let account = accounts.find(&account.login).await.expect("is there");
     accounts.check_code(&account, &right, at(60)).await.expect("forgiven");
 }
@@ -188,9 +188,9 @@ async fn what_takes_rights_away_ends_the_sessions() {
     let mut cookies = vec![sign_in().await];
     accounts.set_groups(login, &groups(&["other"])).await.expect("changes");
     cookies.push(sign_in().await);
-    accounts.reset_totp(login).await.expect("changes");
+    accounts.reset_totp(login, at(1)).await.expect("changes");
     cookies.push(sign_in().await);
-    accounts.set_password(login, "another good password").await.expect("changes");
+    accounts.set_password(login, "another good password", at(1)).await.expect("changes");
     cookies.push(sign_in().await);
     accounts.set_status(login, AccountStatus::Disabled).await.expect("changes");
     accounts.set_status(login, AccountStatus::Enabled).await.expect("changes");
@@ -221,7 +221,7 @@ async fn bad_input_to_administration_is_refused_with_its_reason() {
     assert!(matches!(add("", "g").await, Err(AccountError::Login(_))));
     assert!(matches!(add("carol", "a\nb").await, Err(AccountError::Group(_))));
     assert!(matches!(accounts.find("carol").await, Err(AccountError::Unknown(_))), "nothing was left half made");
-    assert!(matches!(accounts.set_password("alice@corp.example", "short").await, Err(AccountError::Weak(_))));
+    assert!(matches!(accounts.set_password("alice@corp.example", "short", at(1)).await, Err(AccountError::Weak(_))));
     assert!(matches!(accounts.remove("nobody").await, Err(AccountError::Unknown(_))));
 }
 
@@ -230,7 +230,7 @@ async fn a_sign_in_that_waits_for_its_code_does_not_survive_a_new_password() {
     let (accounts, _, secret) = enrolled().await;
     let step = accounts.check_password("alice@corp.example", PASSWORD, HOME, at(60)).await.expect("fits");
     let PasswordStep::SecondFactor(half) = step else { panic!("a code comes next") };
-    accounts.set_password("alice@corp.example", "another horse battery").await.expect("sets");
+    accounts.set_password("alice@corp.example", "another horse battery", at(1)).await.expect("sets");
     let code = accounts.check_code(&half, &secret.code_at(at(60)), at(60)).await;
     assert!(matches!(code, Err(SignInError::Changed)), "{code:?}");
     let proof = accounts.prove(&half, Credential::Set, HOME, at(60)).await;
@@ -248,9 +248,87 @@ async fn whoever_knew_only_the_former_password_chooses_no_second_factor() {
     let step = accounts.check_password("alice@corp.example", PASSWORD, HOME, at(1)).await.expect("fits");
     let PasswordStep::Done(half) = step else { panic!("no second factor yet") };
     let enrolment = accounts.begin_enrolment(half);
-    accounts.set_password("alice@corp.example", "another horse battery").await.expect("sets");
+    accounts.set_password("alice@corp.example", "another horse battery", at(1)).await.expect("sets");
     let refused = accounts.finish_enrolment(&enrolment, &enrolment.secret.code_at(at(1)), at(1)).await;
     assert!(matches!(refused, Err(SignInError::Changed)), "{refused:?}");
     let account = accounts.find("alice@corp.example").await.expect("is there");
     assert_eq!(account.second_factor, Credential::Missing);
+}
+
+const URL: &str = "https://ctl.corp.example";
+
+/// Adds a passkey to Alice's account, as her browser would.
+async fn with_passkey(accounts: &Accounts, seed: u8) -> authenticator::Authenticator {
+    let account = accounts.find("alice@corp.example").await.expect("there");
+    let (waiting, options) = accounts.begin_passkey(&account).await.expect("begins");
+    let (made, answer) = authenticator::Authenticator::register(seed, URL, &options);
+    accounts.finish_passkey(&account, waiting, &answer, "laptop", at(1)).await.expect("holds");
+    made
+}
+
+async fn with(accounts: &Accounts, key: &mut authenticator::Authenticator) -> Result<Account, PasskeyError> {
+    let (waiting, options) = accounts.begin_passkey_sign_in().expect("a domain");
+    let answer = key.sign_in(URL, &options);
+    accounts.check_passkey(waiting, &answer, HOME, at(2)).await
+}
+
+#[tokio::test]
+async fn a_passkey_that_may_have_been_copied_signs_nobody_in_any_more() {
+    let accounts = alice().await;
+    let mut hers = with_passkey(&accounts, 1).await;
+    let mut copy = hers.clone();
+    let account = with(&accounts, &mut copy).await.expect("the first of the two gets in");
+    let Err(PasskeyError::Copied(copied)) = with(&accounts, &mut hers).await else { panic!("its counter went back") };
+    assert_eq!((copied.account.id.as_str(), copied.name.as_str(), copied.newly), (&*account.id, "laptop", true));
+    for _ in 0..2 {
+        let Err(PasskeyError::Copied(again)) = with(&accounts, &mut copy).await else { panic!("the copy is out too") };
+        assert!(!again.newly, "one alert for one passkey");
+    }
+    assert!(!accounts.has_passkey(&account.id).await.expect("works"), "what nobody can use asks for nothing");
+    let known = accounts.passkeys(&account.id).await.expect("works");
+    assert_eq!(known.iter().map(|passkey| passkey.copied).collect::<Vec<_>>(), [Some(at(2))]);
+    assert!(accounts.remove_passkey(&account.id, &known[0].id).await.expect("works"));
+    let mut next = with_passkey(&accounts, 2).await;
+    with(&accounts, &mut next).await.expect("another one gets in");
+}
+
+#[tokio::test]
+async fn only_the_passkey_itself_marks_it_as_copied() {
+    let accounts = alice().await;
+    let mut hers = with_passkey(&accounts, 1).await;
+    with(&accounts, &mut hers).await.expect("gets in");
+    let (waiting, options) = accounts.begin_passkey_sign_in().expect("a domain");
+    let mut forged: serde_json::Value = serde_json::from_str(&hers.clone().sign_in(URL, &options)).expect("JSON");
+    forged["response"]["signature"] = "AA".repeat(43).into();
+    let refused = accounts.check_passkey(waiting, &forged.to_string(), HOME, at(2)).await;
+    assert!(matches!(refused, Err(PasskeyError::Refused(_))), "{refused:?}");
+    with(&accounts, &mut hers).await.expect("still");
+}
+
+#[tokio::test]
+async fn new_credentials_leave_no_passkey_and_no_registration_that_was_under_way() {
+    for by in ["password", "link", "second factor"] {
+        let accounts = alice().await;
+        let login = "alice@corp.example";
+        let mut strangers = with_passkey(&accounts, 1).await;
+        let before = accounts.find(login).await.expect("there");
+        let (waiting, options) = accounts.begin_passkey(&before).await.expect("begins");
+        match by {
+            "password" => {
+                assert_eq!(accounts.set_password(login, "another good password", at(3)).await.expect("sets"), 1)
+            }
+            "link" => {
+                let link = accounts.password_link(login, Duration::from_secs(60), at(2)).await.expect("a link");
+                let (_, gone) =
+                    accounts.set_password_by_link(&link, "another good password", at(3)).await.expect("sets");
+                assert_eq!(gone, 1);
+            }
+            _ => drop(accounts.reset_totp(login, at(3)).await.expect("resets")),
+        }
+        assert!(matches!(with(&accounts, &mut strangers).await, Err(PasskeyError::Unknown)), "{by}");
+        let (_, answer) = authenticator::Authenticator::register(2, URL, &options);
+        let late = accounts.finish_passkey(&before, waiting, &answer, "mine now", at(4)).await;
+        assert!(late.is_err() && accounts.passkeys(&before.id).await.expect("works").is_empty(), "{by}");
+        assert_eq!(accounts.find(login).await.expect("there").secured, Some(at(3)), "{by}");
+    }
 }

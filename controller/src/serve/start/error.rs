@@ -17,6 +17,20 @@ pub enum ServeError {
     /// The audit log.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// Somebody put a copy of the database in its place.
+    #[error(
+        "the database {} is older than the audit log: it ends with record {ends}, and {} goes on to {goes_on}. What was revoked since would be open again, and nodes would refuse what they are told. If it was put back on purpose: `postern-controller restore {}` (every login session ends, and a new epoch begins); if not, put the newer one back", database.display(), audit.display(), database.display()
+    )]
+    OlderDatabase {
+        /// The database.
+        database: PathBuf,
+        /// The number of its last record.
+        ends: u64,
+        /// The folder of the audit log.
+        audit: PathBuf,
+        /// The number of the last record there.
+        goes_on: u64,
+    },
     /// The local accounts cannot be read.
     #[error(transparent)]
     Accounts(#[from] AccountError),

@@ -300,3 +300,44 @@ async fn a_person_of_a_provider_who_only_came_to_the_pages_is_disabled_by_name()
     controller.ask(Request::UserEnable { user: subject }).await.unwrap();
     assert_eq!(Doors::admit(&handle, &lea).await.unwrap(), None);
 }
+
+/// Waits until every connection to a database is closed: the last of them takes the -wal file with it.
+async fn closed(database: &std::path::Path) {
+    let wal = PathBuf::from(format!("{}-wal", database.display()));
+    let gone = async {
+        while wal.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the connections close");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_put_back_by_hand_is_not_served_from_and_restore_takes_it() {
+    let mut controller = Controller::start(POLICY).await;
+    let token = controller.token("db", "db", 1).await;
+    let mut machine = Machine::new("db-1", 1);
+    machine.enrol(&controller, &token).await;
+    let (_, _, before) = machine.hello(&controller).await;
+    controller.stop().await;
+    let (database, old) = (controller.config().database(), controller.file("old.db"));
+    closed(&database).await;
+    std::fs::copy(&database, &old).unwrap();
+    controller.serve().await.unwrap();
+    controller.ask(Request::DeviceRemove { device: "db-1".into(), wait_ms: 0 }).await.unwrap();
+    controller.stop().await;
+    closed(&database).await;
+    std::fs::copy(&old, &database).unwrap();
+
+    let refused = controller.serve().await.unwrap_err().to_string();
+    let way_out = format!("postern-controller restore {}", database.display());
+    assert!(refused.contains("older than the audit log") && refused.contains(&way_out), "{refused}");
+    backup::restore(&controller.config(), &database).await.unwrap();
+    controller.serve().await.unwrap();
+    let (_, _, after) = machine.hello(&controller).await;
+    assert!(after.position().epoch > before.position().epoch, "it is there again, in a new epoch");
+    controller.stop().await;
+    let at = controller.file("controller.toml").display().to_string();
+    let verified = tokio::task::spawn_blocking(move || typed(&["audit", "verify", "--config", &at])).await.unwrap();
+    assert_eq!(format!("{:?}", verified.unwrap()), format!("{:?}", std::process::ExitCode::SUCCESS));
+}

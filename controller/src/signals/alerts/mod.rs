@@ -63,6 +63,8 @@ pub enum AlertKind {
     FirstUse,
     /// Somebody or something has set the controller's clock.
     ClockSet,
+    /// There may be two of a passkey: its counter went back.
+    PasskeyCopied,
 }
 
 /// One alert.

@@ -30,9 +30,18 @@ pub async fn trim(pool: &SqlitePool, most: i64) -> Result<u64, sqlx::Error> {
 /// Reads the oldest alerts.
 ///
 /// # Errors
-/// What the database says. A record that cannot be read is forgotten: nobody else could read it either.
+/// As [`after`].
 pub async fn oldest(pool: &SqlitePool) -> Result<Vec<Spooled>, sqlx::Error> {
-    let rows = sqlx::query("SELECT seq, record FROM alerts ORDER BY seq LIMIT ?").bind(BATCH).fetch_all(pool).await?;
+    after(pool, 0).await
+}
+
+/// Reads the oldest alerts of those behind a number.
+///
+/// # Errors
+/// What the database says. A record that cannot be read is forgotten: nobody else could read it either.
+pub async fn after(pool: &SqlitePool, sequence: i64) -> Result<Vec<Spooled>, sqlx::Error> {
+    let behind = "SELECT seq, record FROM alerts WHERE seq > ? ORDER BY seq LIMIT ?";
+    let rows = sqlx::query(behind).bind(sequence).bind(BATCH).fetch_all(pool).await?;
     let mut spooled = Vec::with_capacity(rows.len());
     for row in rows {
         let (sequence, record): (i64, String) = (row.try_get(0)?, row.try_get(1)?);

@@ -1,7 +1,7 @@
 //! The courier against a real HTTP server and a real database.
 
 use std::sync::{
-    Mutex,
+    Arc, Mutex,
     atomic::{AtomicU16, Ordering},
 };
 
@@ -126,7 +126,7 @@ async fn what_a_receiver_did_not_take_waits_through_a_restart_and_comes_in_order
     for _ in 0..3 {
         assert!(courier.deliver_all().await.is_err());
     }
-    assert_eq!((place.texts().len(), place.log()), (0, 1), "a repetition is not logged again");
+    assert_eq!((place.texts().len(), place.log()), (0, 2), "a repetition is not logged again");
     drop(courier); // the controller is stopped
     place.raise(2..4).await;
     place.receiver.answer.store(302, Ordering::SeqCst);
@@ -135,6 +135,43 @@ async fn what_a_receiver_did_not_take_waits_through_a_restart_and_comes_in_order
     place.receiver.answer.store(200, Ordering::SeqCst);
     courier.deliver_all().await.unwrap();
     assert_eq!(place.texts(), ["alert 0", "alert 1", "alert 2", "alert 3"]);
+}
+
+#[tokio::test]
+async fn a_webhook_that_is_away_holds_up_neither_the_log_nor_the_journal() {
+    let mut place = Place::new().await;
+    place.receiver.answer.store(503, Ordering::SeqCst);
+    let (stop, stopped) = watch::channel(false);
+    let running = tokio::spawn(place.courier().await.run(stopped));
+    let begun = tokio::time::Instant::now();
+    for number in 0..8 {
+        place.raise(number..number + 1).await;
+        while place.log() <= number {
+            assert!(begun.elapsed() < Duration::from_secs(60), "alert {number} is not in the log");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // A second for each look. Waiting for the webhook's tries too, as long each as all before it, the eighth would be there
+    // after two minutes.
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    assert_eq!(place.texts().len(), 0);
+    stop.send_replace(true);
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_log_could_not_take_is_written_once_it_can() {
+    let mut place = Place::new().await;
+    let log = place.dir.path().join("alerts.jsonl");
+    std::fs::create_dir(&log).unwrap(); // no file can be written there
+    place.raise(0..2).await;
+    let mut courier = place.courier().await;
+    courier.deliver_all().await.unwrap();
+    assert_eq!(place.texts().len(), 2, "the webhook is told");
+    std::fs::remove_dir(&log).unwrap();
+    place.raise(2..3).await;
+    courier.deliver_all().await.unwrap();
+    assert_eq!(place.log(), 3);
 }
 
 #[tokio::test]

@@ -1,4 +1,9 @@
-//! Delivering alerts: one after another, to the log and to the webhook, again until they are taken.
+//! Delivering alerts: one after another, to the journal and the log, and to the webhook, again until they are taken.
+//!
+//! ```text
+//! spool --every second: what is newer than `written`--> journal, JSON log     (a webhook that is away holds nothing up here)
+//!       --oldest first, until it is taken-------------> webhook --delivered--> out of the spool
+//! ```
 //!
 //! ```text
 //! POST {webhook}
@@ -11,7 +16,7 @@
 //! the others for ever: the log keeps it, and the next one counts it in `dropped_before`. What was delivered last is kept in the
 //! database, so that this count is right over a restart.
 
-use std::{io::Write as _, path::Path, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io::Write as _, path::Path, time::Duration};
 
 use hmac::{Hmac, Mac};
 use postern_common::time::WallTime;
@@ -34,6 +39,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The first and the longest wait after a failure; each is twice the one before.
 const WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 const LEAST_SECRET: usize = 16;
+/// The most alerts that wait for a log that cannot be written; the oldest make room, and stand in the journal.
+const UNLOGGED: usize = 10_000;
 /// How often an alert is refused for what it is before it is given up.
 const REFUSALS: u32 = 3;
 
@@ -53,8 +60,12 @@ pub struct Courier {
     client: reqwest::Client,
     /// The alert that the receiver refused last for what it is, and how often.
     refused: (i64, u32),
-    /// The newest that is in the log: a repetition to the webhook is not logged again.
-    logged: i64,
+    /// The newest that is in the journal and, unless the log could not be written, in the log.
+    written: i64,
+    /// Those that the log could not take, oldest first; at most [`UNLOGGED`] of them.
+    unlogged: VecDeque<String>,
+    /// When the webhook is tried next, and how often in a row it was in vain.
+    next: (tokio::time::Instant, u32),
 }
 
 impl std::fmt::Debug for Courier {
@@ -94,31 +105,69 @@ impl Courier {
             builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
         }
         let client = builder.build().map_err(|error| error.to_string())?;
-        Ok(Self { pool, settings, secret, client, refused: (0, 0), logged: 0 })
+        let next = (tokio::time::Instant::now(), 0);
+        Ok(Self { pool, settings, secret, client, refused: (0, 0), written: 0, unlogged: VecDeque::new(), next })
     }
 
     /// Delivers until `stop` changes.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
-        let mut wait = LOOK;
-        let mut failures = 0u32;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep(LOOK) => {}
                 () = listener::told(&mut stop) => return,
             }
-            wait = match self.deliver_all().await {
-                Ok(()) => {
-                    failures = 0;
-                    LOOK
-                }
+            if let Err(why) = self.write_down().await {
+                tracing::error!(why, "alerts cannot be read");
+            }
+            let (at, failures) = self.next;
+            if tokio::time::Instant::now() < at {
+                continue;
+            }
+            self.next = match self.deliver_all().await {
+                Ok(()) => (at, 0),
                 Err(why) => {
-                    let next = WAITS.0.saturating_mul(2u32.saturating_pow(failures.min(16))).min(WAITS.1);
-                    failures = failures.saturating_add(1);
-                    tracing::warn!(why, wait_s = next.as_secs(), "an alert was not delivered; it is tried again");
-                    next
+                    let wait = WAITS.0.saturating_mul(2u32.saturating_pow(failures.min(16))).min(WAITS.1);
+                    tracing::warn!(why, wait_s = wait.as_secs(), "an alert was not delivered; it is tried again");
+                    (tokio::time::Instant::now() + wait, failures.saturating_add(1))
                 }
             };
         }
+    }
+
+    /// Writes what is new into the journal and the log, whatever the webhook does with it.
+    ///
+    /// # Errors
+    /// What the spool says.
+    pub async fn write_down(&mut self) -> Result<(), String> {
+        let database = |error: sqlx::Error| format!("the spool: {error}");
+        loop {
+            let new = spool::after(&self.pool, self.written).await.map_err(database)?;
+            if new.is_empty() {
+                break;
+            }
+            for spooled in new {
+                // The first of this run has none before it that it could miss.
+                let dropped = if self.written == 0 { 0 } else { (spooled.sequence - self.written - 1).max(0) };
+                tracing::warn!(kind = ?spooled.alert.kind, text = spooled.alert.text, dropped, "alert");
+                if self.settings.log.is_some() {
+                    self.unlogged.push_back(body(&spooled, dropped));
+                    if self.unlogged.len() > UNLOGGED {
+                        self.unlogged.pop_front();
+                        tracing::error!("an alert is in the journal alone: the log has not been written for long");
+                    }
+                }
+                self.written = spooled.sequence;
+            }
+        }
+        let Some(path) = self.settings.log.clone().filter(|_| !self.unlogged.is_empty()) else { return Ok(()) };
+        let lines: String = self.unlogged.iter().flat_map(|line| [line, "\n"]).collect();
+        // A full disk must not keep the webhook from being told; what was not written waits here.
+        match tokio::task::spawn_blocking(move || append(&path, &lines)).await {
+            Ok(Ok(())) => self.unlogged.clear(),
+            Ok(Err(error)) => tracing::error!(%error, "the log of alerts cannot be written"),
+            Err(error) => tracing::error!(%error, "the log of alerts was not written"),
+        }
+        Ok(())
     }
 
     /// Delivers everything that waits, in order.
@@ -129,6 +178,8 @@ impl Courier {
         let database = |error: sqlx::Error| format!("the spool: {error}");
         loop {
             spool::trim(&self.pool, MAX_SPOOLED).await.map_err(database)?;
+            // Whatever leaves the spool has been written down.
+            self.write_down().await?;
             let waiting = spool::oldest(&self.pool).await.map_err(database)?;
             if waiting.is_empty() {
                 return Ok(());
@@ -158,32 +209,16 @@ impl Courier {
         }
     }
 
-    async fn deliver(&mut self, spooled: &Spooled, dropped: i64) -> Result<Answer, String> {
-        let mut body = serde_json::to_value(&spooled.alert).expect("an alert has a JSON form");
-        body["sequence"] = json!(spooled.sequence);
-        body["dropped_before"] = json!(dropped);
-        let body = Arc::<str>::from(body.to_string());
-        if self.logged < spooled.sequence {
-            tracing::warn!(kind = ?spooled.alert.kind, text = spooled.alert.text, dropped, "alert");
-            if let Some(path) = self.settings.log.clone() {
-                let line = body.clone();
-                // A full disk must not keep the webhook from being told.
-                match tokio::task::spawn_blocking(move || append(&path, &line)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::error!(%error, "the log of alerts cannot be written"),
-                    Err(error) => tracing::error!(%error, "the log of alerts was not written"),
-                }
-            }
-            self.logged = spooled.sequence;
-        }
+    async fn deliver(&self, spooled: &Spooled, dropped: i64) -> Result<Answer, String> {
         let (Some(url), Some(secret)) = (&self.settings.webhook, &self.secret) else { return Ok(Answer::Taken) };
+        let body = body(spooled, dropped);
         let signature = signature(secret.as_bytes(), clock::now().wall, &body);
         let request = self
             .client
             .post(url)
             .header("Content-Type", "application/json")
             .header("Postern-Signature", signature)
-            .body(body.to_string());
+            .body(body);
         let answer =
             request.send().await.map_err(|error| format!("the webhook does not answer: {}", error.without_url()))?;
         let status = answer.status();
@@ -205,11 +240,23 @@ enum Answer {
     Refused(String),
 }
 
-fn append(path: &Path, line: &str) -> std::io::Result<()> {
+fn body(spooled: &Spooled, dropped: i64) -> String {
+    let mut body = serde_json::to_value(&spooled.alert).expect("an alert has a JSON form");
+    body["sequence"] = json!(spooled.sequence);
+    body["dropped_before"] = json!(dropped);
+    body.to_string()
+}
+
+/// Appends whole lines, or none.
+fn append(path: &Path, lines: &str) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let mut file = std::fs::File::options().append(true).create(true).mode(0o640).open(path)?;
-    file.write_all(format!("{line}\n").as_bytes())?;
-    file.sync_data()
+    let before = file.metadata()?.len();
+    let written = file.write_all(lines.as_bytes()).and_then(|()| file.sync_data());
+    if written.is_err() {
+        drop(file.set_len(before)); // a part of them would come twice
+    }
+    written
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ pub enum Overtaking {
     AssuranceLevelChange,
     /// The provider says other things of the person.
     TokenClaimsChange,
+    /// The password or second factor of a local account was set anew.
+    CredentialsSet,
 }
 
 impl Overtaking {
@@ -68,6 +70,7 @@ impl Overtaking {
             Self::CredentialChange => "credential_change",
             Self::AssuranceLevelChange => "assurance_level_change",
             Self::TokenClaimsChange => "token_claims_change",
+            Self::CredentialsSet => "credentials_set",
         }
     }
 
@@ -79,6 +82,7 @@ impl Overtaking {
             Self::CredentialChange => "your credentials were changed at your identity provider after this sign-in",
             Self::AssuranceLevelChange => "your identity provider says that this sign-in counts for less by now",
             Self::TokenClaimsChange => "what your identity provider says of you has changed since this sign-in",
+            Self::CredentialsSet => "the password or second factor of your account was set anew after this sign-in",
         }
     }
 }

@@ -63,10 +63,30 @@ pub(crate) struct Done {
     pub(crate) answer: Answer,
     /// What has to become durable.
     pub(crate) store: Vec<StoreChange>,
-    /// The people for whom something is different, or was asked for again: as they were and as they are.
-    pub(crate) people: Vec<Arc<ScimUser>>,
+    /// The people for whom something is different, or was asked for again.
+    pub(crate) people: Concerned,
     /// What happened, for people; empty if nothing changed.
     pub(crate) said: String,
+}
+
+/// Whom a command concerns.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Concerned {
+    /// A person: as they were, if they were there, and as they are.
+    One { old: Option<Arc<ScimUser>>, new: Arc<ScimUser> },
+    /// The members of a group, of whom nobody is put out by it.
+    Several(Vec<Arc<ScimUser>>),
+}
+
+impl Concerned {
+    /// Lists the records, as they were and as they are.
+    pub(crate) fn each(&self) -> impl Iterator<Item = &Arc<ScimUser>> {
+        let (one, several) = match self {
+            Self::One { old, new } => (old.iter().chain(Some(new)), [].iter()),
+            Self::Several(people) => (None.iter().chain(None), people.iter()),
+        };
+        one.chain(several)
+    }
 }
 
 /// How a person who signs in stands with provisioning.

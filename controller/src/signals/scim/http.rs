@@ -58,6 +58,8 @@ const MAX_TOKEN: usize = 256;
 /// How long a request may take, its body's arrival included: less than what the listener gives every request, so that the answer is
 /// one of SCIM's.
 const PATIENCE: Duration = Duration::from_secs(50);
+/// How many people who are signed in on the pages are looked at in one turn of the core's.
+const PAGE: u32 = 1_000;
 
 /// What the endpoints work with.
 pub struct Service {
@@ -267,17 +269,21 @@ async fn end_browsers(sessions: &WebSessions, closed: &ScimClosed) -> Result<(),
 
 /// Ends the browsers' login sessions of people whom their provider keeps out: a stop may have come between the directory and them.
 pub(crate) async fn end_turned_away(sessions: &WebSessions, handle: &Handle, issuer: &str) {
-    let people = match sessions.people_of(issuer).await {
-        Ok(people) => people,
-        Err(error) => return tracing::warn!(%error, "cannot tell who is signed in on the pages"),
-    };
-    for who in people {
-        let person = Person::from(&who);
-        let out = handle.call(move |turn, _| turn.core.turned_away(&person).is_some()).await;
-        if out == Ok(true)
-            && let Err(error) = sessions.end_of_person(issuer, who.subject()).await
-        {
-            tracing::warn!(%error, "browsers cannot be signed out");
+    let mut after = String::new();
+    loop {
+        let people = match sessions.people_of(issuer, &after, PAGE).await {
+            Ok(people) => people,
+            Err(error) => return tracing::warn!(%error, "cannot tell who is signed in on the pages"),
+        };
+        let Some(last) = people.last() else { return };
+        after = last.subject().to_owned();
+        let people: Vec<Person> = people.iter().map(Person::from).collect();
+        // One question for all of a page: each is a turn of the core's.
+        let Ok(out) = handle.call(move |turn, _| turn.core.turned_away_of(&people)).await else { return };
+        for subject in out {
+            if let Err(error) = sessions.end_of_person(issuer, &subject).await {
+                tracing::warn!(%error, "browsers cannot be signed out");
+            }
         }
     }
 }

@@ -122,7 +122,8 @@ impl Refusal {
         Self { allow: Some(allow), ..Self::of(405, None, "not by this method") }
     }
 
-    pub(super) fn full(detail: impl Into<String>) -> Self {
+    /// There is no room for more.
+    pub fn full(detail: impl Into<String>) -> Self {
         Self::of(507, None, detail)
     }
 

@@ -6,7 +6,7 @@ use postern_common::time::WallTime;
 use serde_json::{Map, Value};
 
 use super::{
-    directory::{Answer, Content, Done, Group, MAX_GROUPS, MAX_MEMBERSHIPS, MAX_USERS, Realm, weight},
+    directory::{Answer, Concerned, Content, Done, Group, MAX_GROUPS, MAX_MEMBERSHIPS, MAX_USERS, Realm, weight},
     patch::{self, GroupOperation, MAX_MEMBERS, Operation},
     refusal::{Refusal, quoted},
     request::{Command, GroupParts, OnlyIf, Page, Shown, Wanted, What},
@@ -15,6 +15,8 @@ use super::{
 };
 use crate::records::{ScimGroup, ScimId, ScimKey, ScimUser};
 
+/// What says that there is no room (RFC 4918 §11.5), as [`Refusal::full`] does.
+const NO_ROOM: u16 = 507;
 /// The most members that one page of groups shows; a page ends early rather than to be longer.
 const MAX_SHOWN_MEMBERS: usize = 20_000;
 /// The most names of members in the audit log for one change.
@@ -110,14 +112,19 @@ impl Realm {
                 let mut store = vec![];
                 self.delete_user(id, at.now, &mut store);
                 let said = format!("deleted the user {}", described(&old));
-                Ok(Done { store, people: vec![old], said, ..found(204, Content::Nothing, shown) })
+                Ok(Done {
+                    store,
+                    people: Concerned::One { old: None, new: old },
+                    said,
+                    ..found(204, Content::Nothing, shown)
+                })
             }
             What::Delete { kind: Kind::Group, id, only_if: condition } => {
                 only_if(&condition, self.group(id)?.record.version)?;
                 let mut store = vec![];
                 let gone = self.delete_group(id, &mut store).ok_or_else(|| Refusal::not_found("Group"))?;
                 let said = format!("deleted the group {}", quoted(&gone.record.display_name));
-                let people = self.people(&gone.members);
+                let people = Concerned::Several(self.people(&gone.members));
                 Ok(Done { store, people, said, ..found(204, Content::Nothing, shown) })
             }
         }
@@ -233,6 +240,27 @@ impl Realm {
         shown: Shown,
     ) -> Result<Done, Refusal> {
         self.check_user(Some(old.id), &parts)?;
+        let goes = old.active && parts.active == Some(false);
+        match self.renew_user(old, parts, at, shown.clone()) {
+            // Somebody who leaves goes out, whatever else there is no room for; the answer shows what is kept.
+            Err(refusal) if goes && refusal.status == NO_ROOM => {
+                let user =
+                    ScimUser { active: false, modified: at.now, version: old.version + 1, ..ScimUser::clone(old) };
+                let mut done = self.user_changed(Some(old), user, at, 200, shown)?;
+                done.said.push_str(&format!("; nothing else of the request was taken over: {}", refusal.detail));
+                Ok(done)
+            }
+            done => done,
+        }
+    }
+
+    fn renew_user(
+        &mut self,
+        old: &Arc<ScimUser>,
+        parts: UserParts,
+        at: &Moment<'_>,
+        shown: Shown,
+    ) -> Result<Done, Refusal> {
         let user = ScimUser {
             user_name: parts.user_name,
             external_id: parts.external_id,
@@ -242,7 +270,7 @@ impl Realm {
         };
         if user == **old {
             // Who is out and is put out again may still have something open, if the first time was cut short.
-            let people = vec![Arc::clone(old)];
+            let people = Concerned::One { old: None, new: Arc::clone(old) };
             return Ok(Done { people, ..found(200, Content::User(Arc::clone(old)), shown) });
         }
         let user = ScimUser { modified: at.now, version: old.version + 1, ..user };
@@ -286,7 +314,7 @@ impl Realm {
             }
         }
         let user = self.put_user(user, &mut store);
-        let people = old.cloned().into_iter().chain([Arc::clone(&user)]).collect();
+        let people = Concerned::One { old: old.cloned(), new: Arc::clone(&user) };
         Ok(Done { store, people, said, ..found(status, Content::User(user), shown) })
     }
 
@@ -330,7 +358,7 @@ impl Realm {
         self.put_group(group, &mut store);
         let (came, _) = self.change_members(id, &members, &[], at.now, &mut store);
         said.push_str(&self.said_of_members("with", &came));
-        let people = self.people(&came);
+        let people = Concerned::Several(self.people(&came));
         let (content, _) = self.read(Kind::Group, id, &shown)?;
         Ok(Done { store, people, said, ..found(201, content, shown) })
     }
@@ -413,7 +441,7 @@ impl Realm {
         }
         let mut people = self.people(came.iter().chain(&went));
         people.extend(before);
-        Ok(Done { store, people, said, ..found(204, Content::Nothing, Shown::All) })
+        Ok(Done { store, people: Concerned::Several(people), said, ..found(204, Content::Nothing, Shown::All) })
     }
 
     fn said_of_members(&self, how: &str, members: &[ScimId]) -> String {
@@ -434,7 +462,12 @@ fn no_room_for_names() -> Refusal {
 }
 
 fn found(status: u16, content: Content, shown: Shown) -> Done {
-    Done { answer: Answer { status, content, shown }, store: vec![], people: vec![], said: String::new() }
+    Done {
+        answer: Answer { status, content, shown },
+        store: vec![],
+        people: Concerned::Several(vec![]),
+        said: String::new(),
+    }
 }
 
 /// Puts a user together as a client sees it, does the operations, and takes it apart again.

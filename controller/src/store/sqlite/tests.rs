@@ -131,6 +131,22 @@ async fn a_damaged_database_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn a_head_or_line_of_the_audit_log_that_cannot_be_read_is_damage_and_not_left_out() {
+    for damage in [
+        "UPDATE audit_outbox SET line = 'nothing of ours'",
+        "PRAGMA ignore_check_constraints = 1; UPDATE audit_head SET hash = x'00'",
+        "UPDATE audit_head SET seq = -1",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut store, mut log, _) = open(dir.path()).await;
+        write(&mut store, &mut log, 1).await.unwrap();
+        sqlx::raw_sql(damage).execute(store.connection()).await.unwrap();
+        let read = store.audit_state().await;
+        assert!(matches!(&read, Err(StoreError::Corrupt { .. })), "{damage}: {read:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_change_that_breaks_a_reference_fails_as_a_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (mut store, _, _) = open(dir.path()).await;

@@ -166,6 +166,17 @@ impl Core {
         self.count_refusal(Some(client.token), from, refusal.word(), now);
         let realm = self.provisioning.directory.realm(&client.issuer);
         let stays = leaver.and_then(|id| realm?.active(id)).cloned();
+        // Somebody may have been meant to go out, and what was full or too long says nothing about who.
+        let unread = match refusal.status {
+            413 => Some("a request of the provider's was too long to be read"),
+            507 => Some("there is no room for what the provider provisions"),
+            _ => None,
+        };
+        if let (None, Some(why)) = (&stays, unread) {
+            let client = client.token.short();
+            let text = format!("{why} ({client}, from {from}): {}; whoever it was about is as before", refusal.detail);
+            self.tell_of_provisioning(&format!("unread {client} {}", refusal.status), text, About::default(), now);
+        }
         let Some(user) = stays else { return };
         let who = described(&user);
         let text = format!("{who} stays in: the provider's request to put them out was refused ({})", refusal.detail);

@@ -104,6 +104,13 @@ fn a_token_for_a_network_is_worth_nothing_elsewhere_and_its_use_there_alarms() {
     assert!(world.core.find_token(&view.short).is_ok(), "it is not used up");
     let alert = world.store.alerts.last().expect("an alert");
     assert!(alert.kind == AlertKind::NewPlace && alert.text.contains(&view.short), "{alert:?}");
+    let alerts = |world: &World| world.store.alerts.iter().filter(|alert| alert.kind == AlertKind::NewPlace).count();
+    for _ in 0..5 {
+        world.cut_stream(thief);
+        world.connect(thief);
+        world.run(seconds(1));
+    }
+    assert_eq!(alerts(&world), 1, "one for a token and hour");
     let (token, _) = create(&mut world, "198.51.0.0/16");
     let server = world.add_node("server", Want::Enrol(token));
     world.connect(server);

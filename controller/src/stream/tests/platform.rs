@@ -582,3 +582,29 @@ fn a_use_of_a_range_of_ports_is_not_taken() {
 }
 
 // --- keys
+
+#[test]
+fn a_join_that_is_refused_at_last_has_taken_nothing_from_anybody() {
+    let mut small = config();
+    small.overlay_v4 = "100.64.0.0/30".parse().expect("a network"); // two addresses: the database's and the first machine's
+    small.address_hold = seconds(60);
+    let Pod { mut world, pod, .. } = pod_with(small);
+    let token = named(&mut world, 20, 150);
+    sign_in(&mut world, pod, &token);
+    world.cut_stream(pod);
+    run_to(&mut world, 160);
+    let (before, records) =
+        (world.core.find_device("ledger").expect("it is away"), world.store.loaded.token_uses.len());
+    let machine = Some("ledger".parse().expect("a name"));
+    world.tokens.insert("last".into(), Ok(Workload { machine, reuse: Reuse::Never, ..workload(21, 900) }));
+    let successor = world.add_node("whatever", Want::Platform("last".into()));
+    sign_in(&mut world, successor, "last");
+    assert!(world.nodes[successor].refused.as_ref().is_some_and(|why| why.contains("no address is left")));
+    assert_eq!(world.core.find_device("ledger").ok(), Some(before), "its predecessor is still there");
+    assert_eq!(world.store.loaded.token_uses.len(), records, "and the token is not used up");
+    world.core.remove_device(before, "root", world.now).expect("removed");
+    world.pump();
+    run_to(&mut world, 300);
+    sign_in(&mut world, successor, "last");
+    assert!(world.nodes[successor].device.is_some(), "{:?}", world.nodes[successor].refused);
+}

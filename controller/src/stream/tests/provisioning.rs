@@ -438,3 +438,63 @@ fn a_large_group_is_decided_in_portions() {
     assert_eq!(corp.world.core.scim_view(corp.world.now).waiting, 0);
     assert!(nodes.iter().all(|node| corp.world.passes(*node, corp.wiki, "tcp/80")), "everybody in the end");
 }
+
+#[test]
+fn a_small_group_is_not_taken_for_a_person_who_goes() {
+    let mut corp = Corp::new(31, settings(GroupSource::Scim, Admission::Anybody));
+    corp.activate("alice", false);
+    assert_eq!(corp.closed.people.len(), 1);
+    let alice = corp.id("/Users", "alice");
+    let few = corp.group("few", &[&alice]);
+    assert_eq!(corp.closed.people, [], "of a group with one member who is out already, nobody goes");
+    corp.ask("DELETE", &format!("/Groups/{few}"), &Value::Null).expect("deleted");
+    assert_eq!(corp.closed.people, []);
+    // Two members, of whom nobody signs in here: that is no leaver whom nobody knows.
+    let (carol, dave) = (corp.user("carol"), corp.user("dave"));
+    corp.activate("dave", false);
+    let before = corp.world.audit.len();
+    corp.group("fewer", &[&carol, &dave]);
+    let said = |event: &AuditEvent| matches!(event, AuditEvent::Provisioned { what, .. } if what.contains("nobody who signed in"));
+    assert!(!corp.world.audit[before..].iter().any(said), "{:?}", &corp.world.audit[before..]);
+}
+
+#[test]
+fn a_name_that_somebody_had_before_is_not_theirs_any_more() {
+    let mut config = settings(GroupSource::Scim, Admission::Anybody);
+    let scim = config.scim.as_mut().expect("settings");
+    (scim.key, scim.claim) = (ScimKey::UserName, "employee".into());
+    let mut corp = Corp::new(32, config);
+    // The provider gives Alice another name, and hers to somebody else.
+    corp.change("/Users", "alice", &json!([{"op": "replace", "path": "userName", "value": "alice.b"}]));
+    let renamed = Person { provisioned_as: told("employee", "alice.b"), ..person("alice", &[]) };
+    corp.world.join(corp.alice, &renamed);
+    corp.world.run(seconds(1));
+    assert_eq!(corp.reaches(corp.alice), (true, true));
+    let body = json!({"schemas": [USER], "userName": "alice", "externalId": "sub-newcomer"});
+    corp.made("/Users", &body);
+    corp.activate("alice", false);
+    let closed = corp.closed.people.clone();
+    assert_eq!(closed.iter().map(|p| (p.name.as_str(), p.subjects.len())).collect::<Vec<_>>(), [("alice", 0)]);
+    corp.world.run(seconds(1));
+    assert_eq!(corp.reaches(corp.alice), (true, true), "who has the name now goes, and she stays");
+    let people = corp.world.core.scim_people(false);
+    let known = |name: &str| people.iter().find(|p| p.user_name == name).map(|p| p.subjects.len());
+    assert_eq!((known("alice"), known("alice.b")), (Some(0), Some(1)));
+}
+
+#[test]
+fn what_could_not_be_read_or_taken_up_is_told_once() {
+    let mut corp = Corp::new(33, settings(GroupSource::Scim, Admission::Anybody));
+    let client = corp.world.core.scim_client(Some(corp.token), from(), corp.world.now).expect("good");
+    for refusal in [Refusal::too_large("a body has at most 262144 bytes"), Refusal::full("no room")] {
+        for _ in 0..3 {
+            let before = corp.world.store.alerts.len();
+            corp.world.core.scim_refused(&client, from(), &refusal, None, corp.world.now);
+            corp.world.pump();
+            let raised = &corp.world.store.alerts[before..];
+            assert!(raised.iter().all(|alert| alert.text.contains(&refusal.detail)));
+        }
+    }
+    let told = corp.world.store.alerts.iter().filter(|a| a.kind == crate::signals::alerts::AlertKind::Provisioning);
+    assert_eq!(told.count(), 2);
+}

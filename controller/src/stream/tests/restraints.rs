@@ -436,3 +436,23 @@ fn handing_a_machine_on_leaves_what_it_was_asked_with_its_person() {
     town.world.run(seconds(1));
     assert!(!town.passes(new, "tcp/22") && !town.passes(town.phone, "tcp/22"), "she is still asked");
 }
+
+#[test]
+fn a_list_of_machines_says_what_is_held_and_what_is_taken() {
+    let Town { mut world, laptop, phone, .. } = town(99);
+    let held = crate::records::Quarantined::Device(world.nodes[phone].id());
+    world.core.quarantine(held, "it scans", "root", world.now).expect("held");
+    let on = Restrained::Device(world.nodes[laptop].id());
+    let only = SignalResponse::Restrict(["wiki".parse().expect("a name")].into());
+    world.core.respond(on, only, "too much", "root", world.now).expect("kept to the wiki");
+    world.pump();
+    let said: Vec<String> = crate::admin::cli::standings(&world.core.list_devices());
+    let says = |text: &str| said.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        (says("in quarantine: it scans"), says("connected"), says("kept to wiki: too much")),
+        (1, 3, 1),
+        "{said:?}"
+    );
+    let shown = world.core.show_device(world.nodes[laptop].id()).expect("there");
+    assert_eq!((shown.quarantine, shown.restraints), (None, vec!["kept to wiki: too much".to_owned()]));
+}

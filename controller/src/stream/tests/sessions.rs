@@ -170,8 +170,10 @@ fn what_the_accounts_say_at_a_start_closes_what_the_core_was_not_told() {
     let laptops = people.map(|name| world.laptop(&format!("{name}-laptop"), &local_person(name, name, &["staff"])));
     let by_provider = world.laptop("provider-laptop", &person("same", &["staff"]));
     assert!(laptops.iter().all(|laptop| world.passes(*laptop, wiki, "tcp/80")));
-    let now =
-        |disabled, groups: &[&str]| PersonNow { groups: groups.iter().map(ToString::to_string).collect(), disabled };
+    let now = |disabled, groups: &[&str]| {
+        let groups = groups.iter().map(ToString::to_string).collect();
+        PersonNow { groups, disabled, secured: None }
+    };
     let accounts: BTreeMap<String, PersonNow> = [
         ("disabled".to_owned(), now(true, &["staff"])),
         ("changed".to_owned(), now(false, &[])),
@@ -184,4 +186,46 @@ fn what_the_accounts_say_at_a_start_closes_what_the_core_was_not_told() {
     let open = laptops.map(|laptop| world.lets_in(laptop, wiki, "tcp/80"));
     assert_eq!(open, [false, false, false, true], "{people:?}");
     assert!(world.passes(by_provider, wiki, "tcp/80"), "people of a provider are not looked at");
+}
+
+#[test]
+fn credentials_that_are_set_anew_sign_every_machine_out_and_turn_old_sign_ins_away() {
+    let (mut world, wiki) = local_town(38);
+    let (hers, others) = (local_person("acc_1", "bob", &[]), local_person("acc_2", "carol", &["staff"]));
+    let (laptop, strangers) = (world.laptop("bobs-laptop", &hers), world.laptop("strangers-laptop", &hers));
+    let carols = world.laptop("carols-laptop", &others);
+    assert!([laptop, strangers, carols].iter().all(|machine| world.passes(*machine, wiki, "tcp/80")));
+    let (machine, code) = waiting(&mut world, "third-laptop");
+    let shown = world.nodes[machine].key.public();
+    world.run(seconds(60));
+    assert_eq!(world.core.credentials_set(URL, "acc_1", world.now), 2);
+    world.pump();
+    world.run(seconds(1));
+    let open = [laptop, strangers, carols].map(|machine| world.lets_in(machine, wiki, "tcp/80"));
+    assert_eq!(open, [false, false, true], "nobody else is concerned");
+    let late = world.core.confirm_join(code, shown, &hers, local(), world.now);
+    assert!(matches!(&late, Err(CoreError::NotPermitted(why)) if why.contains("set anew")), "{late:?}");
+    world.restart();
+    assert!(world.core.overtaken(&hers, world.now).is_some(), "for ever");
+    let again = Person { auth_time: Some(world.now.wall.saturating_add(seconds(1))), ..hers };
+    assert!(world.core.overtaken(&again, world.now).is_none(), "whoever signs in with the new ones is let in");
+}
+
+#[test]
+fn a_start_ends_what_was_proven_before_the_credentials_were_set_anew() {
+    let (mut world, wiki) = local_town(39);
+    let before = local_person("acc_1", "bob", &[]);
+    let old = world.laptop("old-laptop", &before);
+    world.run(seconds(60));
+    let secured = Some(world.now.wall);
+    world.run(seconds(60));
+    let after = Person { auth_time: Some(world.now.wall), ..before };
+    let new = world.laptop("new-laptop", &after);
+    let accounts = [("acc_1".to_owned(), PersonNow { groups: [].into(), disabled: false, secured })].into();
+    for _ in 0..2 {
+        world.core.reconcile_people(URL, &accounts, "start", world.now);
+        world.pump();
+        world.run(seconds(1));
+        assert_eq!([old, new].map(|laptop| world.lets_in(laptop, wiki, "tcp/80")), [false, true]);
+    }
 }

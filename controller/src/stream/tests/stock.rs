@@ -199,7 +199,7 @@ fn the_portal_tells_what_is_open_and_what_is_missing() {
 }
 
 #[test]
-fn stock_clients_end_when_every_browser_of_their_person_is_signed_out() {
+fn stock_clients_end_when_the_credentials_of_their_person_are_set_anew() {
     let mut world = World::new(20, POLICY);
     world.server("wiki-1", Some("wiki"), &["wiki"]);
     let (alice, bob) = (person("alice", &["staff"]), person("bob", &["staff"]));
@@ -212,10 +212,10 @@ fn stock_clients_end_when_every_browser_of_their_person_is_signed_out() {
         world.core.export(&asked, who, local(), world.now).expect("exported");
         world.pump();
     }
-    world.core.browsers_ended(&alice.issuer, &alice.sub, world.now);
+    world.core.credentials_set(&alice.issuer, &alice.sub, world.now);
     world.pump();
     let stock = |view: &&crate::stream::DeviceView| view.record.kind == DeviceKind::StockClient;
     let owners: Vec<_> = world.core.list_devices().iter().filter(stock).map(|view| view.owner_name.clone()).collect();
     assert_eq!(owners, ["bob@corp.example"]);
-    assert_eq!(world.core.list_sessions().len(), 2, "her laptop stays signed in, and so does his phone");
+    assert_eq!(world.core.list_sessions().len(), 1, "her laptop is signed out too, and his phone stays");
 }

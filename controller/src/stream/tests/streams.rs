@@ -1,13 +1,17 @@
 //! Claims about streams: hellos, probes, nonsense.
 
-use std::time::Duration;
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use postern_common::{
     grant::Position,
-    id::{BootId, Nonce},
+    id::{BootId, DeviceId, Nonce},
     key::SigningPurpose,
     probe::ProbeKey,
     protocol::{FromNode, Hello, PROTOCOL_VERSION, ToNode, hello_payload},
+    time::Now,
 };
 
 use super::{
@@ -142,4 +146,56 @@ fn a_machine_that_comes_back_all_the_time_is_told_to_wait() {
     world.connect(bob);
     world.run(seconds(1));
     assert_eq!((world.core.status().connected, &world.nodes[bob].refused), (1, &None));
+}
+
+#[test]
+fn a_flood_of_refused_hellos_from_ten_thousand_networks_is_counted_and_hides_no_other_refusal() {
+    let mut world = World::new(20, POLICY);
+    while world.core.poll_effect().is_some() {}
+    let (boot, nonce, device) =
+        (BootId::from_bytes([1; 16]), Nonce::from_bytes([2; 16]), DeviceId::from_bytes([7; 16]));
+    let key = postern_common::key::DeviceSigningKey::from_seed(&[3; 32]);
+    let (before, begun) = (world.core.status().counters.streams_refused, world.now.monotonic);
+    let mut lines = Vec::new();
+    for network in 0..10_000u32 {
+        let remote =
+            SocketAddr::new(Ipv6Addr::from((0x2001_0db8 << 96) | (u128::from(network) << 64) | 1).into(), 4_000);
+        let now = Now { monotonic: begun.saturating_add(Duration::from_millis(u64::from(network / 10))), ..world.now };
+        world.now = now;
+        let stream = world.core.connect(remote, now);
+        let hello = Hello {
+            protocol: PROTOCOL_VERSION,
+            device,
+            signature: key.sign(SigningPurpose::StreamHello, b"nothing that was asked"),
+            nonce,
+            boot,
+            enforced: None,
+            keys: vec![],
+            listen_port: 51820,
+            endpoints: vec![],
+            version: String::new(),
+            machine: Default::default(),
+        };
+        world.core.receive(stream, FromNode::Hello(hello), now);
+        while let Some(effect) = world.core.poll_effect() {
+            lines.extend(match effect {
+                Effect::Audit(event) => Some(event),
+                Effect::Store(_) | Effect::Send { .. } | Effect::VerifyToken { .. } | Effect::Close { .. } => None,
+            });
+        }
+    }
+    assert!(lines.len() <= 300, "{} lines for the flood", lines.len());
+    assert_eq!(world.core.status().counters.streams_refused - before, 10_000);
+    // Another kind of refusal is not hidden by it.
+    let thief = world.add_node("thief", Want::Enrol("pst_join_wrong".into()));
+    world.connect(thief);
+    world.run(seconds(100)); // the window, and the next sweep
+    assert!(world.audit.iter().any(|event| matches!(event, AuditEvent::EnrolRefused { .. })));
+    let counted = |event: &AuditEvent| match event {
+        AuditEvent::SignalRefused { source, times, .. } if source == "streams" => *times,
+        _ => 0,
+    };
+    let one_by_one = lines.iter().filter(|event| matches!(event, AuditEvent::StreamRefused { .. })).count() as u64;
+    let told: u64 = lines.iter().chain(&world.audit).map(counted).sum();
+    assert_eq!(one_by_one + told, 10_001, "none is lost; one is the thief's");
 }

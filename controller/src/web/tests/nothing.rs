@@ -8,7 +8,7 @@ use postern_common::{
 };
 
 use crate::{
-    identity::{SignedIn, random::Token, user_code::UserCode},
+    identity::{SignedIn, local::CopiedPasskey, random::Token, user_code::UserCode},
     signals::provider::{Ends, logout::LogoutToken},
     web::{
         doors::{
@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct Nothing {
     pub(super) events: Mutex<Vec<IdentityEvent>>,
     pub(super) signed_out: Mutex<Vec<SessionId>>,
-    pub(super) signed_out_everywhere: std::sync::atomic::AtomicUsize,
+    pub(super) credentials_set: std::sync::atomic::AtomicUsize,
     pub(super) audit_fails: std::sync::atomic::AtomicBool,
     pub(super) turns_away: Mutex<Option<TurnedAway>>,
 }
@@ -81,8 +81,12 @@ impl Doors for Nothing {
         Box::pin(async { Ok(()) })
     }
 
-    fn signed_out_everywhere<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, ()> {
-        self.signed_out_everywhere.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    fn credentials_set<'a>(&'a self, _: &'a str, _: &'a str) -> Answer<'a, usize> {
+        self.credentials_set.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Box::pin(async { Ok(0) })
+    }
+
+    fn passkey_copied<'a>(&'a self, _: &'a str, _: &'a CopiedPasskey, _: std::net::IpAddr) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }
 

@@ -149,3 +149,19 @@ async fn what_the_protocol_wants_beside_a_status_is_there() {
     assert_eq!(refused.status(), 400);
     assert!(controller.audit_text().contains("stays in: the provider's request to put them out was refused"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_that_asks_too_often_is_told_when_to_come_again() {
+    let controller = Controller::with_scim().await;
+    let (token, service) = (controller.scim_token().await, controller.scim_service().await);
+    let get = || request(Some(&token), "GET", "/Users", Body::empty());
+    for _ in 0..600 {
+        assert_eq!(answer(&service, get()).await.status(), 200);
+    }
+    let refused = answer(&service, get()).await;
+    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.headers().get(header::RETRY_AFTER).unwrap(), "1");
+    let other = controller.scim_token().await;
+    let get = request(Some(&other), "GET", "/Users", Body::empty());
+    assert_eq!(answer(&service, get).await.status(), 200, "another client has its own allowance");
+}

@@ -51,6 +51,16 @@ fn nobody_comes_in_for_whose_leaving_there_would_be_no_room() {
     assert_eq!(office.patch(&format!("/Users/{}", people[0]), &renamed).map(drop), Err((507, "full")));
     let off = json!([{"op": "replace", "path": "active", "value": false}]);
     office.patch(&format!("/Users/{}", people[0]), &off).expect("who is there can be put out");
+    // Also by a request that says more of them: they go out, and the answer shows what was not taken over.
+    for value in [json!({"active": false, "userName": "other"}), json!({"active": false, "title": "x".repeat(200)})] {
+        office
+            .patch(&format!("/Users/{}", people[1]), &json!([{"op": "replace", "value": {"active": true}}]))
+            .expect("in");
+        office.realm.room.bytes = office.realm.bytes + 100;
+        let done = office.patch(&format!("/Users/{}", people[1]), &json!([{"op": "replace", "value": value}]));
+        let shown = done.expect("out").body.expect("as they are");
+        assert_eq!((&shown["active"], &shown["userName"], shown.get("title")), (&json!(false), &json!("user-1"), None));
+    }
     for (n, id) in people.iter().enumerate() {
         assert_eq!(office.ask("DELETE", &format!("/Users/{id}"), "").map(|done| done.status), Ok(204));
         assert_eq!(office.realm.standing(ScimKey::ExternalId, &format!("x-user-{n}")), Standing::Gone);
