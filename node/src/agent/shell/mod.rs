@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `mod.rs` | the loop |
 //! | `effects` | how each effect of the core is done |
+//! | `denied` | how much was refused lately |
 //! | `desktop` | notices on the person's desktop |
 //! | `requests` | what each local request does |
 //! | `probing` | probes from the WireGuard socket, so that the controller sees the outer address |
@@ -26,6 +27,7 @@
 //! own. When the process ends by a signal the doors stay as they are or closed: guard, blackholes and the interface remain,
 //! and the next process resumes what is saved within this boot.
 
+mod denied;
 mod desktop;
 pub mod dial;
 mod effects;
@@ -44,7 +46,6 @@ mod requests;
 pub mod tls;
 
 use std::{
-    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -69,6 +70,7 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
+    denied::DeniedLately,
     host::{Host, HostTask, Trouble, Troubles},
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
@@ -160,7 +162,7 @@ struct Agent {
     spool: Option<Spool>,
     followers: broadcast::Sender<Arc<FlowRecord>>,
     waiting: Waiting,
-    denied: VecDeque<u64>,
+    denied: DeniedLately,
     endpoints: Vec<SocketAddr>,
     /// The addresses of this machine's other interfaces.
     addresses: Vec<IpAddr>,
@@ -221,7 +223,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         probe: None,
         followers: broadcast::channel(FOLLOWED_RECORDS).0,
         waiting: Waiting::default(),
-        denied: VecDeque::new(),
+        denied: DeniedLately::default(),
         endpoints: vec![],
         addresses: vec![],
         posture: None,
@@ -423,11 +425,7 @@ impl Agent {
         if let Some(plane) = &self.plane
             && let Ok(status) = plane.worker.status().await
         {
-            self.denied.push_back(status.plane.denied_total());
-            while self.denied.len() > 1 + 60 / TICK.as_secs() as usize {
-                self.denied.pop_front();
-            }
-            let refused = self.denied.back().copied().unwrap_or(0) - self.denied.front().copied().unwrap_or(0);
+            let refused = self.denied.note(status.plane.denied_total());
             self.core.handle_refusals(refused, self.clock.now());
         }
         if let Some(spool) = &self.spool {

@@ -136,7 +136,6 @@ impl Agent {
             None => None,
         };
         let denied_now = worker.as_ref().map_or(0, |status| status.plane.denied_total());
-        let denied_before = self.denied.front().copied().unwrap_or(0);
         let identity = self.core.identity();
         let enrolment = identity.enrolment.as_ref();
         let stand = self.core.book().stand();
@@ -171,7 +170,7 @@ impl Agent {
             resources_out: outbound.len(),
             step_ups: step_ups(&self.core, now),
             live_flows: worker.as_ref().map_or(0, |status| status.flows),
-            denied_last_minute: denied_now.saturating_sub(denied_before),
+            denied_last_minute: self.denied.until(denied_now),
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
             packets: worker.as_ref().map(packets),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),
