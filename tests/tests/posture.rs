@@ -24,11 +24,20 @@ max_age = "20s"
 nodes = ["tag:echo"]
 ports = ["tcp/7000"]
 
+[resource.wiki]
+nodes = ["tag:echo"]
+ports = ["tcp/7001"]
+
 [[access]]
 name = "staff use echo"
 from = ["group:staff"]
 to = ["echo"]
 when = { posture = "managed" }
+
+[[access]]
+name = "staff read the wiki"
+from = ["group:staff"]
+to = ["wiki"]
 "#;
 
 const NODE: &str = r#"
@@ -67,7 +76,7 @@ fn scene(name: &str, policy: &str) -> Result<Scene> {
     world.apply_policy(policy)?;
     world.add_user("alice", &["staff"])?;
     let server = world.server("echo", &["echo"], None)?;
-    let echo = server.echo(&[7000])?;
+    let echo = server.echo(&[7000, 7001])?;
     let host = world.lab.host("laptop")?;
     good(&host)?;
     let laptop = world.adopt(host, NODE)?;
@@ -113,11 +122,13 @@ fn a_fact_that_changes_cuts_an_open_connection_and_is_named_and_opens_again() ->
         ("/sys/dev/block/253:0/dm/uuid", "LVM-0123\n", "disk encryption is off", "LUKS"),
         ("/etc/os-release", "ID=debian\nVERSION_ID=11\n", "its system is debian 11.0", "update the system"),
     ];
+    let mut beside = scene.laptop.chatter(scene.at, 7001)?;
     for (file, wrong, named, fix) in flips {
         let mut client = scene.chatter()?;
         put(&scene.laptop.host, file, wrong)?;
         let took = client.is_cut(named)?;
         println!("{named}: the open connection was cut after {took:?}");
+        beside.goes_on(named)?;
         let said = scene.explain();
         ensure!(said.contains(named) && said.contains("asks for posture \"managed\"") && said.contains(fix), "{said}");
         let status = scene.laptop.command().args(["status"]).run()?;
