@@ -51,9 +51,9 @@ need_packages() {
 # build_packages, lab_packages: what building, and what the machines of the lab, need.
 build_packages() { need_packages build-essential ca-certificates; }
 lab_packages() {
-    need_packages iproute2 util-linux procps nftables tcpdump socat curl python3-minimal iputils-ping dnsutils iperf3 nmap \
+    need_packages iproute2 util-linux procps nftables tcpdump socat curl python3 iputils-ping dnsutils iperf3 nmap \
         ncat openssl openssh-server openssh-client hping3 python3-scapy wireguard-tools wireguard-go systemd chromium \
-        chromium-driver
+        chromium-driver dbus-daemon dbus-bin
 }
 
 # idp_packages: the OpenID-certified provider against which sign-in is tested, and what drives the browser.
@@ -90,10 +90,13 @@ root_runner() {
     # Not `sudo -v`: it asks for a password even where none is needed for commands.
     sudo true || fail "the lab needs root, and sudo refuses: run this as root"
     while sleep 50; do sudo -n true || exit; done & # the password is asked for once, not again after some minutes
-    trap 'kill '"$!"' 2>/dev/null' EXIT
-    local triple
+    # cargo cuts the runner at every space, and a PATH may have some (Windows' own do): a file says it instead.
+    local triple runner
+    runner=$(mktemp /tmp/postern-runner.XXXXXX)
+    printf '%s\n' 'exec sudo -E env "PATH=$PATH" "$@"' >"$runner"
+    trap "kill $! 2>/dev/null; rm -f $runner" EXIT
     triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-    export "CARGO_TARGET_${triple}_RUNNER=sudo -E env PATH=$PATH"
+    export "CARGO_TARGET_${triple}_RUNNER=sh $runner"
 }
 
 # need_namespaces: tells early, and clearly, that a container forbids what the lab does.

@@ -57,6 +57,8 @@ pub struct NodeConfig {
     pub group: Option<String>,
     /// What shows a notice on the person's desktop; empty for nothing, absent for `notify-send` on every session bus.
     pub notify_command: Option<String>,
+    /// Whether a notice is also written to the terminals of who is signed in on this machine.
+    pub notify_terminals: bool,
     /// How log lines look.
     pub log: LogFormat,
     /// Names for resources.
@@ -87,6 +89,7 @@ impl Default for NodeConfig {
             key_rotation: HumanDuration::new(Duration::from_secs(12 * 3600)),
             group: None,
             notify_command: None,
+            notify_terminals: true,
             log: LogFormat::Text,
             dns: DnsConfig::default(),
             endpoints: EndpointsConfig::default(),

@@ -20,7 +20,7 @@ use super::{
     core::{Core, SIGNED_OUT},
     leases::{Turn, Urgency},
     limits::Stranger,
-    node::{Connected, Pace, Probe, Questions},
+    node::{Asks, Connected, Pace, Probe},
     platform::RUN_OUT,
     timers::Due,
 };
@@ -36,6 +36,8 @@ const MAX_GREETING: usize = 1_024;
 const MAX_STREAMS: usize = 20_000;
 /// The greatest generation that a node may say it enforces: more documents than a controller can ever have signed.
 const MAX_GENERATION: u64 = 1 << 48;
+/// To a node that asks more than its limit allows, for whoever waits there.
+const TOO_OFTEN: &str = "this machine asks too often: try again in a minute";
 const GREET_WITHIN: Duration = Duration::from_secs(15);
 
 /// What a stream is for.
@@ -139,7 +141,7 @@ impl Core {
             }
             FromNode::SnapshotWanted => {
                 if let Some(node) = self.nodes.get_mut(&id) {
-                    let asked_lately = !node.questions.take(now.monotonic);
+                    let asked_lately = !node.asks.snapshots.take(now.monotonic);
                     if asked_lately {
                         self.counters.messages_refused += 1;
                         return;
@@ -178,8 +180,7 @@ impl Core {
                 None => self.counters.messages_refused += 1,
             },
             FromNode::Explain { id: question, to, service } => {
-                let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
-                if permitted {
+                if self.nodes.get_mut(&id).is_some_and(|node| node.asks.explanations.take(now.monotonic)) {
                     let explanation = self.explain_to_node(id, &to, service, now);
                     self.out.send(stream, ToNode::Explained { id: question, explanation });
                 } else {
@@ -187,23 +188,27 @@ impl Core {
                 }
             }
             FromNode::StepUp { resource } => {
-                match self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic)) {
-                    true => self.step_up_asked(id, stream, resource, now),
-                    false => self.counters.messages_refused += 1,
+                if self.nodes.get_mut(&id).is_some_and(|node| node.asks.step_ups.take(now.monotonic)) {
+                    self.step_up_asked(id, stream, resource, now);
+                } else {
+                    self.counters.messages_refused += 1;
+                    // Somebody may wait for it.
+                    let message = TOO_OFTEN.to_owned();
+                    self.out.send(stream, ToNode::StepUpRefused { resource, message });
                 }
             }
             FromNode::Behaviour { process, usages, scans } => self.behaviour_told((id, process), usages, scans, now),
             FromNode::Refusals { refused } => self.refusals_told(id, refused, now),
             FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
-                let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
-                if permitted {
+                let answer = if self.nodes.get_mut(&id).is_some_and(|node| node.asks.access.take(now.monotonic)) {
                     let length = Duration::from_millis(length_ms);
                     let answer = self.request_access(id, &resource, length, &reason, now);
-                    let answer = answer.map_err(|error| error.to_string());
-                    self.out.send(stream, ToNode::AccessRequested { id: question, answer });
+                    answer.map_err(|error| error.to_string())
                 } else {
                     self.counters.messages_refused += 1;
-                }
+                    Err(TOO_OFTEN.to_owned())
+                };
+                self.out.send(stream, ToNode::AccessRequested { id: question, answer });
             }
             FromNode::PlatformToken { token } => self.platform_token(id, stream, token, now),
             FromNode::FirstUses { uses } => self.used_first(id, uses, now),
@@ -302,7 +307,7 @@ impl Core {
             own_dirty: false,
             snapshot_wanted: true,
             urgent: false,
-            questions: Questions::new(now.monotonic),
+            asks: Asks::new(now.monotonic),
             posture: device.key.map(|key| PostureVerifier::new(id, key, challenge)),
             challenged,
             posture_told: None,

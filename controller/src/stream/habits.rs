@@ -97,7 +97,7 @@ impl Core {
 
     /// A node tells what was used on it for the first time. Only what a lease opens there can have been used.
     pub(super) fn used_first(&mut self, id: DeviceId, uses: Vec<FirstUse>, now: Now) {
-        let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.questions.take(now.monotonic));
+        let permitted = self.nodes.get_mut(&id).is_some_and(|node| node.asks.uses.take(now.monotonic));
         if !permitted || uses.len() > MAX_FIRST_USES {
             self.counters.messages_refused += 1;
             return;

@@ -68,7 +68,7 @@ pub(crate) struct Connected {
     pub(crate) own_dirty: bool,
     pub(crate) snapshot_wanted: bool,
     pub(crate) urgent: bool,
-    pub(crate) questions: Questions,
+    pub(crate) asks: Asks,
     /// Checks the reports of this stream.
     pub(crate) posture: Option<PostureVerifier>,
     /// When the challenge was sent that its reports count from.
@@ -85,6 +85,34 @@ pub(crate) struct Probe {
     pub(crate) id: Nonce,
     pub(crate) key: ProbeKey,
     pub(crate) sequence: u64,
+}
+
+/// What a node may ask on one stream, each with a limit of its own: explanations are for every user of the machine, and must not use
+/// up what the node itself or its person needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asks {
+    pub(crate) snapshots: Questions,
+    pub(crate) explanations: Questions,
+    pub(crate) step_ups: Questions,
+    pub(crate) access: Questions,
+    /// Tokens of a platform.
+    pub(crate) tokens: Questions,
+    /// What peers used for the first time.
+    pub(crate) uses: Questions,
+}
+
+impl Asks {
+    pub(crate) const fn new(now: Monotonic) -> Self {
+        let questions = Questions::new(now);
+        Self {
+            snapshots: questions,
+            explanations: questions,
+            step_ups: questions,
+            access: questions,
+            tokens: questions,
+            uses: questions,
+        }
+    }
 }
 
 /// Limits what costs the controller an evaluation or a record: 30 at once, one more every second.

@@ -140,7 +140,7 @@ impl Core {
     /// A machine shows a fresh token on its live stream.
     pub(super) fn platform_token(&mut self, id: DeviceId, stream: StreamId, token: PlatformToken, now: Now) {
         let Some((from, permitted)) =
-            self.nodes.get_mut(&id).map(|node| (node.from.ip(), node.questions.take(now.monotonic)))
+            self.nodes.get_mut(&id).map(|node| (node.from.ip(), node.asks.tokens.take(now.monotonic)))
         else {
             return;
         };

@@ -13,8 +13,8 @@
 //!   refused step-up changes nothing.
 //! - Only the device of that session is decided anew.
 //!
-//! Bounds: [`MAX_OF_DEVICE`] pages of one device, [`MAX_PAGES`] in all; the oldest makes room. A node's questions are limited
-//! as its other questions are.
+//! Bounds: [`MAX_OF_DEVICE`] pages of one device, [`MAX_PAGES`] in all; the oldest makes room. A node's questions have a limit
+//! of their own, and one beyond it is refused in words: somebody may wait.
 //!
 //! Threat: somebody with a stolen session asks for a page and sends it to its owner. So the page names machine, resource and
 //! the address from which the machine speaks, and asks to confirm only what the person is just doing.

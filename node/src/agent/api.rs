@@ -111,6 +111,21 @@ pub enum Right {
 }
 
 impl Request {
+    /// Tells whether every local user may ask this, and it is a question to the controller.
+    pub const fn asks_controller(&self) -> bool {
+        match self {
+            Self::Explain { .. } | Self::StepUp { .. } => true,
+            Self::Status
+            | Self::Resources
+            | Self::Whois { .. }
+            | Self::RequestAccess { .. }
+            | Self::Flows { .. }
+            | Self::Up { .. }
+            | Self::Down
+            | Self::Logout => false,
+        }
+    }
+
     /// Returns who may ask this.
     pub const fn right(&self) -> Right {
         match self {

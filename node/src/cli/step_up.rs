@@ -42,8 +42,6 @@ impl StepUp {
                     if !self.no_browser && up::open_browser(url) {
                         show::line("(a browser was opened)");
                     }
-                    let until = *expires;
-                    std::thread::spawn(move || give_up_at(until));
                 }
                 Notice::SteppedUp { resource } => show::marked(Mark::Good, &format!("{resource} is open.")),
                 Notice::StepUpFailed { .. }
@@ -58,13 +56,4 @@ impl StepUp {
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-/// Ends the command when the page works no more.
-fn give_up_at(until: postern_common::time::WallTime) {
-    let clock = crate::io::clock::SystemClock::new();
-    let now = crate::io::clock::Clock::now(&clock);
-    std::thread::sleep(until.since(now.wall));
-    show::error("nobody confirmed it in time: run the command again for a new page", false);
-    std::process::exit(1);
 }

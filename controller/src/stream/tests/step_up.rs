@@ -261,10 +261,30 @@ fn what_no_proof_would_open_has_no_page_and_the_questions_are_bounded() {
         town.world.send(town.laptop, FromNode::StepUp { resource: "git".parse().expect("a name") });
     }
     town.world.run(seconds(1));
-    let answers = town.world.nodes[town.laptop].step_ups.len();
-    assert!(answers <= 35, "{answers}");
+    let answers = std::mem::take(&mut town.world.nodes[town.laptop].step_ups);
+    assert_eq!(answers.len(), 100, "each is answered: somebody may wait");
+    let pages = answers.iter().filter(|answer| matches!(answer, ToNode::StepUpPending { .. })).count();
+    assert!(pages <= 35, "{pages}");
+    assert!(matches!(answers.last(), Some(ToNode::StepUpRefused { message, .. }) if message.contains("too often")));
     let alice = town.proven("alice", &["pwd", "otp"]);
     assert_eq!(town.confirm(&first, &alice), Err(CoreError::Expired), "the oldest made room");
+}
+
+#[test]
+fn other_questions_of_the_machine_use_up_nothing_of_its_step_ups() {
+    let mut town = town(75);
+    for id in 0..100 {
+        town.world.send(town.laptop, FromNode::Explain { id, to: "git".into(), service: None });
+    }
+    for id in 100..200 {
+        let (resource, reason) = ("git".to_owned(), "a reason".to_owned());
+        town.world.send(town.laptop, FromNode::RequestAccess { id, resource, length_ms: 3_600_000, reason });
+    }
+    town.ask(town.laptop, "git");
+    town.world.send(town.laptop, FromNode::SnapshotWanted);
+    let snapshots = town.world.nodes[town.laptop].snapshots;
+    town.world.run(seconds(1));
+    assert_eq!(town.world.nodes[town.laptop].snapshots, snapshots + 1, "nor of the snapshots that it needs itself");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use postern_common::{id::MachineName, protocol::FromNode, time::Now};
 use zeroize::Zeroizing;
 
 use super::{
-    AfterIdentity, Command, Core, EXPLAIN_PATIENCE, Effect, MAX_OPEN_QUESTIONS, Notice,
+    AfterIdentity, Command, Core, EXPLAIN_PATIENCE, Effect, MAX_OPEN_EXPLANATIONS, MAX_OPEN_QUESTIONS, Notice,
     identity::{Enrolment, Farewell, Login, Wanted},
     stream::{Credential, Purpose, Stream},
 };
@@ -34,16 +34,17 @@ impl Core {
                 self.connect_if_wanted(now); // the controller may still have to be told of a sign-out
             }
             Command::Logout => self.logout(now),
-            Command::StepUp { resource } => self.step_up(resource, now),
+            Command::StepUp { client, resource } => self.step_up(client, resource, now),
+            Command::AbandonStepUp { client } => self.abandon_step_up(client),
             Command::Explain { question, to, service } => {
                 let message = FromNode::Explain { id: question, to, service };
-                if let Err(why) = self.ask(question, message, now) {
+                if let Err(why) = self.ask(question, message, MAX_OPEN_EXPLANATIONS, now) {
                     self.effects.push_back(Effect::Explained { question, answer: Err(why) });
                 }
             }
             Command::RequestAccess { question, resource, length_ms, reason } => {
                 let message = FromNode::RequestAccess { id: question, resource, length_ms, reason };
-                if let Err(why) = self.ask(question, message, now) {
+                if let Err(why) = self.ask(question, message, MAX_OPEN_QUESTIONS, now) {
                     self.effects.push_back(Effect::Explained { question, answer: Err(why) });
                 }
             }
@@ -176,10 +177,10 @@ impl Core {
         self.settle();
     }
 
-    /// Sends a question if the controller is there; what became of it comes as an effect.
-    fn ask(&mut self, question: u64, message: FromNode, now: Now) -> Result<(), String> {
+    /// Sends a question if the controller is there and fewer than `room` are open; what became of it comes as an effect.
+    fn ask(&mut self, question: u64, message: FromNode, room: usize, now: Now) -> Result<(), String> {
         match &self.stream {
-            Stream::Live(_) if self.questions.len() < MAX_OPEN_QUESTIONS => {}
+            Stream::Live(_) if self.questions.len() < room => {}
             Stream::Live(_) => return Err("too many questions are open: try again in a moment".into()),
             Stream::Resting { .. }
             | Stream::Connecting { .. }

@@ -91,6 +91,9 @@ pub const FRESHEN_INTERVAL: Duration = Duration::from_secs(120);
 pub const EXPLAIN_PATIENCE: Duration = Duration::from_secs(5);
 /// How many questions may be open.
 pub const MAX_OPEN_QUESTIONS: usize = 64;
+/// How many may be open for one more explanation, which every local user may ask for: the other places are for requests of
+/// those who may change things.
+pub const MAX_OPEN_EXPLANATIONS: usize = 48;
 /// How many refused packets within a minute the controller is told of, and how seldom.
 const REFUSALS_BURST: u64 = 100;
 const REFUSALS_APART: Duration = Duration::from_secs(300);
@@ -448,6 +451,7 @@ impl Core {
         self.posture_timeout(now);
         self.platform_timeout(now);
         self.uses_timeout(now);
+        self.step_ups_timeout(now);
         self.stream_timeout(now);
     }
 
@@ -478,6 +482,7 @@ impl Core {
             self.posture_due(),
             self.platform_due(),
             self.uses_due(),
+            self.step_ups.due(),
             self.stream.deadline(),
         ]
         .into_iter()
@@ -555,6 +560,7 @@ impl Core {
         self.book.clear();
         (self.durable, self.compiled, self.acknowledged) = (None, None, None);
         self.cuts.clear();
+        self.fail_step_ups("every door of this machine was closed: `postern status` tells why");
         self.effects.push_back(Effect::CloseDoors);
     }
 

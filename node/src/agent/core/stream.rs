@@ -189,6 +189,7 @@ impl Core {
         for question in std::mem::take(&mut self.questions).into_keys() {
             self.effects.push_back(Effect::Explained { question, answer: Err(why.to_owned()) });
         }
+        self.fail_step_ups(why);
     }
 
     /// Takes note that the stream is open.
@@ -378,9 +379,9 @@ impl Core {
                 }
             }
             ToNode::StepUpPending { resource, demand, url, expires } => {
-                self.step_up_pending(resource, PendingStepUp { demand, url, expires });
+                self.step_up_pending(resource, PendingStepUp { demand, url, expires }, now);
             }
-            ToNode::StepUpRefused { resource, message } => self.notify(Notice::StepUpFailed { resource, message }),
+            ToNode::StepUpRefused { resource, message } => self.step_up_refused(resource, message, now),
             ToNode::AccessRequested { id, answer } => {
                 if self.questions.remove(&id).is_some() {
                     self.effects.push_back(Effect::AccessRequested { question: id, answer });

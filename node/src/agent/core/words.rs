@@ -35,8 +35,15 @@ pub enum Command {
     Logout,
     /// The person wants to prove their sign-in anew for a resource.
     StepUp {
+        /// Who asks: answered with [`Effect::StepUp`].
+        client: u64,
         /// The resource.
         resource: ResourceName,
+    },
+    /// The client that asked for [`Command::StepUp`] went away.
+    AbandonStepUp {
+        /// Who asked.
+        client: u64,
     },
     /// Ask the controller why something may or may not be reached.
     Explain {
@@ -100,6 +107,13 @@ pub enum Effect {
     StopProbes,
     /// Tell local clients.
     Notify(Notice),
+    /// Tell one client that asked for a step-up; [`Notice::SteppedUp`] and [`Notice::StepUpFailed`] are the last.
+    StepUp {
+        /// Who asked.
+        client: u64,
+        /// What there is.
+        notice: Notice,
+    },
     /// Answer a client that asked for access.
     AccessRequested {
         /// The question.

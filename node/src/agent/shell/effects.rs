@@ -86,11 +86,12 @@ impl Agent {
             Effect::Notify(notice) => {
                 log_notice(&notice);
                 self.waiting.tell(&notice);
-                self.notify_desktop(&notice);
+                self.tell_people(&notice);
                 if let Notice::Failed { .. } = notice {
                     self.end_if_useless().await;
                 }
             }
+            Effect::StepUp { client, notice } => self.waiting.tell_of_step_up(client, notice),
             Effect::AccessRequested { question, answer } => self.access_requested(question, answer),
             Effect::RequestsChanged => self.requests_changed(),
             Effect::Explained { question, answer } => self.explained(question, answer).await,
@@ -193,7 +194,7 @@ fn log_notice(notice: &Notice) {
         Notice::SignIn { url, expires, .. } => info!(url, %expires, "waiting for a person to sign in"),
         Notice::Joined { subject, machine, .. } => info!(subject, machine, "joined"),
         Notice::Enforcing { generation } => tracing::debug!(generation, "acknowledged"),
-        // The page's address has a secret in it: only the person and their own commands are shown that.
+        // The page's address is for people at this machine, who may see it; logs go to other places.
         Notice::StepUp { resource, demand, expires, .. } => info!(
             %resource, demand, %expires,
             "a resource asks for stronger or fresher proof of sign-in; `postern status` shows where to give it"

@@ -67,6 +67,8 @@ pub enum Trouble {
     Records,
     /// The worker.
     Plane,
+    /// Notices to the people at this machine.
+    Notices,
 }
 
 /// The machine's network around the tunnel.

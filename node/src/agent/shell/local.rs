@@ -1,14 +1,15 @@
 //! The local socket: who asks, may they, one request, its replies.
 //!
-//! Bounds: [`MAX_CLIENTS`] at a time (one more is turned away), [`MAX_REQUEST_BYTES`], [`REPLIES`] replies that wait for a
-//! slow reader. The main loop never waits for a client: a follower that does not read misses records, which are counted.
+//! Bounds: [`MAX_CLIENTS`] at a time, some of them kept for root, and [`PLACES_OF_ONE`] of one other user: one more is told so
+//! and turned away. [`MAX_REQUEST_BYTES`]; [`REPLIES`] replies that wait for a slow reader. The main loop never waits for a client: a follower that does not read misses records, which are counted.
 
 use std::{
+    collections::BTreeMap,
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,6 +29,9 @@ use crate::agent::api::{MAX_REQUEST_BYTES, Reply, Request, Right};
 pub const MAX_CLIENTS: usize = 64;
 /// Places that only root can take, so that no local user can keep `postern down` out by holding connections.
 const ROOTS_PLACES: usize = 8;
+/// Places that one other user can take, so that they do not keep the rest out: most requests are answered at once, and what
+/// waits or follows takes one.
+const PLACES_OF_ONE: usize = 12;
 /// Replies that wait for a slow reader.
 pub const REPLIES: usize = 256;
 const REQUEST_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +44,8 @@ pub enum FromClient {
     Asked {
         /// The client.
         client: u64,
+        /// The local user, as the kernel says.
+        uid: u32,
         /// The request.
         request: Request,
         /// Where replies go. Dropped, the connection is closed after them.
@@ -105,21 +111,73 @@ async fn accept(
 ) {
     let numbers = AtomicU64::new(1);
     let others = Arc::new(Semaphore::new(MAX_CLIENTS - ROOTS_PLACES));
+    let users = Users::default();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await; // out of descriptors: let some close
             continue;
         };
-        let is_root = stream.peer_cred().is_ok_and(|who| who.uid() == 0);
-        let Ok(others_place) = (!is_root).then(|| others.clone().try_acquire_owned()).transpose() else { continue };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let Ok(uid) = stream.peer_cred().map(|who| who.uid()) else { continue };
+        let is_root = uid == 0;
+        let own_place = if is_root { Some(None) } else { users.take(uid).map(Some) };
+        let others_place = (!is_root).then(|| others.clone().try_acquire_owned()).transpose();
+        let (Some(own_place), Ok(others_place), Ok(place)) =
+            (own_place, others_place, places.clone().try_acquire_owned())
+        else {
+            turn_away(&stream);
+            continue;
+        };
         let client = numbers.fetch_add(1, Ordering::Relaxed);
         let (group, clients) = (group.clone(), clients.clone());
         tokio::spawn(async move {
             serve(stream, client, group.as_deref(), &clients).await;
             let _ = clients.send(FromClient::Gone { client }).await; // the main loop ends only with the process
-            drop((place, others_place));
+            drop((place, others_place, own_place));
         });
+    }
+}
+
+/// Says that there is no place. A stream that was just opened has room for a line; one that has not is closed without.
+fn turn_away(stream: &UnixStream) {
+    let message = "the agent is busy with other requests: try again in a moment".into();
+    let _ = stream.try_write(&line(&Reply::Refused { message }));
+}
+
+/// How many places each user has taken; users without one are not held.
+#[derive(Debug, Clone, Default)]
+struct Users(Arc<Mutex<BTreeMap<u32, usize>>>);
+
+/// One user's place, until it is dropped.
+#[derive(Debug)]
+struct PlaceOfOne {
+    users: Users,
+    uid: u32,
+}
+
+impl Users {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner) // each change is one step
+    }
+
+    fn take(&self, uid: u32) -> Option<PlaceOfOne> {
+        let mut users = self.lock();
+        if users.get(&uid).is_some_and(|taken| *taken >= PLACES_OF_ONE) {
+            return None;
+        }
+        *users.entry(uid).or_default() += 1;
+        Some(PlaceOfOne { users: self.clone(), uid })
+    }
+}
+
+impl Drop for PlaceOfOne {
+    fn drop(&mut self) {
+        let mut users = self.users.lock();
+        if let Some(taken) = users.get_mut(&self.uid) {
+            *taken -= 1;
+            if *taken == 0 {
+                users.remove(&self.uid);
+            }
+        }
     }
 }
 
@@ -149,7 +207,7 @@ async fn serve(stream: UnixStream, client: u64, group: Option<&str>, clients: &m
     };
     zeroize::Zeroize::zeroize(&mut line); // it may hold a token
     let (replies, mut queue) = mpsc::channel(REPLIES);
-    if clients.send(FromClient::Asked { client, request, replies }).await.is_err() {
+    if clients.send(FromClient::Asked { client, uid: who.uid(), request, replies }).await.is_err() {
         return;
     }
     let mut rest = lines.into_inner().into_inner();
@@ -167,9 +225,13 @@ async fn serve(stream: UnixStream, client: u64, group: Option<&str>, clients: &m
 }
 
 async fn say(write: &mut (impl AsyncWriteExt + Unpin), reply: &Reply) -> bool {
+    matches!(timeout(WRITE_PATIENCE, write.write_all(&line(reply))).await, Ok(Ok(())))
+}
+
+fn line(reply: &Reply) -> Vec<u8> {
     let mut line = serde_json::to_vec(reply).expect("every reply has a JSON form");
     line.push(b'\n');
-    matches!(timeout(WRITE_PATIENCE, write.write_all(&line)).await, Ok(Ok(())))
+    line
 }
 
 /// Tells whether a local user may change things: root, the agent's own user, or a member of the group by `/etc/group`.
@@ -217,6 +279,18 @@ mod tests {
         assert!(!is_member(1000, 1000, "al", PASSWD, GROUPS), "a prefix is no name");
         assert!(!is_member(1000, 1000, "nobody-has-this", PASSWD, GROUPS));
         assert!(!is_member(4242, 4242, "postern", PASSWD, GROUPS), "an unknown user");
+    }
+
+    #[test]
+    fn one_user_takes_no_more_than_their_places() {
+        let users = Users::default();
+        let mut places: Vec<PlaceOfOne> = std::iter::from_fn(|| users.take(1000)).collect();
+        assert_eq!(places.len(), PLACES_OF_ONE);
+        let other = users.take(1001).expect("another user has their own");
+        places.pop();
+        assert!(users.take(1000).is_some(), "given back");
+        drop((places, other));
+        assert!(users.lock().is_empty(), "nobody is held for nothing");
     }
 
     #[test]

@@ -10,9 +10,9 @@
 //! | --- | --- |
 //! | `mod.rs` | the loop |
 //! | `effects` | how each effect of the core is done |
-//! | `denied` | how much was refused lately |
-//! | `desktop` | notices on the person's desktop |
+//! | `notices` | notices to the people at this machine: desktop, terminals |
 //! | `requests` | what each local request does |
+//! | `budgets` | how much each local user may ask of the controller |
 //! | `probing` | probes from the WireGuard socket, so that the controller sees the outer address |
 //! | `platform` | tokens of the platform on which this machine runs |
 //! | `endpoints` | where this machine may be found |
@@ -22,25 +22,27 @@
 //! | [`local`] | the local socket |
 //! | [`plane`], [`paths`], [`host`] | the packet worker and the machine's network, as the agent keeps them |
 //! | [`records`] | the spool of flow records |
+//! | [`refusals`] | how many packets were refused within a minute |
 //!
 //! The loop waits for nothing that can hang: connections, disks and clients have tasks, threads and bounded queues of their
 //! own. When the process ends by a signal the doors stay as they are or closed: guard, blackholes and the interface remain,
 //! and the next process resumes what is saved within this boot.
 
-mod denied;
-mod desktop;
+mod budgets;
 pub mod dial;
 mod effects;
 mod endpoints;
 pub mod host;
 pub mod link;
 pub mod local;
+mod notices;
 pub mod paths;
 pub mod plane;
 mod platform;
 mod posture;
 mod probing;
 pub mod records;
+pub mod refusals;
 mod report;
 mod requests;
 pub mod tls;
@@ -70,14 +72,16 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use self::{
-    denied::DeniedLately,
     host::{Host, HostTask, Trouble, Troubles},
     link::{Happened, Link, LinkEvent},
     local::{FromClient, LocalSocket},
+    notices::Notices,
     plane::Plane,
+    platform::TokenReader,
     posture::PostureWatch,
     probing::Probing,
     records::Spool,
+    refusals::TICK,
     requests::Waiting,
 };
 use super::{
@@ -101,7 +105,6 @@ use crate::{
 
 /// Records that a follower may lag behind before it misses some.
 const FOLLOWED_RECORDS: usize = 512;
-const TICK: Duration = Duration::from_secs(5);
 /// How often is looked what the paths to the peers take.
 const PATHS: Duration = Duration::from_secs(1);
 /// How long the last words to the controller may take when the process ends.
@@ -162,12 +165,13 @@ struct Agent {
     spool: Option<Spool>,
     followers: broadcast::Sender<Arc<FlowRecord>>,
     waiting: Waiting,
-    denied: DeniedLately,
+    notices: Notices,
     endpoints: Vec<SocketAddr>,
     /// The addresses of this machine's other interfaces.
     addresses: Vec<IpAddr>,
     posture: Option<PostureWatch>,
     tokens: mpsc::Sender<Result<PlatformToken, String>>,
+    token_reader: TokenReader,
     course: Course,
 }
 
@@ -223,11 +227,12 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         probe: None,
         followers: broadcast::channel(FOLLOWED_RECORDS).0,
         waiting: Waiting::default(),
-        denied: DeniedLately::default(),
+        notices: Notices::default(),
         endpoints: vec![],
         addresses: vec![],
         posture: None,
         tokens,
+        token_reader: TokenReader::default(),
         course: Course::On,
         core,
         writer,
@@ -422,10 +427,10 @@ impl Agent {
 
     async fn tick(&mut self) {
         self.tell_behaviour().await;
-        if let Some(plane) = &self.plane
+        if let Some(plane) = &mut self.plane
             && let Ok(status) = plane.worker.status().await
         {
-            let refused = self.denied.note(status.plane.denied_total());
+            let refused = plane.refusals.tick(status.plane.denied_total());
             self.core.handle_refusals(refused, self.clock.now());
         }
         if let Some(spool) = &self.spool {
@@ -586,7 +591,7 @@ impl Agent {
 impl Agent {
     async fn client_said(&mut self, event: FromClient) {
         match event {
-            FromClient::Asked { client, request, replies } => self.asked(client, request, replies).await,
+            FromClient::Asked { client, uid, request, replies } => self.asked((client, uid), request, replies).await,
             FromClient::Gone { client } => {
                 if self.gone(client) {
                     self.end_if_useless().await;

@@ -8,7 +8,7 @@ use postern_common::key::WireGuardPrivateKey;
 use postern_dataplane::{DataPlane, Settings, Ways};
 use tokio::sync::mpsc;
 
-use super::paths::Paths;
+use super::{paths::Paths, refusals::LastMinute};
 use crate::{
     config::{Cipher, Mtu, NodeConfig, Offload, Workers},
     host::privileges,
@@ -30,6 +30,8 @@ pub struct Plane {
     pub events: mpsc::Receiver<WorkerEvent>,
     /// What it was told of paths.
     pub paths: Paths,
+    /// What it refused lately.
+    pub refusals: LastMinute,
 }
 
 impl Plane {
@@ -69,12 +71,12 @@ impl Plane {
         let (worker, events) = worker::spawn(plane, tun, sockets, clock, workers)?;
         worker.set_ceiling(config.ceiling()).await?;
         worker.set_local_keys(keys).await?;
-        Ok(Self { worker, events, paths: Paths::default() })
+        Ok(Self { worker, events, paths: Paths::default(), refusals: LastMinute::default() })
     }
 
     /// Ends the worker; its last records are still in `events`. The interface stays.
     pub async fn stop(self) -> Vec<WorkerEvent> {
-        let Self { worker, mut events, paths: _ } = self;
+        let Self { worker, mut events, paths: _, refusals: _ } = self;
         let mut last = Vec::new();
         let stopping = async {
             let _ = worker.shut_down().await; // it has ended already: as wanted

@@ -135,7 +135,8 @@ impl Agent {
             Some(plane) => plane.worker.status().await.ok(),
             None => None,
         };
-        let denied_now = worker.as_ref().map_or(0, |status| status.plane.denied_total());
+        let denied = worker.as_ref().zip(self.plane.as_ref());
+        let denied = denied.map_or(0, |(status, plane)| plane.refusals.until(status.plane.denied_total()));
         let identity = self.core.identity();
         let enrolment = identity.enrolment.as_ref();
         let stand = self.core.book().stand();
@@ -170,7 +171,7 @@ impl Agent {
             resources_out: outbound.len(),
             step_ups: step_ups(&self.core, now),
             live_flows: worker.as_ref().map_or(0, |status| status.flows),
-            denied_last_minute: self.denied.until(denied_now),
+            denied_last_minute: denied,
             drops: worker.as_ref().map(|status| drops(&status.plane)).unwrap_or_default(),
             packets: worker.as_ref().map(packets),
             keys: identity.keyring.public_keys().iter().map(ToString::to_string).collect(),

@@ -11,7 +11,7 @@ use postern_dataplane::LocalVerdict;
 use tokio::sync::{broadcast, mpsc};
 use zeroize::Zeroizing;
 
-use super::{Agent, host::chain, report};
+use super::{Agent, budgets::Budgets, host::chain, report};
 use crate::agent::{
     api::{ExplainReport, LocalReport, Reply, Request, WhoisReport},
     core::{Command, Notice},
@@ -29,8 +29,9 @@ pub(super) struct Waiting {
     ups: BTreeMap<u64, Replies>,
     downs: Vec<Replies>,
     logouts: Vec<Replies>,
-    /// Clients that wait for a step-up.
-    step_ups: BTreeMap<u64, (ResourceName, Replies)>,
+    /// Clients that asked for a step-up; the core knows which waits for what, and ends each wait.
+    step_ups: BTreeMap<u64, Replies>,
+    budgets: Budgets,
     questions: BTreeMap<u64, (Replies, ExplainReport)>,
     /// Who asked for access, whether they stay, and the request once it is known.
     asks: BTreeMap<u64, Asking>,
@@ -63,9 +64,8 @@ impl Waiting {
             | Notice::SignIn { .. }
             | Notice::Joined { .. }
             | Notice::SessionEnded { .. } => None,
-            Notice::StepUp { resource, .. }
-            | Notice::SteppedUp { resource }
-            | Notice::StepUpFailed { resource, .. } => return self.tell_of_step_up(resource, notice),
+            // Who waits for one is told by an effect of its own.
+            Notice::StepUp { .. } | Notice::SteppedUp { .. } | Notice::StepUpFailed { .. } => return,
         };
         for replies in self.ups.values() {
             let _ = replies.try_send(Reply::Notice { notice: notice.clone() }); // a client that does not read misses it
@@ -78,8 +78,10 @@ impl Waiting {
         }
     }
 
-    fn tell_of_step_up(&mut self, resource: &ResourceName, notice: &Notice) {
-        let last = match notice {
+    /// Tells a client that asked for a step-up.
+    pub(super) fn tell_of_step_up(&mut self, client: u64, notice: Notice) {
+        let Some(replies) = self.step_ups.get(&client) else { return };
+        let last = match &notice {
             Notice::SteppedUp { .. } => Some(Reply::Done),
             Notice::StepUpFailed { message, .. } => Some(Reply::Refused { message: message.clone() }),
             Notice::StepUp { .. }
@@ -91,14 +93,10 @@ impl Waiting {
             | Notice::SessionEnded { .. }
             | Notice::Failed { .. } => None,
         };
-        for (_, replies) in self.step_ups.values().filter(|(wanted, _)| wanted == resource) {
-            let _ = replies.try_send(Reply::Notice { notice: notice.clone() }); // a client that does not read misses it
-            if let Some(last) = &last {
-                let _ = replies.try_send(last.clone());
-            }
-        }
-        if last.is_some() {
-            self.step_ups.retain(|_, (wanted, _)| wanted != resource);
+        let _ = replies.try_send(Reply::Notice { notice }); // a client that does not read misses it
+        if let Some(last) = last {
+            let _ = replies.try_send(last);
+            self.step_ups.remove(&client);
         }
     }
 
@@ -110,8 +108,13 @@ impl Waiting {
 }
 
 impl Agent {
-    pub(super) async fn asked(&mut self, client: u64, request: Request, replies: Replies) {
+    pub(super) async fn asked(&mut self, (client, uid): (u64, u32), request: Request, replies: Replies) {
         let now = self.clock.now();
+        if request.asks_controller() && !self.waiting.budgets.take(uid, now.monotonic) {
+            let message = "you ask the controller too much: try again in a few seconds".into();
+            let _ = replies.try_send(Reply::Refused { message }); // the client may have gone
+            return;
+        }
         let answer = match request {
             Request::Status => Reply::Status(Box::new(self.status().await)),
             Request::Resources => Reply::Resources {
@@ -128,8 +131,11 @@ impl Agent {
             Request::RequestAccess { resource, length_ms, reason, wait } => {
                 self.waiting.next_question += 1;
                 let question = self.waiting.next_question;
-                if self.waiting.asks.len() >= MAX_ASKING {
-                    self.waiting.asks.pop_first();
+                if self.waiting.asks.len() >= MAX_ASKING
+                    && let Some((_, longest)) = self.waiting.asks.pop_first()
+                {
+                    let message = "too many wait for a decision: `postern request` shows what became of it".into();
+                    let _ = longest.replies.try_send(Reply::Refused { message }); // it may have gone
                 }
                 self.waiting.asks.insert(question, Asking { replies, wait, request: None });
                 let command = Command::RequestAccess { question, resource, length_ms, reason };
@@ -141,8 +147,8 @@ impl Agent {
                 let name = resource.strip_suffix(domain.as_str()).unwrap_or(&resource);
                 match name.parse::<ResourceName>() {
                     Ok(resource) => {
-                        self.waiting.step_ups.insert(client, (resource.clone(), replies));
-                        return self.core.handle_command(Command::StepUp { resource }, now);
+                        self.waiting.step_ups.insert(client, replies);
+                        return self.core.handle_command(Command::StepUp { client, resource }, now);
                     }
                     Err(error) => Reply::Refused { message: error.to_string() },
                 }
@@ -170,7 +176,9 @@ impl Agent {
 
     /// Takes note that a client went away; tells whether it was the last that waited for `up`.
     pub(super) fn gone(&mut self, client: u64) -> bool {
-        self.waiting.step_ups.remove(&client);
+        if self.waiting.step_ups.remove(&client).is_some() {
+            self.core.handle_command(Command::AbandonStepUp { client }, self.clock.now());
+        }
         let last = self.waiting.ups.remove(&client).is_some() && self.waiting.ups.is_empty();
         if last {
             self.core.handle_command(Command::AbandonJoin, self.clock.now());

@@ -40,6 +40,8 @@ struct Seen {
     sent: Vec<FromNode>,
     applied: Vec<Position>,
     notices: Vec<Notice>,
+    /// What clients that asked for a step-up were told.
+    told: Vec<(u64, Notice)>,
     explained: Vec<(u64, Result<Explanation, String>)>,
     doors_closed: usize,
     host_down: usize,
@@ -189,6 +191,7 @@ impl Node {
                     self.core.handle_platform_token(token.ok_or_else(|| "there is no token".to_owned()), self.now);
                 }
                 Effect::Notify(notice) => self.seen.notices.push(notice),
+                Effect::StepUp { client, notice } => self.seen.told.push((client, notice)),
                 Effect::Explained { question, answer } => self.seen.explained.push((question, answer)),
                 Effect::AccessRequested { .. } | Effect::RequestsChanged => {}
             }
@@ -247,6 +250,8 @@ struct Controller {
     peer_address: std::net::IpAddr,
     /// What a step-up would open.
     step_up: Vec<StepUpOffer>,
+    /// What is open.
+    resource: postern_common::id::ResourceName,
 }
 
 impl Controller {
@@ -259,6 +264,7 @@ impl Controller {
             overlay: "fd00::/48".parse().expect("a prefix"),
             peer_address: "fd00::3".parse().expect("an address"),
             step_up: vec![],
+            resource: "db".parse().expect("a name"),
         }
     }
 
@@ -330,7 +336,7 @@ impl Controller {
             inbound: vec![],
             outbound: vec![Permission {
                 rule: "billing reads".parse().expect("a name"),
-                resource: "db".parse().expect("a name"),
+                resource: self.resource.clone(),
                 lease: LeaseId::from_bytes([6; 16]),
                 services: vec!["tcp/5432".parse().expect("a service")],
                 until,

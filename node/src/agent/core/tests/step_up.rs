@@ -3,6 +3,7 @@
 use postern_common::{id::ResourceName, net::Protocol};
 
 use super::*;
+use crate::agent::core::step_up::{HAND_BURST, REFUSED_QUIET, waits::MAX_WAITS};
 
 fn git() -> ResourceName {
     "git".parse().expect("a name")
@@ -25,6 +26,14 @@ fn offered() -> (Node, Controller) {
     node.sent();
     node.seen.notices.clear();
     (node, controller)
+}
+
+fn by_hand(node: &mut Node, client: u64, resource: &str) {
+    node.command(Command::StepUp { client, resource: resource.parse().expect("a name") });
+}
+
+fn told(node: &mut Node) -> Vec<(u64, Notice)> {
+    std::mem::take(&mut node.seen.told)
 }
 
 fn packet(node: &mut Node, port: u16) {
@@ -64,13 +73,14 @@ fn a_page_is_told_of_shown_again_on_request_and_forgotten_in_time() {
     assert!(node.seen.notices.is_empty(), "nobody offered that");
     page(&mut node, "git");
     assert!(matches!(&node.seen.notices[..], [Notice::StepUp { url, .. }] if url == "https://ctl/step-up/x"));
-    node.command(Command::StepUp { resource: git() });
+    by_hand(&mut node, 1, "git");
     assert!(node.sent().is_empty(), "the page that waits is shown again");
-    assert_eq!(node.seen.notices.len(), 2);
+    assert!(matches!(&node.seen.told[..], [(1, Notice::StepUp { .. })]));
+    assert_eq!(node.seen.notices.len(), 1, "to the one who asked");
     node.pass(Duration::from_secs(601));
     node.sent();
     assert!(node.core.pending_step_up(&git(), node.now.wall).is_none());
-    node.command(Command::StepUp { resource: git() });
+    by_hand(&mut node, 2, "git");
     assert_eq!(node.sent(), [FromNode::StepUp { resource: git() }]);
 }
 
@@ -85,10 +95,140 @@ fn it_is_done_when_the_resource_is_open_and_not_before() {
     assert!(!node.seen.notices.iter().any(|notice| matches!(notice, Notice::SteppedUp { .. })));
 
     // `db` is open all the while: asking for it by hand is done at once
-    node.command(Command::StepUp { resource: "db".parse().expect("a name") });
-    assert!(node.seen.notices.iter().any(|notice| matches!(notice, Notice::SteppedUp { .. })));
-    node.command(Command::StepUp { resource: "nothing".parse().expect("a name") });
-    assert!(matches!(node.seen.notices.last(), Some(Notice::StepUpFailed { .. })));
+    by_hand(&mut node, 1, "db");
+    assert!(matches!(&told(&mut node)[..], [(1, Notice::SteppedUp { .. })]));
+    by_hand(&mut node, 2, "nothing");
+    assert!(matches!(&told(&mut node)[..], [(2, Notice::StepUpFailed { .. })]));
+}
+
+#[test]
+fn who_waits_is_told_when_the_resource_is_open() {
+    let (mut node, mut controller) = offered();
+    by_hand(&mut node, 1, "git");
+    page(&mut node, "git");
+    by_hand(&mut node, 2, "git");
+    assert_eq!(told(&mut node).len(), 2, "both see the page");
+    controller.step_up.clear(); // the document that withdraws the offer may come before the one that opens
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    assert!(told(&mut node).is_empty());
+    controller.resource = "git".parse().expect("a name");
+    let grants = controller.grants(device(9), None);
+    node.hear(grants);
+    let open = |client| (client, Notice::SteppedUp { resource: git() });
+    assert_eq!(told(&mut node), [open(1), open(2)]);
+    node.pass(Duration::from_secs(4_000));
+    assert!(told(&mut node).is_empty(), "nobody waits any more");
+}
+
+#[test]
+fn every_wait_has_an_end() {
+    let why = |node: &mut Node| match &told(node)[..] {
+        [(1, Notice::StepUpFailed { message, .. })] => message.clone(),
+        other => panic!("{other:?}"),
+    };
+    // the controller says nothing
+    let (mut node, _) = offered();
+    by_hand(&mut node, 1, "git");
+    node.pass(Duration::from_secs(9));
+    assert!(told(&mut node).is_empty());
+    node.pass(Duration::from_secs(2));
+    assert!(why(&mut node).contains("did not answer"));
+    // nobody uses the page
+    let (mut node, _) = offered();
+    by_hand(&mut node, 1, "git");
+    page(&mut node, "git");
+    told(&mut node);
+    node.pass(Duration::from_secs(599));
+    assert!(told(&mut node).is_empty());
+    node.pass(Duration::from_secs(2));
+    assert!(why(&mut node).contains("in time"));
+    // the stream closes
+    let (mut node, _) = offered();
+    by_hand(&mut node, 1, "git");
+    node.lose_stream();
+    assert!(why(&mut node).contains("stream"));
+    // the offer is withdrawn
+    let (mut node, mut controller) = offered();
+    by_hand(&mut node, 1, "git");
+    page(&mut node, "git");
+    told(&mut node);
+    controller.step_up.clear();
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    node.pass(Duration::from_secs(11));
+    assert!(why(&mut node).contains("any more"));
+    // the controller has no page to give
+    let (mut node, _) = offered();
+    by_hand(&mut node, 1, "git");
+    node.hear(ToNode::StepUpRefused { resource: git(), message: "too often".into() });
+    assert_eq!(why(&mut node), "too often");
+    node.pass(Duration::from_secs(4_000));
+    assert!(told(&mut node).is_empty(), "said once");
+}
+
+#[test]
+fn a_withdrawn_offer_that_comes_back_is_waited_for_again() {
+    let (mut node, mut controller) = offered();
+    by_hand(&mut node, 1, "git");
+    page(&mut node, "git");
+    told(&mut node);
+    for step_up in [vec![], vec![offer("git")]] {
+        controller.step_up = step_up;
+        let grants = controller.grants(device(9), Some(controller.generation));
+        node.hear(grants);
+    }
+    node.pass(Duration::from_secs(60));
+    assert!(told(&mut node).is_empty());
+}
+
+#[test]
+fn asking_by_hand_neither_floods_the_controller_nor_starves_packets() {
+    let (mut node, mut controller) = joined();
+    let names: Vec<String> = (0..40).map(|number| format!("git-{number}")).collect();
+    controller.step_up = names.iter().map(|name| offer(name)).chain([offer("git")]).collect();
+    let grants = controller.grants(device(9), Some(controller.generation));
+    node.hear(grants);
+    node.sent();
+    for client in 0..100 {
+        by_hand(&mut node, client, "git-0");
+        node.command(Command::AbandonStepUp { client });
+    }
+    assert_eq!(node.sent().len(), 1, "one question is on its way already");
+    for (client, name) in (100..).zip(&names) {
+        by_hand(&mut node, client, name);
+        node.command(Command::AbandonStepUp { client });
+    }
+    assert_eq!(node.sent().len(), HAND_BURST as usize - 1);
+    assert!(told(&mut node).iter().all(|(_, notice)| matches!(notice, Notice::StepUpFailed { .. })));
+    node.core.handle_flow_cut(&git(), node.now);
+    node.run();
+    assert_eq!(node.sent(), [FromNode::StepUp { resource: git() }], "packets have their own share");
+}
+
+#[test]
+fn a_refusal_keeps_packets_quiet_for_a_short_while_only() {
+    let (mut node, _) = offered();
+    packet(&mut node, 22);
+    node.sent();
+    node.hear(ToNode::StepUpRefused { resource: git(), message: "too often".into() });
+    packet(&mut node, 22);
+    assert!(node.sent().is_empty());
+    node.pass(REFUSED_QUIET);
+    node.sent();
+    packet(&mut node, 22);
+    assert_eq!(node.sent(), [FromNode::StepUp { resource: git() }]);
+}
+
+#[test]
+fn as_many_wait_as_there_is_room_for() {
+    let (mut node, _) = offered();
+    page(&mut node, "git");
+    for client in 0..=MAX_WAITS as u64 {
+        by_hand(&mut node, client, "git");
+    }
+    let last = told(&mut node).pop().expect("each is told something");
+    assert!(matches!(last, (_, Notice::StepUpFailed { .. })), "{last:?}");
 }
 
 #[test]
