@@ -9,7 +9,7 @@ use crate::{id::FactName, time::WallTime};
 
 /// The most endpoint agents, and the most checks by command, of one device.
 pub const MAX_NAMED: usize = 32;
-/// The most characters of a text in a fact.
+/// The most bytes of a text in a fact: with the longest of each a report still fits into [`MAX_POSTURE_BYTES`](super::MAX_POSTURE_BYTES).
 pub const MAX_TEXT: usize = 120;
 
 /// An operating system that a requirement can name.
@@ -89,7 +89,7 @@ impl FactKind {
 pub struct CheckResult {
     /// Whether it ended with exit code 0.
     pub passed: bool,
-    /// The first line of what it printed, cut to [`MAX_TEXT`] characters.
+    /// The first line of what it printed, cut to [`MAX_TEXT`] bytes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub said: String,
     /// How long before the report it was run, seconds.
@@ -194,7 +194,7 @@ impl Facts {
 
     /// Tells whether lists and texts are within their bounds, and no text could trip a terminal.
     pub fn within_bounds(&self) -> bool {
-        let good = |text: &str| text.chars().count() <= MAX_TEXT && !text.chars().any(char::is_control);
+        let good = |text: &str| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);
         self.agents.len() <= MAX_NAMED
             && self.checks.len() <= MAX_NAMED
             && self.checks.values().all(|check| good(&check.said))

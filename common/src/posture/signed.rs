@@ -163,6 +163,10 @@ impl PostureVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        id::FactName,
+        posture::facts::{CheckResult, MAX_NAMED, MAX_TEXT, OsKind},
+    };
 
     const DEVICE: DeviceId = DeviceId::from_bytes([1; 16]);
     const CHALLENGE: Nonce = Nonce::from_bytes([2; 16]);
@@ -179,6 +183,36 @@ mod tests {
 
     fn verifier() -> PostureVerifier {
         PostureVerifier::new(DEVICE, key().public(), CHALLENGE)
+    }
+
+    #[test]
+    fn the_largest_report_within_bounds_fits() {
+        let names = |kind: char| (0..MAX_NAMED).map(move |n| format!("{kind}{n:02}{}", "x".repeat(60)));
+        let name = |text: String| text.parse::<FactName>().expect("a name of the longest");
+        let check = |said: &str| CheckResult { passed: false, said: said.into(), age_s: u32::MAX };
+        // What a text may hold at its longest: in JSON a quotation mark takes two bytes.
+        for said in ["\"".repeat(MAX_TEXT), "ü".repeat(MAX_TEXT / 2), "\u{1f5dd}".repeat(MAX_TEXT / 4)] {
+            let facts = Facts {
+                disk_encrypted: Some(false),
+                firewall: Some(false),
+                screen_lock: Some(false),
+                secure_boot: Some(false),
+                os: Some(OsKind::Windows),
+                kernel: Some("65535.65535.65535".parse().expect("a version")),
+                security_updates: Some(u32::MAX),
+                managed_by: Some(name("m".repeat(63))),
+                agents: names('a').map(|text| (name(text), false)).collect(),
+                checks: names('c').map(|text| (name(text), check(&said))).collect(),
+                serial: Some(said.clone()),
+                ..Facts::default()
+            };
+            assert!(facts.within_bounds(), "{said}");
+            let signed = sign_posture(&PostureDocument { taken_ms: i64::MIN, facts, ..document(u64::MAX) }, &key());
+            assert!(signed.document.len() + 512 <= MAX_POSTURE_BYTES, "{}", signed.document.len()); // a distribution's name
+            assert!(verifier().verify(&signed, LATER).is_ok(), "{}", signed.document.len());
+        }
+        let long = Facts { serial: Some("ü".repeat(MAX_TEXT)), ..Facts::default() };
+        assert!(!long.within_bounds());
     }
 
     #[test]

@@ -229,7 +229,11 @@ fn kill_group(child: &Child) {
 fn first_line(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let line = text.lines().next().unwrap_or_default().trim();
-    line.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect()
+    let mut said: String = line.chars().filter(|c| !c.is_control()).take(MAX_TEXT).collect();
+    while said.len() > MAX_TEXT {
+        said.pop();
+    }
+    said
 }
 
 #[cfg(test)]
@@ -349,6 +353,13 @@ mod tests {
         assert_eq!(runs(0o755), Ok(Outcome { passed: true, said: String::new() }));
         let refused = runs(0o777).expect_err("anybody may write it");
         assert!(refused.contains("others than root may write"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_said_is_cut_to_its_bytes_and_not_within_a_character() {
+        let said = first_line("ü".repeat(MAX_TEXT).as_bytes());
+        assert_eq!(said, "ü".repeat(MAX_TEXT / 2));
+        assert_eq!(first_line(b"a\x1b[2J\nb"), "a[2J");
     }
 
     #[test]

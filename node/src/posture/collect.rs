@@ -9,8 +9,8 @@ use postern_common::{
 };
 
 use super::{
-    agents, boot, checks::Results, config::PostureConfig, disk, firewall, lock, marker, root::Root, system,
-    updates::SecurityUpdates,
+    agents, boot, checks::Results, config::PostureConfig, disk, firewall, homes::Homes, lock, marker, root::Root,
+    system, updates::SecurityUpdates,
 };
 
 /// The most folders of a tree that is not the machine that are watched.
@@ -46,12 +46,13 @@ pub struct Look {
 pub struct Collector {
     root: Root,
     updates: SecurityUpdates,
+    homes: Homes,
 }
 
 impl Collector {
     /// Makes a collector of what lies below `root`.
     pub fn new(root: Root) -> Self {
-        Self { root, updates: SecurityUpdates::default() }
+        Self { root, updates: SecurityUpdates::default(), homes: Homes::default() }
     }
 
     /// Returns below what it reads.
@@ -69,8 +70,8 @@ impl Collector {
         let found = agents::find(root, &config.agents);
         let facts = Facts {
             disk_encrypted: disk::encrypted(root),
-            firewall: firewall::on(root),
-            screen_lock: lock::on(root),
+            firewall: firewall::on(root, &mut problems),
+            screen_lock: lock::on(root, &mut self.homes),
             secure_boot: boot::secure_boot(root),
             os: Some(OsKind::Linux),
             kernel: system::kernel(root),
@@ -82,6 +83,9 @@ impl Collector {
             compliant: None, // others say that
             serial: system::serial(root),
         };
+        problems.extend(self.homes.hanging().map(|home| {
+            format!("{} does not answer, so nobody can tell whether the screen of its person locks: is its file system there?", home.display())
+        }));
         Look { facts, problems, processes: found.processes }
     }
 

@@ -16,7 +16,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::root::Root;
+use super::root::{Root, Whole};
 
 /// The kinds of dm-crypt device that hide what is on the disk, as their `uuid` begins (cryptsetup's `dm_prepare_uuid`).
 const CIPHERS: [&str; 8] = [
@@ -42,7 +42,7 @@ const NO_DISKS: [&str; 5] = ["/proc", "/sys", "/dev", "/usr/lib/modules", "/lib/
 const HOMES: [&str; 2] = ["/home", "/root"];
 /// How deep devices may lie on each other.
 const MAX_DEPTH: usize = 16;
-/// How many mounts are looked at.
+/// How many mounts are looked at; with more of them the fact is unknown, unless one of these is in clear.
 const MAX_MOUNTS: usize = 4_096;
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
@@ -83,11 +83,13 @@ impl<'a> Mount<'a> {
 
 /// Tells whether every disk that holds data is encrypted.
 pub fn encrypted(root: &Root) -> Option<bool> {
-    let of_machine = root.text("/proc/1/mountinfo").filter(|text| !text.is_empty());
-    let is_own = of_machine.is_none();
-    let text = of_machine.or_else(|| root.text("/proc/self/mountinfo"))?;
-    let mounts: Vec<Mount<'_>> = text.lines().filter_map(Mount::parse).take(MAX_MOUNTS).collect();
-    let mut told = !(is_own && mounts.iter().any(Mount::hides));
+    let (text, is_own) = match root.whole_text("/proc/1/mountinfo") {
+        Whole::Text(text) => (text, false),
+        Whole::Absent => (root.text("/proc/self/mountinfo")?, true),
+        Whole::Unreadable => return None, // the own view could hide what is at its end
+    };
+    let mounts: Vec<Mount<'_>> = text.lines().filter_map(Mount::parse).take(MAX_MOUNTS + 1).collect();
+    let mut told = mounts.len() <= MAX_MOUNTS && !(is_own && mounts.iter().any(Mount::hides));
     let (mut found_root, mut all) = (false, true);
     for mount in mounts.iter().filter(|mount| mount.holds_data()) {
         let devices = devices(root, mount);
@@ -268,6 +270,28 @@ mod tests {
             device(&tree, "253:0", "dm-0", Some("CRYPT-LUKS2-0123-root"), &["sda2"]);
             assert_eq!(encrypted(&tree.root()), None, "{home}");
         }
+    }
+
+    #[test]
+    fn more_mounts_than_are_looked_at_hide_no_disk_in_clear() {
+        let many = |count: usize| PROC.repeat(count);
+        let clear = "30 22 8:17 / /home rw - xfs /dev/sdb1 rw\n";
+        let judged = |mounts: String, of_machine: Option<String>| {
+            let tree = with_mounts(&mounts);
+            of_machine.iter().for_each(|text| tree.write("/proc/1/mountinfo", text));
+            device(&tree, "253:0", "dm-0", Some("CRYPT-LUKS2-0123-root"), &["sda2"]);
+            device(&tree, "8:17", "sdb1", None, &[]);
+            encrypted(&tree.root())
+        };
+        assert_eq!(judged(format!("{ROOT_ON_DM}{}", many(MAX_MOUNTS - 1)), None), Some(true), "all of them are seen");
+        assert_eq!(judged(format!("{ROOT_ON_DM}{}{clear}", many(MAX_MOUNTS)), None), None);
+        assert_eq!(
+            judged(format!("{ROOT_ON_DM}{clear}{}", many(MAX_MOUNTS)), None),
+            Some(false),
+            "one in clear is certain"
+        );
+        let too_long = format!("{ROOT_ON_DM}{}{clear}", many((4 << 20) / PROC.len()));
+        assert_eq!(judged(ROOT_ON_DM.to_owned(), Some(too_long)), None, "the own view does not stand for it");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! `firewall`: whether new connections from the network are dropped unless something lets them in.
 //!
 //! ```text
-//! nft list ruleset --> every chain at the hook `input` of type `filter`, but our own guard's
-//!                      --> for IPv4 and for IPv6: one of them ends in drop, and lets not everything pass before
+//! nft list chains --> every chain at the hook `input` of type `filter`, but our own guard's --nft list chain--> its rules
+//!                     --> for IPv4 and for IPv6: one of them ends in drop, and lets not everything pass before
 //! ```
 //!
 //! ufw and firewalld show there too. Where rules are kept in the kernel's old tables, which nftables does not list, it counts when
@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::root::Root;
 use crate::host::guard;
 
-/// Where a tree that is not the machine has the answer of `nft --json list ruleset`.
+/// Where a tree that is not the machine has the answer of `nft --json list ruleset`: the chains and their rules.
 pub const RULESET_FILE: &str = "/run/nftables.json";
 
 /// Which packets a table sees.
@@ -102,9 +102,13 @@ fn legacy(root: &Root) -> Option<bool> {
 }
 
 /// Tells whether a host firewall is on.
-pub fn on(root: &Root) -> Option<bool> {
-    let listed = if root.is_machine() { guard::list_ruleset() } else { root.text(RULESET_FILE) };
-    let ruleset: Option<Value> = listed.and_then(|text| serde_json::from_str(&text).ok());
+pub fn on(root: &Root, problems: &mut Vec<String>) -> Option<bool> {
+    let ruleset = match root.is_machine() {
+        true => guard::list_input_chains()
+            .map_err(|error| problems.push(format!("nobody can tell whether a firewall is on: {error}")))
+            .ok(),
+        false => root.text(RULESET_FILE).and_then(|text| serde_json::from_str(&text).ok()),
+    };
     let Some(ruleset) = ruleset else { return legacy(root) };
     let closed = closed_by(&ruleset);
     let all = closed.contains(&Family::V4) && (closed.contains(&Family::V6) || !has_ipv6(root));
@@ -130,7 +134,7 @@ mod tests {
     fn judged(objects: &[Value], files: &[(&str, &str)]) -> Option<bool> {
         let tree = Tree::new(files);
         tree.write(RULESET_FILE, json!({ "nftables": objects }).to_string());
-        on(&tree.root())
+        on(&tree.root(), &mut vec![])
     }
 
     #[test]
@@ -179,7 +183,7 @@ mod tests {
         let tables = [V6, ("/proc/net/ip_tables_names", "filter\n"), ("/proc/net/ip6_tables_names", "filter\n")];
         let with = |more: &[(&str, &str)]| {
             let tree = Tree::new(&[&tables, more].concat());
-            on(&tree.root())
+            on(&tree.root(), &mut vec![])
         };
         assert_eq!(with(&[]), None, "nobody can tell what is in them");
         assert_eq!(with(&[("/etc/ufw/ufw.conf", "# on or off\nENABLED=no\n")]), None);
@@ -187,12 +191,47 @@ mod tests {
         let unit = "/sys/fs/cgroup/system.slice/firewalld.service/cgroup.procs";
         assert_eq!(with(&[(unit, "412\n")]), Some(true));
         let tree = Tree::new(&[("/etc/ufw/ufw.conf", "ENABLED=yes\n")]);
-        assert_eq!(on(&tree.root()), None, "told to be on, and no table is loaded");
+        assert_eq!(on(&tree.root(), &mut vec![]), None, "told to be on, and no table is loaded");
     }
 
     #[test]
     fn what_cannot_be_listed_is_unknown() {
         let tree = Tree::new(&[(RULESET_FILE, "{")]);
-        assert_eq!(on(&tree.root()), None);
+        assert_eq!(on(&tree.root(), &mut vec![]), None);
+    }
+
+    /// Set in the process that runs in a network namespace of its own.
+    const INSIDE: &str = "POSTERN_TEST_FIREWALL";
+
+    #[test]
+    fn thousands_of_rules_beside_the_input_do_not_hide_it() {
+        if std::env::var_os(INSIDE).is_none() {
+            let name = std::thread::current().name().expect("the test's own").to_owned();
+            let own = std::env::current_exe().expect("this program");
+            let mut inside = std::process::Command::new("unshare");
+            let inside = inside.arg("--net").arg(own).args(["--exact", &name, "--nocapture"]).env(INSIDE, "1").output();
+            let inside = inside.expect("unshare");
+            return assert!(
+                inside.status.success(),
+                "{}",
+                String::from_utf8_lossy(&[inside.stdout, inside.stderr].concat())
+            );
+        }
+        let rules: String = (0..20_000u32)
+            .map(|n| format!("ip saddr 10.{}.{}.{} tcp dport 443 counter accept\n", n >> 16, (n >> 8) & 255, n & 255))
+            .collect();
+        let ruleset = format!(
+            "table inet t {{\nchain many {{\n{rules}}}\nchain in {{\ntype filter hook input priority 0; policy drop;\nct state established accept\n}}\n}}\n"
+        );
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), ruleset).expect("written");
+        let loaded = std::process::Command::new("nft").arg("-f").arg(file.path()).status().expect("nft");
+        assert!(loaded.success());
+        let mut problems = vec![];
+        assert_eq!(on(&Root::at("/"), &mut problems), Some(true), "{problems:?}");
+        let open = "add rule inet t in accept";
+        assert!(std::process::Command::new("nft").arg(open).status().expect("nft").success());
+        assert_eq!(on(&Root::at("/"), &mut problems), Some(false), "its own rules are seen");
+        assert_eq!(problems, Vec::<String>::new());
     }
 }

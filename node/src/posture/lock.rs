@@ -2,15 +2,17 @@
 //!
 //! A screen belongs to a graphical session of logind's. Of each it is known that it locks if
 //!
-//! - an administrator fixed GNOME's `lock-enabled` to true by dconf (a value and a lock on it), or
-//! - it is KDE's, which locks unless the person's `kscreenlockerrc` says `Autolock=false`, or
+//! - it is GNOME's, and an administrator fixed `lock-enabled` to true by dconf (a value and a lock on it), or
+//! - it is KDE's, which locks unless `kscreenlockerrc` says otherwise ([`kde`]), or
 //! - a locker of the same user runs that watches for idleness ([`LOCKERS`]).
 //!
 //! It is off where one of these says off. A GNOME session without an administrator's word is *unknown*: what the person chose is in a
-//! binary file of theirs. With no graphical session only an administrator's word counts. So this fact is as good as the desktop allows; an
+//! binary file of theirs. So is another desktop without a locker, and one that does not say which it is. With no graphical session only an administrator's word counts. So this fact is as good as the desktop allows; an
 //! organisation that needs it fixes it by dconf, or takes it from its device management.
 
-use super::root::Root;
+mod kde;
+
+use super::{homes::Homes, root::Root};
 
 /// Programs that lock a screen when nobody has touched it for a while.
 const LOCKERS: [&str; 6] = ["swayidle", "hypridle", "xautolock", "xss-lock", "light-locker", "xscreensaver"];
@@ -20,7 +22,35 @@ const LOCK_KEY: &str = "/org/gnome/desktop/screensaver/lock-enabled";
 /// A graphical session of a person.
 struct Session {
     uid: String,
-    desktop: String,
+    desktop: Desktop,
+}
+
+/// Whose settings say whether the screen locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Desktop {
+    Gnome,
+    Kde,
+    Other,
+}
+
+impl Desktop {
+    /// Reads what logind has of `XDG_SESSION_DESKTOP`.
+    fn parse(name: &str) -> Self {
+        match name.to_ascii_lowercase().as_str() {
+            "gnome"
+            | "gnome-wayland"
+            | "gnome-xorg"
+            | "gnome-classic"
+            | "gnome-classic-wayland"
+            | "gnome-classic-xorg"
+            | "ubuntu"
+            | "ubuntu-wayland"
+            | "ubuntu-xorg"
+            | "pop" => Self::Gnome,
+            "kde" | "plasma" | "plasmawayland" | "plasmax11" => Self::Kde,
+            _ => Self::Other,
+        }
+    }
 }
 
 fn sessions(root: &Root) -> Vec<Session> {
@@ -32,7 +62,7 @@ fn sessions(root: &Root) -> Vec<Session> {
         let closing = value("STATE") == Some("closing");
         (graphical && of_a_person && !closing).then(|| Session {
             uid: value("UID").unwrap_or_default().to_owned(),
-            desktop: value("DESKTOP").unwrap_or_default().to_ascii_lowercase(),
+            desktop: Desktop::parse(value("DESKTOP").unwrap_or_default()),
         })
     };
     root.names(SESSIONS).into_iter().filter_map(read).collect()
@@ -76,17 +106,13 @@ fn value_in<'t>(text: &'t str, section: &str, key: &str) -> Option<&'t str> {
     found
 }
 
-fn kde(root: &Root, uid: &str) -> Option<bool> {
+/// Where a user's home lies, as `/etc/passwd` says.
+fn home(root: &Root, uid: &str) -> Option<String> {
     let users = root.text("/etc/passwd")?;
-    let home = users.lines().find_map(|line| {
+    users.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
-        (fields.get(2) == Some(&uid)).then(|| fields.get(5).copied())?
-    })?;
-    if !root.exists(home) {
-        return None; // hidden from the service
-    }
-    let text = root.persons_text(format!("{home}/.config/kscreenlockerrc"))?;
-    Some(value_in(&text, "Daemon", "Autolock").is_none_or(|value| value != "false"))
+        (fields.get(2) == Some(&uid)).then(|| fields.get(5).map(|home| (*home).to_owned()))?
+    })
 }
 
 fn locker_runs(root: &Root, uid: &str) -> bool {
@@ -102,16 +128,17 @@ fn locker_runs(root: &Root, uid: &str) -> bool {
 }
 
 /// Tells whether every person's screen locks by itself.
-pub fn on(root: &Root) -> Option<bool> {
+pub fn on(root: &Root, homes: &mut Homes) -> Option<bool> {
     let fixed = fixed_by_dconf(root);
     let sessions = sessions(root);
     if sessions.is_empty() {
         return fixed;
     }
     let of_session = |session: &Session| {
-        let by_desktop = match session.desktop.as_str() {
-            "kde" | "plasma" | "plasmawayland" | "plasmax11" => kde(root, &session.uid),
-            _ => fixed,
+        let by_desktop = match session.desktop {
+            Desktop::Gnome => fixed,
+            Desktop::Kde => home(root, &session.uid).and_then(|home| kde::locks(root, homes, &home)),
+            Desktop::Other => None, // what is fixed for GNOME is nothing to it
         };
         by_desktop.or_else(|| locker_runs(root, &session.uid).then_some(true))
     };
@@ -122,6 +149,10 @@ pub fn on(root: &Root) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::{super::root::testing::Tree, *};
+
+    fn judged(tree: &Tree) -> Option<bool> {
+        on(&tree.root(), &mut Homes::default())
+    }
 
     fn session(tree: &Tree, number: u8, desktop: &str) {
         let text = format!("UID=1000\nTYPE=wayland\nCLASS=user\nSTATE=active\nDESKTOP={desktop}\n");
@@ -138,27 +169,40 @@ mod tests {
     #[test]
     fn an_administrators_word_counts_once_it_is_locked() {
         let tree = Tree::new(&[]);
-        assert_eq!(on(&tree.root()), None, "a machine without screens");
+        assert_eq!(judged(&tree), None, "a machine without screens");
         fix(&tree, "true");
         session(&tree, 3, "gnome");
-        assert_eq!(on(&tree.root()), None, "the person can choose otherwise");
+        assert_eq!(judged(&tree), None, "the person can choose otherwise");
         tree.write("/etc/dconf/db/local.d/locks/screensaver", format!("{LOCK_KEY}\n"));
-        assert_eq!(on(&tree.root()), Some(true));
+        assert_eq!(judged(&tree), Some(true));
         fix(&tree, "false");
-        assert_eq!(on(&tree.root()), Some(false));
+        assert_eq!(judged(&tree), Some(false));
+    }
+
+    #[test]
+    fn what_is_fixed_for_gnome_is_nothing_to_another_desktop() {
+        let tree = Tree::new(&[]);
+        fix(&tree, "true");
+        tree.write("/etc/dconf/db/local.d/locks/screensaver", format!("{LOCK_KEY}\n"));
+        for (desktop, expected) in
+            [("ubuntu", Some(true)), ("xfce", None), ("cinnamon", None), ("", None), ("sway", None)]
+        {
+            session(&tree, 3, desktop);
+            assert_eq!(judged(&tree), expected, "{desktop}");
+        }
     }
 
     #[test]
     fn kde_locks_unless_the_person_said_no() {
         let tree = Tree::new(&[("/etc/passwd", "root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n")]);
         session(&tree, 3, "KDE");
-        assert_eq!(on(&tree.root()), None, "the homes are hidden");
+        assert_eq!(judged(&tree), None, "the homes are hidden");
         tree.folder("/home/bob");
-        assert_eq!(on(&tree.root()), Some(true));
+        assert_eq!(judged(&tree), Some(true));
         tree.write("/home/bob/.config/kscreenlockerrc", "[Daemon]\nAutolock=false\nTimeout=0\n");
-        assert_eq!(on(&tree.root()), Some(false));
+        assert_eq!(judged(&tree), Some(false));
         tree.write("/home/bob/.config/kscreenlockerrc", "[Other]\nAutolock=false\n[Daemon]\nAutolock=true\n");
-        assert_eq!(on(&tree.root()), Some(true));
+        assert_eq!(judged(&tree), Some(true));
     }
 
     #[test]
@@ -176,13 +220,13 @@ mod tests {
         )
         .expect("a pipe");
         let (root, (told, answer)) = (tree.root(), std::sync::mpsc::channel());
-        std::thread::spawn(move || told.send((on(&root), root.text(place))));
+        std::thread::spawn(move || told.send((on(&root, &mut Homes::default()), root.text(place))));
         let patience = std::time::Duration::from_secs(5);
         assert_eq!(answer.recv_timeout(patience), Ok((None, None)), "it waits for nobody");
         tree.remove(place);
         tree.write("/home/bob/elsewhere", "[Daemon]\nAutolock=true\n");
         tree.link(place, "../elsewhere");
-        assert_eq!(on(&tree.root()), None);
+        assert_eq!(judged(&tree), None);
     }
 
     #[test]
@@ -190,12 +234,12 @@ mod tests {
         let tree =
             Tree::new(&[("/proc/50/comm", "swayidle\n"), ("/proc/50/status", "Name:\tswayidle\nUid:\t1001\t1001\n")]);
         session(&tree, 3, "sway");
-        assert_eq!(on(&tree.root()), None, "somebody else's");
+        assert_eq!(judged(&tree), None, "somebody else's");
         tree.write("/proc/50/status", "Name:\tswayidle\nUid:\t1000\t1000\n");
-        assert_eq!(on(&tree.root()), Some(true));
+        assert_eq!(judged(&tree), Some(true));
         tree.write(&format!("{SESSIONS}/4"), "UID=1002\nTYPE=x11\nCLASS=user\nDESKTOP=i3\n");
-        assert_eq!(on(&tree.root()), None);
+        assert_eq!(judged(&tree), None);
         tree.write(&format!("{SESSIONS}/4"), "UID=1002\nTYPE=x11\nCLASS=greeter\n");
-        assert_eq!(on(&tree.root()), Some(true), "the sign-in screen is nobody's");
+        assert_eq!(judged(&tree), Some(true), "the sign-in screen is nobody's");
     }
 }

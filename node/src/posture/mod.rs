@@ -14,6 +14,7 @@
 //! | [`updates`] | `security_updates` | what apt last fetched, against what dpkg has installed |
 //! | [`boot`] | `secure_boot` | the firmware's variables `SecureBoot` and `SetupMode` |
 //! | [`lock`] | `screen_lock` | logind's sessions, dconf's locks, KDE's settings, lockers that run |
+//! | [`homes`] | | files of people's homes, which may hang |
 //! | [`agents`] | `agents` | processes by their executable and their systemd unit |
 //! | [`marker`] | `managed_by` | a file that device management signed for this device |
 //! | [`checks`] | `checks` | commands that the machine's administrator named |
@@ -38,6 +39,7 @@ pub mod collect;
 pub mod config;
 pub mod disk;
 pub mod firewall;
+pub mod homes;
 pub mod lock;
 pub mod marker;
 pub mod root;

@@ -1,11 +1,11 @@
 //! The folder below which collectors read: `/`, or a tree of files in which a test shows a state.
 //!
 //! Threat: where people may write, they may put a pipe that nobody writes to, a device, or a link. Nothing but a regular file is read,
-//! opening one never waits, and a link in the place of a person's file is not followed.
+//! opening one never waits. What people keep in their homes is read by [`Homes`](super::homes::Homes) alone.
 
 use std::{
     fs::File,
-    io::{ErrorKind, Read},
+    io::Read,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -18,6 +18,17 @@ pub const ROOT_VARIABLE: &str = "POSTERN_TEST_POSTURE_ROOT";
 const MAX_BYTES: u64 = 4 << 20;
 /// The most entries of one folder that are looked at.
 const MAX_ENTRIES: usize = 65_536;
+
+/// A text as a whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whole {
+    /// It is not there, may not be opened, or is empty.
+    Absent,
+    /// All of it.
+    Text(String),
+    /// It is there, and too large or not to be read to its end.
+    Unreadable,
+}
 
 /// Where `/` is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,18 +68,19 @@ impl Root {
         open_regular(&self.path(path), libc::O_NONBLOCK).ok()?
     }
 
-    /// Reads a text where a person may have put anything: empty if nothing is there; `None` if that is no regular file, or it is not
-    /// readable or too large.
-    pub fn persons_text(&self, path: impl AsRef<Path>) -> Option<String> {
-        match open_regular(&self.path(path), libc::O_NONBLOCK | libc::O_NOFOLLOW) {
-            Ok(file) => Some(String::from_utf8_lossy(&bounded(file?)?).into_owned()),
-            Err(error) => (error.kind() == ErrorKind::NotFound).then(String::new),
-        }
-    }
-
     /// Reads a text; what is no UTF-8 in it is replaced.
     pub fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         self.bytes(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Reads a text of which an end that is missing could hide something: too large is another answer than not there.
+    pub fn whole_text(&self, path: impl AsRef<Path>) -> Whole {
+        let Some(file) = self.open(path) else { return Whole::Absent };
+        match bounded(file) {
+            Some(bytes) if bytes.is_empty() => Whole::Absent,
+            Some(bytes) => Whole::Text(String::from_utf8_lossy(&bytes).into_owned()),
+            None => Whole::Unreadable,
+        }
     }
 
     /// Tells whether something is there, or cannot be told.
@@ -105,7 +117,7 @@ fn open_regular(path: &Path, flags: i32) -> std::io::Result<Option<File>> {
     Ok(regular.then_some(file))
 }
 
-fn bounded(file: File) -> Option<Vec<u8>> {
+pub(super) fn bounded(file: File) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     let read = file.take(MAX_BYTES + 1).read_to_end(&mut bytes).ok()?;
     (read as u64 <= MAX_BYTES).then_some(bytes)

@@ -226,6 +226,7 @@ impl Machine {
             | Effect::ReadPlatformToken
             | Effect::Explained { .. }
             | Effect::AccessRequested { .. }
+            | Effect::StepUp { .. }
             | Effect::RequestsChanged
             | Effect::Settled(_) => {}
             other @ (Effect::Connect(_) | Effect::Close | Effect::Send(_) | Effect::Notify(_)) => return Some(other),

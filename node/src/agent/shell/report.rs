@@ -112,7 +112,7 @@ impl Agent {
                 None => format!("this machine cannot sign in by its platform: {trouble}; it is tried again and again"),
             });
         }
-        problems.extend(self.posture.iter().flat_map(|posture| posture.problems.iter().cloned()));
+        problems.extend(self.posture.iter().flat_map(|posture| posture.problems(std::time::Instant::now())));
         problems
     }
 

@@ -26,6 +26,7 @@ mod ruleset;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 pub use self::plain::{PlainAllow, PlainNetwork};
@@ -97,6 +98,12 @@ pub enum GuardError {
     /// nft did not come back in time.
     #[error("nft did not answer within {0:?}")]
     TimedOut(std::time::Duration),
+    /// nft says more than is read.
+    #[error("nft's answer is longer than {0} MiB")]
+    TooLong(u64),
+    /// nft's answer makes no sense.
+    #[error("nft's answer cannot be read")]
+    Unreadable,
     /// nft took the rules, but they are not there.
     #[error("nft took the guard, but the table `inet {TABLE}` is not there: another program removes it at once")]
     Vanished,
@@ -234,10 +241,42 @@ fn read_counters() -> Result<GuardCounters, GuardError> {
     }
 }
 
-/// Lists every rule of the network namespace that the calling thread is in, as JSON, without the contents of sets; `None` if nft
-/// cannot.
-pub(crate) fn list_ruleset() -> Option<String> {
-    nft::run(&["--json", "--terse", "list", "ruleset"], "").ok()
+/// Lists the chains of packet filters at the hook `input`, of the network namespace that the calling thread is in, with their rules: as
+/// `nft --json` says it, one object that holds all of them. The rest of a ruleset, which may be long, is not asked for.
+///
+/// # Errors
+/// If nft is missing, refuses, says too much, or there are more than [`MAX_INPUT_CHAINS`].
+pub(crate) fn list_input_chains() -> Result<Value, GuardError> {
+    let parse = |text: String| serde_json::from_str::<Value>(&text).map_err(|_| GuardError::Unreadable);
+    let all = parse(nft::run(&["--json", "list", "chains"], "")?)?;
+    let chains = all["nftables"].as_array().into_iter().flatten().map(|object| &object["chain"]);
+    let inputs: Vec<&Value> = chains.filter(|chain| chain["hook"] == "input" && chain["type"] == "filter").collect();
+    if inputs.len() > MAX_INPUT_CHAINS {
+        return Err(GuardError::Unreadable);
+    }
+    let mut objects = Vec::new();
+    for chain in inputs {
+        let word = |key: &str| chain[key].as_str().filter(|word| is_plain(word)).ok_or(GuardError::Unreadable);
+        let (family, table, name) = (word("family")?, word("table")?, word("name")?);
+        match nft::run(&["--json", "--terse", "list", "chain", family, table, name], "") {
+            Ok(text) => match parse(text)?["nftables"].take() {
+                Value::Array(listed) => objects.extend(listed),
+                _ => return Err(GuardError::Unreadable),
+            },
+            Err(GuardError::Refused(message)) if message.contains("No such file") => {} // it has just gone
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(serde_json::json!({ "nftables": objects }))
+}
+
+/// The most chains at the input whose rules are listed.
+const MAX_INPUT_CHAINS: usize = 64;
+
+/// Tells whether a name is one word for nft.
+fn is_plain(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | '/');
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && name.chars().all(good)
 }
 
 #[cfg(test)]

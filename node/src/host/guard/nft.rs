@@ -11,8 +11,8 @@ use super::GuardError;
 
 /// How long nft may take. It takes milliseconds; a machine that is short of memory may need longer.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// The most bytes of nft's answer that are read.
-const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+/// The most bytes of nft's answer that are taken; a longer one is refused, because its end could mean something.
+const MAX_OUTPUT_BYTES: u64 = 4 << 20;
 
 /// Runs nft and returns what it printed.
 pub(super) fn run(arguments: &[&str], script: &str) -> Result<String, GuardError> {
@@ -38,11 +38,11 @@ pub(super) fn run(arguments: &[&str], script: &str) -> Result<String, GuardError
         let sender = sender.clone();
         std::thread::spawn(move || {
             let mut text = Vec::new();
-            let _ = (&mut from).take(MAX_OUTPUT_BYTES).read_to_end(&mut text);
-            let _ = sender.send((kind, String::from_utf8_lossy(&text).into_owned()));
+            let _ = (&mut from).take(MAX_OUTPUT_BYTES + 1).read_to_end(&mut text);
+            let _ = sender.send((kind, text));
         });
     }
-    let mut texts = [String::new(), String::new()];
+    let mut texts = [vec![], vec![]];
     for _ in 0..2 {
         match receiver.recv_timeout(TIMEOUT) {
             Ok((kind, text)) => texts[kind as usize] = text,
@@ -54,6 +54,9 @@ pub(super) fn run(arguments: &[&str], script: &str) -> Result<String, GuardError
         }
     }
     let status = child.wait().map_err(GuardError::Start)?;
-    let [output, errors] = texts;
+    if texts.iter().any(|text| text.len() as u64 > MAX_OUTPUT_BYTES) {
+        return Err(GuardError::TooLong(MAX_OUTPUT_BYTES >> 20));
+    }
+    let [output, errors] = texts.map(|text| String::from_utf8_lossy(&text).into_owned());
     if status.success() { Ok(output) } else { Err(GuardError::Refused(errors.trim().chars().take(600).collect())) }
 }

@@ -35,10 +35,13 @@ fn questions_are_answered_or_end_in_time_and_are_bounded() {
     for question in 0..100 {
         node.command(Command::Explain { question, to: "db".into(), service: None });
     }
-    assert_eq!(node.sent().len(), MAX_OPEN_QUESTIONS);
-    assert_eq!(node.seen.explained.len(), 100 - MAX_OPEN_QUESTIONS);
+    assert_eq!(node.sent().len(), MAX_OPEN_EXPLANATIONS);
+    assert_eq!(node.seen.explained.len(), 100 - MAX_OPEN_EXPLANATIONS);
+    let ask = |question| Command::RequestAccess { question, resource: "db".into(), length_ms: 1, reason: "r".into() };
+    node.command(ask(150));
+    assert_eq!(node.sent().len(), 1, "a request for access has room beside everybody's explanations");
     node.pass(EXPLAIN_PATIENCE);
-    assert_eq!(node.seen.explained.len(), 100);
+    assert_eq!(node.seen.explained.len(), 101);
     assert!(node.seen.explained.iter().all(|(_, answer)| answer.is_err()));
     node.lose_stream();
     node.command(Command::Explain { question: 200, to: "db".into(), service: None });
