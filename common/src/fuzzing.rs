@@ -61,6 +61,7 @@ pub fn fuzz_policy(bytes: &[u8]) {
         restraints: vec![],
         address: None,
         place: Default::default(),
+        also: vec![],
         now: WallTime::from_millis(1_795_424_400_000),
         instead: None,
     };

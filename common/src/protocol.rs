@@ -27,7 +27,7 @@
 //! is enforced, by the signature of the document. Unknown messages close the stream with [`ToNode::Refused`], so both ends
 //! must speak the same version: every change of a message is a new [`PROTOCOL_VERSION`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,8 @@ pub const MAX_FLOW_GROUPS: usize = 128;
 pub const MAX_USAGES: usize = 64;
 /// The most scans in one [`FromNode::Behaviour`].
 pub const MAX_SCANS: usize = 16;
+/// The most peers in one [`FromNode::Seen`].
+pub const MAX_SEEN: usize = 64;
 /// The most entries of [`ToNode::Posture`]: who mends these sees the rest.
 pub const MAX_UNMET_POSTURES: usize = 32;
 
@@ -152,6 +154,11 @@ pub enum FromNode {
         /// Who was refused too many destinations; at most [`MAX_SCANS`].
         scans: Vec<Scan>,
     },
+    /// From which outer addresses peers speak that may open something here: when it changes, and once in a while.
+    Seen {
+        /// Each; at most [`MAX_SEEN`].
+        peers: Vec<SeenPeer>,
+    },
     /// The node has refused many packets within the last minute. Said once in a while, however many there are.
     Refusals {
         /// How many.
@@ -168,6 +175,18 @@ pub enum FromNode {
         /// Why, for whoever decides and for the record.
         reason: String,
     },
+}
+
+/// From where a peer speaks, by the packets that WireGuard authenticated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SeenPeer {
+    /// The peer's device.
+    pub device: DeviceId,
+    /// Its outer address.
+    pub address: IpAddr,
+    /// How long ago its last packet came, milliseconds.
+    pub age_ms: u64,
 }
 
 /// What the controller says.

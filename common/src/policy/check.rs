@@ -274,6 +274,7 @@ impl Policy {
             restraints: self.restraints_of(test, now),
             address: test.address,
             place: test.place,
+            also: vec![],
             now,
             instead: None,
         }

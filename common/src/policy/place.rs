@@ -127,13 +127,18 @@ impl Places {
     }
 
     pub(super) fn state(&self, context: &RequestContext) -> State {
-        let network = match context.address {
+        let by_first = self.holds(context.address, context.place);
+        let agree = context.also.iter().all(|(address, place)| self.holds(Some(*address), *place) == by_first);
+        State::forever(if agree { by_first } else { Truth::Unknown })
+    }
+
+    fn holds(&self, address: Option<IpAddr>, place: Place) -> Truth {
+        let network = match address {
             _ if self.network.is_empty() => Truth::True,
             None => Truth::Unknown,
             Some(address) => Truth::known(self.contains(address)),
         };
-        let country = is_one_of(&self.country, context.place.country);
-        State::forever(network.and(country).and(is_one_of(&self.asn, context.place.asn)))
+        network.and(is_one_of(&self.country, place.country)).and(is_one_of(&self.asn, place.asn))
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -143,24 +148,32 @@ impl Places {
 
     /// Tells in words what of it is not true.
     pub(super) fn unmet(&self, context: &RequestContext) -> Vec<Unmet> {
-        let from = match context.address {
+        let first = match context.address {
             Some(address) => format!("the device speaks from {address}"),
             None => "it is not known from which address the device speaks".into(),
         };
+        let first = self.unmet_from(first, context.address, context.place);
+        let others = context.also.iter().map(|(address, place)| {
+            self.unmet_from(format!("packets of the device come from {address}"), Some(*address), *place)
+        });
+        [first].into_iter().chain(others).find(|unmet| !unmet.is_empty()).unwrap_or_default()
+    }
+
+    fn unmet_from(&self, from: String, address: Option<IpAddr>, place: Place) -> Vec<Unmet> {
         let unmet = |fact, demand| Unmet { fact, demand, fix: None, mended_by_step_up: false };
         let mut list = Vec::new();
-        if !self.network.is_empty() && !context.address.is_some_and(|address| self.contains(address)) {
+        if !self.network.is_empty() && !address.is_some_and(|address| self.contains(address)) {
             list.push(unmet(from.clone(), format!("asks for an address in {}", any_of(&self.network))));
         }
-        if is_one_of(&self.country, context.place.country) != Truth::True {
-            let fact = match context.place.country {
+        if is_one_of(&self.country, place.country) != Truth::True {
+            let fact = match place.country {
                 Some(country) => format!("{from}, in {country}"),
                 None => format!("{from}, in a country that is not known"),
             };
             list.push(unmet(fact, format!("asks for an address in {}", any_of(&self.country))));
         }
-        if is_one_of(&self.asn, context.place.asn) != Truth::True {
-            let fact = match context.place.asn {
+        if is_one_of(&self.asn, place.asn) != Truth::True {
+            let fact = match place.asn {
                 Some(asn) => format!("{from}, of {asn}"),
                 None => format!("{from}, of a provider that is not known"),
             };

@@ -148,6 +148,9 @@ pub struct RequestContext {
     pub restraints: Vec<Restraint>,
     /// Where that address is.
     pub place: Place,
+    /// Other addresses from which the device is seen to speak, and where those are. A condition on the place that is not the same from
+    /// everywhere is unknown.
+    pub also: Vec<(IpAddr, Place)>,
     /// The time of the decision.
     pub now: WallTime,
     /// What the time may be instead, if somebody has set the clock that `now` was read from. A condition on time that is not the

@@ -78,6 +78,7 @@ pub(crate) fn context(
         restraints: vec![],
         address: from.address,
         place: from.place,
+        also: vec![],
         now: at.wall,
         instead: at.instead,
     }
@@ -104,6 +105,7 @@ pub(crate) fn hypothetical(
         restraints: vec![],
         address: from.address,
         place: from.place,
+        also: vec![],
         now: at.wall,
         instead: at.instead,
     }

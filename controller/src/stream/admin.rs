@@ -73,7 +73,8 @@ impl Core {
         let context =
             context(&self.config.url, device, owner, assurance.as_ref(), posture, from, self.clock.times(now));
         let (approved, restraints) = (self.registry.approvals(device), self.restraints_on(device));
-        Some(RequestContext { approved, restraints, ..context })
+        let also = self.probed(device.id).map(|address| (address, self.atlas.place_of(address)));
+        Some(RequestContext { approved, restraints, also: also.into_iter().collect(), ..context })
     }
 
     pub(super) fn whence(&self, address: Option<IpAddr>) -> Whence {

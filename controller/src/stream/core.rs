@@ -32,6 +32,7 @@ use super::{
     speed::Speed,
     step_up::StepUpPages,
     timers::{Due, Timers},
+    views::Views,
 };
 use crate::{
     decision::{Clock, Extend, Lease, Terms},
@@ -122,6 +123,8 @@ pub struct Core {
     pub(super) challenged_there: behaviour::Accusers<SubjectId>,
     pub(super) provisioning: Provisioning,
     pub(super) openings: Openings,
+    /// From where nodes see machines speak.
+    pub(super) views: Views,
     pub(super) atlas: Arc<dyn Atlas>,
     pub(super) event_streams: Streams,
     pub(super) refusals: Refusals,
@@ -182,6 +185,7 @@ impl Core {
             strangers: VecDeque::new(),
             provisioning,
             openings: Openings::default(),
+            views: Views::default(),
             atlas,
             event_streams,
             refusals: Refusals::default(),
@@ -305,6 +309,7 @@ impl Core {
         self.sweep_break_glass(now.wall);
         self.sweep_events(now);
         self.sweep_doors(now);
+        self.views.sweep(now.monotonic);
         self.usages.sweep(now.monotonic);
         self.refused_lately.sweep(now.monotonic);
         self.accusers.sweep(now.monotonic);
@@ -525,6 +530,7 @@ impl Core {
         }
         self.generations.remove(&device);
         self.paces.remove(&device);
+        self.views.forget(device);
     }
 }
 

@@ -16,7 +16,7 @@ use postern_common::{
 use super::{api::CoreError, core::Core, peering::PeeringName};
 use crate::{
     decision::{Lease, Whence, hypothetical},
-    records::{DeviceRecord, Standing, SubjectKind},
+    records::{Covered, DeviceRecord, Standing, SubjectKind},
 };
 
 impl Core {
@@ -163,6 +163,18 @@ impl Core {
         explanation
     }
 
+    /// Lists the nodes of a destination.
+    fn nodes_of(&self, destination: &Destination, targets: &Targets) -> Vec<DeviceId> {
+        match destination {
+            Destination::Node(device) => vec![*device],
+            Destination::Resource(name) => {
+                let Some(resource) = self.policy.resource(name) else { return vec![] };
+                let covered = Covered::of(resource.nodes(), resource.services());
+                targets.nodes().iter().filter(|node| covered.is_on(node)).map(|node| node.device).collect()
+            }
+        }
+    }
+
     /// What security events have taken from the asking machine and its sign-in. That is its person's own, and tells nothing of what there is
     /// elsewhere: it is said of every name alike.
     fn told_by_events(&self, device: &DeviceRecord) -> Vec<String> {
@@ -228,7 +240,10 @@ impl Core {
             }
             return nothing;
         };
-        let mut explanation = self.policy.explain(context, targets, &destination, service, audience);
+        let there = self.nodes_of(&destination, targets);
+        let seen = asker.map(|asker| self.as_seen_by(asker, &there, context.clone()));
+        let mut explanation =
+            self.policy.explain(seen.as_ref().unwrap_or(context), targets, &destination, service, audience);
         if let (Destination::Resource(resource), Some(device), false) = (&destination, device, explanation.allowed)
             && let Some(opened) = self.break_glass_on(device, resource, now)
         {

@@ -198,6 +198,7 @@ impl Core {
                 }
             }
             FromNode::Behaviour { process, usages, scans } => self.behaviour_told((id, process), usages, scans, now),
+            FromNode::Seen { peers } => self.peers_seen(id, peers, now),
             FromNode::Refusals { refused } => self.refusals_told(id, refused, now),
             FromNode::RequestAccess { id: question, resource, length_ms, reason } => {
                 let answer = if self.nodes.get_mut(&id).is_some_and(|node| node.asks.access.take(now.monotonic)) {
@@ -310,11 +311,15 @@ impl Core {
             asks: Asks::new(now.monotonic),
             posture: device.key.map(|key| PostureVerifier::new(id, key, challenge)),
             challenged,
+            posture_heard: None,
             posture_told: None,
             endpoints_late: false,
         };
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
+        if device.last_address != Some(remote.ip()) {
+            self.views.forget(id);
+        }
         let spoke_from = self.moves(&device, remote.ip(), now);
         self.service_seen(&device, &hello.machine, remote.ip(), now);
         let version: String = hello.version.chars().filter(|c| !c.is_control()).take(64).collect();
@@ -383,8 +388,9 @@ impl Core {
         if let Some(node) = self.nodes.get_mut(&id)
             && node.observed != Some(from)
         {
-            node.observed = Some(from);
+            let before = node.observed.replace(from);
             self.out.send(node.stream, ToNode::Observed { endpoint: from });
+            self.probe_moved(id, before, from.ip(), now);
             self.endpoints_changed(id, now);
             self.flush(now);
         }

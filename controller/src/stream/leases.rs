@@ -65,11 +65,22 @@ pub(super) struct Evaluation {
 impl Core {
     /// Evaluates policy for one device. What rules gives it that an administrator revoked is left out.
     pub(super) fn evaluate(&mut self, device: &DeviceRecord, now: Now) -> Evaluation {
-        let Some(context) = self.context_of(device, now) else { return Evaluation::default() };
         self.counters.decisions += 1;
-        let mut entitlements = self.policy.entitlements(&context, &self.targets);
+        let Some(context) = self.context_of(device, now) else { return Evaluation::default() };
+        let (entitlements, step_ups) = self.evaluate_in(device, &context, now);
+        Evaluation { entitlements, step_ups, context: Some(context) }
+    }
+
+    fn evaluate_in(
+        &self,
+        device: &DeviceRecord,
+        context: &RequestContext,
+        now: Now,
+    ) -> (Vec<Entitlement>, Vec<StepUp>) {
+        let entitlements = self.policy.entitlements(context, &self.targets);
+        let mut entitlements = self.as_seen(device, context, entitlements);
         let mut step_ups = match device.kind {
-            DeviceKind::Agent => self.policy.step_ups(&context, &self.targets),
+            DeviceKind::Agent => self.policy.step_ups(context, &self.targets),
             DeviceKind::StockClient => vec![],
         };
         let revoked = self.registry.revoked_rules();
@@ -85,7 +96,7 @@ impl Core {
             DeviceKind::StockClient => entitlements.retain(|entitlement| entitlement.stock_clients),
         }
         let step_ups = self.offers_not_held(step_ups);
-        Evaluation { entitlements, step_ups, context: Some(context) }
+        (entitlements, step_ups)
     }
 
     /// Decides one device's lease: issues it, renews it, or takes away what does not hold any more.
@@ -111,7 +122,8 @@ impl Core {
         if away && !self.leases.get(&id).is_some_and(of_session) {
             return;
         }
-        let Evaluation { entitlements, step_ups, context } = self.evaluate(&device, now);
+        let Evaluation { mut entitlements, step_ups, context } = self.evaluate(&device, now);
+        let confirmed = self.not_by_old_facts(&device, context.as_ref(), now);
         let held = self.leases.remove(&id);
         let (mut lease, issued) = match held {
             Some(lease) if of_session(&lease) => (lease, false),
@@ -123,7 +135,20 @@ impl Core {
             true => record.since(&part.rule, &part.resource).min(now.wall),
             false => now.wall,
         };
+        // Facts from before this stream keep what is held for as long as it was given. They open nothing and give no more time.
+        let of = |part: &Entitlement| (part.rule.clone(), part.resource.clone());
+        let unconfirmed = |part: &Entitlement| {
+            confirmed.as_ref().is_some_and(|confirmed| !confirmed.iter().any(|known| of(known) == of(part)))
+        };
+        let before = |part: &Entitlement| lease.granted.iter().find(|held| of(&held.entitlement) == of(part));
+        entitlements.retain(|part| !unconfirmed(part) || before(part).is_some());
         let mut granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, since, now);
+        for part in granted.iter_mut().filter(|part| unconfirmed(&part.entitlement)) {
+            if let Some(before) = before(&part.entitlement) {
+                (part.until, part.since) = (part.until.min(before.until), part.since.min(before.since));
+            }
+        }
+        granted.retain(|part| !part.until.has_passed(now));
         if away {
             granted.iter_mut().for_each(|part| part.until = part.until.min(lease.deadline));
             granted.retain(|part| !part.until.has_passed(now));
@@ -157,6 +182,20 @@ impl Core {
         let scan = self.scan_limit_of(&device, context.as_ref());
         self.open(lease, scan, now);
         self.ask_for_posture(id, context, now);
+    }
+
+    /// Returns what policy gives a machine whatever it said of itself before its stream began, while it has said nothing since; nothing
+    /// if it has, or if nobody asks.
+    fn not_by_old_facts(
+        &self,
+        device: &DeviceRecord,
+        context: Option<&RequestContext>,
+        now: Now,
+    ) -> Option<Vec<Entitlement>> {
+        self.report_within()?;
+        self.nodes.get(&device.id).filter(|node| node.posture_heard.is_none())?;
+        let context = RequestContext { posture: None, ..context?.clone() };
+        Some(self.evaluate_in(device, &context, now).0)
     }
 
     fn new_lease(&mut self, device: &DeviceRecord, before: Option<Lease>, now: Now) -> Lease {

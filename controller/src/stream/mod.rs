@@ -101,6 +101,7 @@ mod stale;
 mod step_up;
 mod stock;
 mod timers;
+mod views;
 
 pub use api::*;
 

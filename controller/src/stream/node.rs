@@ -73,6 +73,8 @@ pub(crate) struct Connected {
     pub(crate) posture: Option<PostureVerifier>,
     /// When the challenge was sent that its reports count from.
     pub(crate) challenged: Monotonic,
+    /// When it said something of itself on this stream that was signed for it.
+    pub(crate) posture_heard: Option<Monotonic>,
     /// What the node was last told of its posture.
     pub(crate) posture_told: Option<ToNode>,
     /// Whether peers still have to be told of new outer addresses.
@@ -150,6 +152,8 @@ pub(crate) struct Pace {
     pub(crate) postures: Questions,
     /// Limits reports of scans.
     pub(crate) scans: Questions,
+    /// Limits what it says of where peers are.
+    pub(crate) seen: Questions,
     /// When an alert about a burst of refusals was raised; it outlives the stream, which a node may open anew at will.
     pub(crate) burst_told: Option<Monotonic>,
     /// When an alert was raised about a scan of which a server tells itself.
@@ -164,6 +168,7 @@ impl Pace {
             changes: questions,
             postures: questions,
             scans: questions,
+            seen: questions,
             burst_told: None,
             scan_told: None,
         }

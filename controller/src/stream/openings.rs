@@ -1,8 +1,8 @@
 //! Who may gain something by a place that appeared, decided in portions.
 //!
 //! Invariants:
-//! - What takes away never waits here: whoever holds something on a place that went or changed is decided at once
-//!   ([`Core::targets_changed`]). On a place that is new nobody holds anything.
+//! - What an administrator or another system takes away never waits here: whoever holds something on a place that went or changed is
+//!   decided at once ([`Core::targets_changed`]). On a place that is new nobody holds anything.
 //! - Each lease waits once, however many places appear meanwhile, in the order in which it came. Bounded by the number of leases.
 //! - A call decides [`AT_ONCE`] at most, and others have their turn between two portions.
 //!
@@ -33,6 +33,16 @@ impl Core {
             if self.openings.queued.insert(*device) {
                 self.openings.waiting.push_back(*device);
             }
+        }
+        if !self.openings.waiting.is_empty() {
+            self.timers.set(Due::Openings, now.monotonic);
+        }
+    }
+
+    /// Lets one machine wait that was seen somewhere else: seconds matter there, and thousands of them at once must not.
+    pub(super) fn let_one_wait(&mut self, device: DeviceId, now: Now) {
+        if self.leases.contains_key(&device) && self.openings.queued.insert(device) {
+            self.openings.waiting.push_back(device);
         }
         if !self.openings.waiting.is_empty() {
             self.timers.set(Due::Openings, now.monotonic);

@@ -40,7 +40,7 @@ const MAX_SERIAL: usize = 120;
 
 impl Core {
     /// Returns how fresh reports have to be; `None` if the policy asks devices nothing.
-    fn report_within(&self) -> Option<Duration> {
+    pub(super) fn report_within(&self) -> Option<Duration> {
         let shortest = self.policy.shortest_posture_age()?;
         Some((shortest / REPORTS_WITHIN_AGE).min(REPORT_AT_LEAST_EVERY))
     }
@@ -106,6 +106,7 @@ impl Core {
                 return;
             }
         };
+        node.posture_heard = Some(now.monotonic);
         let taken = self.postures.hear(id, posture, now);
         self.posture_taken(id, taken, "device", now);
     }

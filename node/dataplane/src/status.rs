@@ -9,7 +9,7 @@ use postern_common::{
     key::WireGuardPublicKey,
     limit::{Limit, Scan, Usage},
     net::{FiveTuple, Service},
-    protocol::FlowGroup,
+    protocol::{FlowGroup, SeenPeer},
     reason::DenyReason,
     time::{Deadline, Monotonic},
 };
@@ -113,6 +113,8 @@ pub struct Behaviour {
     pub scans: Vec<Scan>,
     /// To whom destinations were refused that are not too many here.
     pub refused: Vec<Scan>,
+    /// From which outer addresses peers speak, as far as the controller has to be told.
+    pub seen: Vec<SeenPeer>,
 }
 
 /// A peer.

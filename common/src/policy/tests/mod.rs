@@ -139,6 +139,7 @@ fn person(name: &str, groups: &[&str], now: &str) -> RequestContext {
         restraints: vec![],
         address: Some("192.0.2.7".parse().expect("an address")),
         place: super::Place::default(),
+        also: vec![],
         now,
         instead: None,
     }

@@ -79,3 +79,30 @@ fn places_differ_only_where_both_are_known() {
     assert!(!place(Some("DE"), Some("1")).differs_from(&place(None, None)));
     assert!(!place(Some("DE"), None).differs_from(&place(Some("DE"), Some("2"))));
 }
+
+#[test]
+fn a_place_counts_only_if_every_view_of_the_device_says_so() {
+    let mut here = in_place(Some("DE"), Some("AS64500"));
+    let other = in_place(Some("FR"), Some("AS64501"));
+    let elsewhere = "203.0.113.1".parse().expect("an address");
+    let deny =
+        "[[deny]]\nname = \"not from there\"\nfrom = [\"user:*\"]\nto = [\"wiki\"]\nwhen = { country = \"FR\" }\n";
+    let unless =
+        "[[deny]]\nname = \"only here\"\nfrom = [\"user:*\"]\nto = [\"wiki\"]\nunless = { network = \"office\" }\n";
+    let policies = [
+        with("country = \"DE\""),
+        with("asn = \"AS64500\""),
+        with("network = \"office\""),
+        policy(&format!("{POLICY}{deny}")),
+        policy(&format!("{POLICY}{unless}")),
+    ];
+    for policy in &policies {
+        here.also = vec![("192.0.2.200".parse().expect("an address"), here.place)];
+        assert!(!given(policy, &here).is_empty());
+        here.also.push((elsewhere, other.place));
+        assert!(given(policy, &here).is_empty());
+    }
+    let to = Destination::Resource("wiki".parse().expect("a name"));
+    let told = policies[0].explain(&here, &machines(), &to, None, crate::policy::Audience::Operator);
+    assert!(told.reason.starts_with("packets of the device come from 203.0.113.1, in FR"), "{}", told.reason);
+}

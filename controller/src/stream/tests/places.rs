@@ -7,9 +7,13 @@ use std::{
     time::Duration,
 };
 
-use postern_common::policy::Place;
+use postern_common::{
+    policy::Place,
+    probe::ProbeKey,
+    protocol::{FromNode, SeenPeer, ToNode},
+};
 
-use super::world::{World, person};
+use super::world::{World, config, person};
 use crate::signals::{alerts::AlertKind, place::Atlas};
 
 const POLICY: &str = r#"
@@ -88,4 +92,100 @@ fn a_device_that_moved_while_the_controller_was_down_is_not_overlooked() {
     world.run(Duration::from_secs(1));
     assert!(!world.lets_in(bob, wiki, "tcp/80"));
     assert!(world.store.alerts.iter().any(|alert| alert.kind == AlertKind::NewPlace), "{:?}", world.store.alerts);
+}
+
+/// Bob at home in DE, with two wikis, and an address in FR.
+struct Scene {
+    world: World,
+    wikis: [usize; 2],
+    bob: usize,
+    home: SocketAddr,
+    away: SocketAddr,
+    sequence: u64,
+}
+
+fn scene(seed: u64) -> Scene {
+    let mut with_probes = config();
+    with_probes.probe_port = Some(3_478);
+    let mut world = World::with(seed, POLICY, with_probes);
+    let wikis = ["wiki-1", "wiki-2"].map(|name| world.server(name, Some("wiki"), &["wiki"]));
+    let bob = world.laptop("bob-laptop", &person("bob", &["staff"]));
+    let (home, away) = (world.remote(bob), SocketAddr::from(([203, 0, 113, 9], 40_000)));
+    let places = HashMap::from([(home.ip(), place("DE")), (away.ip(), place("FR"))]);
+    world.core.set_atlas(Arc::new(Map(places)), world.now);
+    world.pump();
+    world.run(Duration::from_secs(1));
+    let scene = Scene { world, wikis, bob, home, away, sequence: 0 };
+    assert_eq!(scene.open(), [true, true]);
+    scene
+}
+
+impl Scene {
+    fn open(&self) -> [bool; 2] {
+        self.wikis.map(|wiki| self.world.lets_in(self.bob, wiki, "tcp/80"))
+    }
+
+    fn probe(&mut self, from: SocketAddr) -> [bool; 2] {
+        let Some(ToNode::Probe { id, key, .. }) = self.world.nodes[self.bob].probe.clone() else { panic!("a probe") };
+        let key = ProbeKey::from_base64(&key).expect("a key");
+        self.sequence += 1;
+        self.world.core.observe_probe(&key.seal(id, self.sequence), from, self.world.now);
+        self.world.pump();
+        self.world.run(Duration::from_secs(1));
+        self.open()
+    }
+
+    fn seen(&mut self, by: usize, address: &str, age_ms: u64) -> [bool; 2] {
+        let device = self.world.nodes[self.bob].id();
+        let address = address.parse().expect("an address");
+        self.world.send(by, FromNode::Seen { peers: vec![SeenPeer { device, address, age_ms }] });
+        self.world.run(Duration::from_secs(1));
+        self.open()
+    }
+
+    fn why(&mut self) -> String {
+        let why = self.world.core.explain("bob@corp.example", "wiki", None, self.world.now).expect("explained");
+        format!("{} {}", why.allowed, why.reason)
+    }
+}
+
+#[test]
+fn packets_from_abroad_beside_a_stream_from_home_close_and_packets_within_a_site_are_no_place() {
+    let mut scene = scene(43);
+    let (home, away) = (scene.home, scene.away);
+    assert_eq!(scene.probe(home), [true, true]);
+    assert_eq!(scene.probe(away), [false, false]);
+    let why = scene.why();
+    assert!(why.contains("false packets of the device come from 203.0.113.9"), "{why}");
+    let alerts = scene.world.store.alerts.iter().filter(|alert| alert.kind == AlertKind::NewPlace);
+    assert!(alerts.clone().any(|alert| alert.text.contains("sends from 203.0.113.9 (FR), and before from")));
+    assert_eq!(scene.probe("10.1.2.3:9".parse().expect("an address")), [true, true]);
+    assert_eq!(scene.probe(home), [true, true]);
+}
+
+#[test]
+fn what_a_node_sees_counts_for_that_node_alone_and_only_of_who_reaches_it() {
+    let mut scene = scene(44);
+    let [one, two] = scene.wikis;
+    assert_eq!(scene.seen(one, "203.0.113.9", 0), [false, true]);
+    let why = scene.why();
+    assert!(why.contains("packets of the device come from 203.0.113.9"), "{why}");
+    scene.world.run(Duration::from_secs(600));
+    assert_eq!(scene.open(), [false, true], "it stays so without another word: nothing comes from there any more");
+    // Who is shut out of a node is none of its business any more.
+    assert_eq!(scene.seen(one, "10.0.0.9", 0), [false, true]);
+    assert_eq!(scene.seen(two, "10.0.0.9", 0), [false, true], "an address within a site is no place");
+    // The machine moves, and what was seen before is of no use.
+    for remote in [SocketAddr::from(([198, 51, 100, 77], 1)), scene.home] {
+        scene.world.cut_stream(scene.bob);
+        scene.world.nodes[scene.bob].moved_to = Some(remote);
+        scene.world.connect(scene.bob);
+        scene.world.run(Duration::from_secs(1));
+    }
+    assert_eq!(scene.open(), [true, true]);
+    assert_eq!(scene.seen(one, "203.0.113.9", 60_000), [true, true], "a packet from before the stream is not news");
+    scene.world.run(Duration::from_secs(3_700));
+    assert_eq!(scene.seen(two, "203.0.113.9", 10), [true, false]);
+    scene.world.run(Duration::from_secs(3_700));
+    assert_eq!(scene.open(), [true, true], "an hour later it is forgotten, and the node may see again");
 }

@@ -324,3 +324,32 @@ fn a_flood_of_reports_costs_nobody_but_its_sender() {
     assert!(changed(&scene) - before <= 31, "each is a record that is kept");
     assert!(scene.world.core.status().counters.postures_refused >= 160);
 }
+
+#[test]
+fn facts_from_before_a_stream_open_nothing_and_give_no_more_time() {
+    let with_open_rule = format!(
+        "{POLICY}lease = \"30s\"\n[resource.help]\nnodes = [\"tag:wiki\"]\nports = [\"tcp/81\"]\n[[access]]\nname = \"help\"\nfrom = [\"group:staff\"]\nto = [\"help\"]\n"
+    );
+    // It comes back when its lease wants to be renewed, and when that is over; the report that it made before counts for two minutes.
+    for (away, held) in [(23, true), (45, false)] {
+        let mut scene = scene(&with_open_rule);
+        assert!(scene.passes(scene.bob));
+        scene.world.cut_stream(scene.bob);
+        scene.world.run(seconds(away));
+        scene.world.nodes[scene.bob].facts = None;
+        scene.world.connect(scene.bob);
+        scene.world.run(seconds(1));
+        assert_eq!(
+            scene.passes(scene.bob),
+            held,
+            "after {away} s: what is held is kept for its time, nothing is opened"
+        );
+        assert!(scene.world.passes(scene.bob, scene.wiki, "tcp/81"), "what asks nothing of the device is open");
+        scene.world.run(seconds(10));
+        assert!(!scene.passes(scene.bob), "after {away} s: and it gets no more time");
+        scene.report(firewall(true));
+        assert!(scene.passes(scene.bob), "after {away} s: what it says now counts");
+        scene.pass(seconds(60));
+        assert!(scene.passes(scene.bob));
+    }
+}

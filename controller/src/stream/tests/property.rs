@@ -93,6 +93,7 @@ fn naive(world: &World, policy: &Policy) -> BTreeSet<Door> {
             restraints: vec![],
             address: None,
             place: Default::default(),
+            also: vec![],
             now: world.now.wall,
             instead: None,
         };

@@ -50,6 +50,7 @@ mod records;
 mod reminders;
 mod rules;
 mod scans;
+mod seen;
 mod table;
 
 #[cfg(test)]
@@ -213,6 +214,7 @@ impl Enforcer {
             usages: self.meters.usages(now.monotonic),
             scans: self.scans_told(),
             refused: self.refused_lately(now),
+            seen: Vec::new(),
         }
     }
 

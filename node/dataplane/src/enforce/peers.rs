@@ -18,8 +18,10 @@ pub(crate) struct Peer {
     pub(crate) identity: PeerIdentity,
     pub(crate) tags: Vec<Tag>,
     pub(crate) addresses: Vec<IpAddr>,
-    /// The peer's outer address, for records.
+    /// The outer address from which it last proved to speak.
     pub(crate) outer: Option<SocketAddr>,
+    /// What the controller was told of that.
+    pub(crate) outer_told: super::seen::Told,
     pub(crate) generation: u64,
     pub(crate) inbound: Rules,
     pub(crate) outbound: Rules,
@@ -196,6 +198,7 @@ impl Enforcer {
             tags: Vec::new(),
             addresses: Vec::new(),
             outer: None,
+            outer_told: None,
             generation: 0,
             inbound: Rules::default(),
             outbound: Rules::default(),

@@ -52,6 +52,11 @@ struct Compiled {
 }
 
 impl Rules {
+    /// Tells whether nothing is permitted.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.permissions.is_empty()
+    }
+
     /// Compiles `permissions`. Costs n log n in the number of their services.
     pub(crate) fn compile(permissions: Vec<Permission<Deadline>>) -> Self {
         let permissions: Vec<_> = permissions.into_iter().map(Compiled::new).collect();

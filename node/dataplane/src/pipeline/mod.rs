@@ -165,7 +165,8 @@ impl<W: Tunnels> DataPlane<W> {
 
     /// Says how much of what is limited was used lately, and who scans. What was told is not told again until it is another.
     pub fn take_behaviour(&mut self, now: Now) -> Behaviour {
-        self.enforcer.take_behaviour(now)
+        let seen = self.enforcer.take_seen(|slot| self.links.last_received(slot), now);
+        Behaviour { seen, ..self.enforcer.take_behaviour(now) }
     }
 
     /// Lists the live flows.

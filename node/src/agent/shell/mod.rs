@@ -420,8 +420,9 @@ impl Agent {
         if let Some(plane) = &self.plane
             && let Ok(behaviour) = plane.worker.take_behaviour().await
         {
-            let postern_dataplane::Behaviour { process, usages, scans, refused } = behaviour;
+            let postern_dataplane::Behaviour { process, usages, scans, refused, seen } = behaviour;
             self.core.handle_behaviour(process, usages, scans, refused);
+            self.core.handle_seen(seen);
         }
     }
 

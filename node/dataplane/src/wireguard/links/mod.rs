@@ -275,6 +275,11 @@ impl<W: Tunnels> Links<W> {
         self.events.pop_front()
     }
 
+    /// Tells when something was last received from a peer.
+    pub(crate) fn last_received(&self, slot: PeerSlot) -> Option<Monotonic> {
+        self.peers.get(slot.0 as usize)?.as_ref()?.last_received
+    }
+
     /// Returns the state of a peer's tunnels.
     pub(crate) fn status(&self, slot: PeerSlot, now: Monotonic) -> Option<LinkStatus> {
         let peer = self.peers.get(slot.0 as usize)?.as_ref()?;
