@@ -530,7 +530,7 @@ impl Core {
         }
         self.generations.remove(&device);
         self.paces.remove(&device);
-        self.views.forget(device);
+        self.views.forget_all(device);
     }
 }
 

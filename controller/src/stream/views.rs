@@ -31,7 +31,7 @@ use std::{
 
 use postern_common::{
     id::DeviceId,
-    policy::{Entitlement, RequestContext},
+    policy::{Entitlement, Place, RequestContext},
     protocol::{MAX_SEEN, SeenPeer},
     time::{Monotonic, Now},
 };
@@ -50,6 +50,8 @@ const LASTS: Duration = Duration::from_secs(3_600);
 #[derive(Debug, Default)]
 pub(super) struct Views {
     of: HashMap<DeviceId, BTreeMap<DeviceId, (IpAddr, Monotonic)>>,
+    /// Places of which somebody was told because a probe came from there: the stream that follows is no second news.
+    told: HashMap<DeviceId, Place>,
 }
 
 /// Tells whether an address says nothing of where a machine is.
@@ -68,6 +70,17 @@ impl Views {
     /// Forgets what nodes saw of a machine.
     pub(super) fn forget(&mut self, device: DeviceId) {
         self.of.remove(&device);
+    }
+
+    /// Tells whether it was told already that a machine is there.
+    pub(super) fn was_told(&mut self, device: DeviceId, is: &Place) -> bool {
+        self.told.remove(&device).is_some_and(|told| !is.differs_from(&told))
+    }
+
+    /// Forgets a machine.
+    pub(super) fn forget_all(&mut self, device: DeviceId) {
+        self.forget(device);
+        self.told.remove(&device);
     }
 
     /// Forgets what is too old.
@@ -195,6 +208,7 @@ impl Core {
         let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
         let machine = self.registry.machine_name(id);
         let text = format!("{machine} of {name} sends from {is} ({is_at}), and before from {before} ({was_at})");
+        self.views.told.insert(id, is_at);
         self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
         self.place_left(id, &was_at, &is_at, now);
     }

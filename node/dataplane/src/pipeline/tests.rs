@@ -86,6 +86,30 @@ fn an_allowed_flow_passes_through_real_wireguard_in_both_families() {
 }
 
 #[test]
+fn the_controller_is_told_from_where_peers_speak_that_may_open_something_here() {
+    let (mut a, mut b) = couple(WireGuard::new(at(0)), WireGuard::new(at(0)), HOUR);
+    assert!(b.plane.take_behaviour(at(5)).seen.is_empty(), "an address that nobody proved is none");
+    let ends = connect(&mut a, &mut b, 0, 10);
+    let told = |node: &mut Node<WireGuard>, ms: u64| {
+        let seen = node.plane.take_behaviour(at(ms)).seen.into_iter();
+        seen.map(|seen| (seen.device, seen.address, seen.age_ms)).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&mut b, 30), [(device(1), outer(1).ip(), 20)]);
+    assert_eq!(told(&mut a, 30), [], "it may open nothing at whoever it reaches");
+    assert_eq!((told(&mut b, 40), told(&mut b, 90_000)), (vec![], vec![]), "once, and not again while nothing comes");
+    // The same address a minute later, with a packet; another one at once.
+    a.local_sends(&segment(ends[0], ends[1], TcpFlags::ACK, 101, 501), at(90_010));
+    settle(&mut [&mut a, &mut b], at(90_010));
+    assert_eq!(told(&mut b, 90_020), [(device(1), outer(1).ip(), 10)]);
+    a.local_sends(&segment(ends[0], ends[1], TcpFlags::ACK, 101, 501), at(90_030));
+    let datagrams: Vec<_> = a.sent.drain(..).collect();
+    for (_, datagram) in datagrams {
+        b.network_brings(&datagram, outer(66), at(90_040));
+    }
+    assert_eq!(told(&mut b, 90_050), [(device(1), outer(66).ip(), 10)]);
+}
+
+#[test]
 fn another_port_another_protocol_and_the_other_direction_get_nothing() {
     let (mut a, mut b) = simulated(HOUR);
     connect(&mut a, &mut b, 0, 10);
