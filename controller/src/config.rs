@@ -9,6 +9,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -201,11 +202,12 @@ impl Default for Leases {
 struct Admin {
     socket: PathBuf,
     group: Option<String>,
+    posture_group: Option<String>,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { socket: "run/admin.sock".into(), group: None }
+        Self { socket: "run/admin.sock".into(), group: None, posture_group: None }
     }
 }
 
@@ -273,6 +275,8 @@ pub struct Config {
     pub admin_socket: PathBuf,
     /// The group whose members may administer, beside root and the user that runs the controller.
     pub admin_group: Option<String>,
+    /// The group whose members may import what a device management says of machines, and nothing else.
+    pub posture_group: Option<String>,
     /// The size in bytes at which a new audit file is begun.
     pub audit_file_size: u64,
     /// The most connections at a time.
@@ -391,6 +395,7 @@ impl Config {
             core,
             admin_socket: base.join(&written.admin.socket),
             admin_group: written.admin.group,
+            posture_group: written.admin.posture_group,
             audit_file_size: written.audit.file_size.get().max(4_096),
             connections: written.limits.connections.max(16),
             connections_per_address: written.limits.connections_per_address.max(4),
@@ -448,10 +453,21 @@ impl Config {
         }
         let secrets = self.oidc.iter().flat_map(|oidc| &oidc.client_secret_file);
         let secrets = secrets.chain(&self.alerts.secret_file);
+        let owner = |path: &Path| std::fs::metadata(path).ok().map(|found| found.uid());
+        let own = owner(&self.signing_key());
         for path in secrets.chain(self.events.iter().flat_map(EventStream::secrets)) {
             if let Err(error) = files::read_secret(path) {
                 wrong.push(error.to_string());
+                continue;
             }
+            // Root reads everything; the controller's own user does not.
+            if let (Some(own), Some(other)) = (own, owner(path).filter(|other| Some(*other) != own)) {
+                let (own, other, path) = (user_name(own), user_name(other), path.display());
+                wrong.push(format!("{path} belongs to {other}, and the controller runs as {own}: chown {own} {path}"));
+            }
+        }
+        if let Err(error) = crate::signals::alerts::webhook::check(&self.alerts) {
+            wrong.push(format!("[alerts] in {}: {error}", self.file.display()));
         }
         let authorities = self.oidc.iter().flat_map(|oidc| &oidc.ca_file);
         let authorities = authorities.chain(self.events.iter().flat_map(|stream| &stream.ca_file));
@@ -471,6 +487,12 @@ impl Config {
         }
         wrong
     }
+}
+
+/// Returns the operating system's name of a user.
+fn user_name(uid: u32) -> String {
+    let known = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    known.map_or_else(|| uid.to_string(), |user| user.name)
 }
 
 #[cfg(test)]

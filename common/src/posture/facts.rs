@@ -192,6 +192,36 @@ impl Facts {
         self == other || ageless(self) == ageless(other)
     }
 
+    /// Returns what holds by two reports of which nobody knows which is the newer: of what is on or off the worse, and of everything else
+    /// what both say. Whatever only one of them knows is unknown.
+    #[must_use]
+    pub fn agreed(&self, other: &Self) -> Self {
+        fn same<T: PartialEq + Clone>(one: &Option<T>, other: &Option<T>) -> Option<T> {
+            one.clone().filter(|_| one == other)
+        }
+        let both = |one: Option<bool>, other: Option<bool>| one.zip(other).map(|(one, other)| one && other);
+        let agents = self.agents.iter();
+        let checks = self.checks.iter();
+        Self {
+            disk_encrypted: both(self.disk_encrypted, other.disk_encrypted),
+            firewall: both(self.firewall, other.firewall),
+            screen_lock: both(self.screen_lock, other.screen_lock),
+            secure_boot: both(self.secure_boot, other.secure_boot),
+            os: same(&self.os, &other.os),
+            kernel: same(&self.kernel, &other.kernel),
+            distribution: same(&self.distribution, &other.distribution),
+            security_updates: self.security_updates.zip(other.security_updates).map(|(one, other)| one.max(other)),
+            managed_by: same(&self.managed_by, &other.managed_by),
+            agents: agents.filter_map(|(name, runs)| Some((name.clone(), *runs && *other.agents.get(name)?))).collect(),
+            checks: checks
+                .filter(|(name, check)| other.checks.get(*name).is_some_and(|said| said.passed == check.passed))
+                .map(|(name, check)| (name.clone(), check.clone()))
+                .collect(),
+            compliant: both(self.compliant, other.compliant),
+            serial: same(&self.serial, &other.serial),
+        }
+    }
+
     /// Tells whether lists and texts are within their bounds, and no text could trip a terminal.
     pub fn within_bounds(&self) -> bool {
         let good = |text: &str| text.len() <= MAX_TEXT && !text.chars().any(char::is_control);

@@ -341,3 +341,33 @@ async fn a_database_that_was_put_back_by_hand_is_not_served_from_and_restore_tak
     let verified = tokio::task::spawn_blocking(move || typed(&["audit", "verify", "--config", &at])).await.unwrap();
     assert_eq!(format!("{:?}", verified.unwrap()), format!("{:?}", std::process::ExitCode::SUCCESS));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_what_serve_would_stumble_over() {
+    let mut controller = Controller::prepare("");
+    let written = std::fs::read_to_string(controller.file("controller.toml")).unwrap();
+    let (secret, key) = (controller.file("keys/alerts.secret"), controller.file("keys/signing.key"));
+    let with = |alerts: &str| {
+        let whole = format!(
+            "{written}\n[alerts]\nwebhook = \"https://127.0.0.1/a\"\nsecret_file = \"keys/alerts.secret\"\n{alerts}\n"
+        );
+        std::fs::write(controller.file("controller.toml"), whole).unwrap();
+        controller.config().check_files().join("\n")
+    };
+    crate::serve::files::write_new(&secret, b"short", crate::serve::files::SECRET).unwrap();
+    assert!(with("").contains("at least 16 characters"));
+    std::fs::write(&secret, "a secret of enough characters").unwrap();
+    assert_eq!(with(""), "");
+    assert!(with("ca_file = \"corp-ca.pem\"").contains("corp-ca.pem"));
+    assert!(with("log = \"nowhere/alerts.jsonl\"").contains("`log` cannot be written"));
+    assert_eq!(with("log = \"alerts.jsonl\""), "");
+    // Only root can give a file to somebody else, and only root is told by it what the controller's own user may not read.
+    if nix::unistd::geteuid().is_root() {
+        std::os::unix::fs::chown(&key, Some(65_534), None).unwrap();
+        let said = with("");
+        assert!(said.contains("belongs to root, and the controller runs as") && said.contains("chown"), "{said}");
+        std::os::unix::fs::chown(&key, Some(0), None).unwrap();
+    }
+    assert_eq!(with(""), "");
+    controller.serve().await.unwrap();
+}

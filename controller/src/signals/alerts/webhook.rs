@@ -80,31 +80,7 @@ impl Courier {
     /// # Errors
     /// What is wrong with the secret, the certificates or the client, in words.
     pub fn new(pool: SqlitePool, settings: AlertSettings) -> Result<Self, String> {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // of several callers the first installs it
-        let secret = match &settings.secret_file {
-            None => None,
-            Some(path) => {
-                let text = files::read_secret(path).map_err(|error| error.to_string())?;
-                let secret = Zeroizing::new(text.trim().to_owned());
-                if secret.len() < LEAST_SECRET {
-                    return Err(format!("{}: a secret has at least {LEAST_SECRET} characters", path.display()));
-                }
-                Some(secret)
-            }
-        };
-        let mut builder = reqwest::Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(ANSWER)
-            .connect_timeout(CONNECT)
-            .no_proxy()
-            .user_agent(concat!("postern-controller/", env!("CARGO_PKG_VERSION")));
-        if let Some(path) = &settings.ca_file {
-            let wrong = |error: String| format!("{}: {error}", path.display());
-            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-            let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
-            builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
-        }
-        let client = builder.build().map_err(|error| error.to_string())?;
+        let (secret, client) = prepare(&settings)?;
         let next = (tokio::time::Instant::now(), 0);
         Ok(Self { pool, settings, secret, client, refused: (0, 0), written: 0, unlogged: VecDeque::new(), next })
     }
@@ -231,6 +207,49 @@ impl Courier {
             _ => Err(why),
         }
     }
+}
+
+/// Checks what [`Courier::new`] will need, and that the log can be written, before anything is served.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn check(settings: &AlertSettings) -> Result<(), String> {
+    if let Some(path) = &settings.log {
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        files::check_writable(dir).map_err(|error| format!("`log` cannot be written: {error}"))?;
+    }
+    prepare(settings).map(drop)
+}
+
+type Prepared = (Option<Zeroizing<String>>, reqwest::Client);
+
+fn prepare(settings: &AlertSettings) -> Result<Prepared, String> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default(); // of several callers the first installs it
+    let secret = match &settings.secret_file {
+        None => None,
+        Some(path) => {
+            let text = files::read_secret(path).map_err(|error| error.to_string())?;
+            let secret = Zeroizing::new(text.trim().to_owned());
+            if secret.len() < LEAST_SECRET {
+                return Err(format!("{}: a secret has at least {LEAST_SECRET} characters", path.display()));
+            }
+            Some(secret)
+        }
+    };
+    let mut builder = reqwest::Client::builder()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER)
+        .connect_timeout(CONNECT)
+        .no_proxy()
+        .user_agent(concat!("postern-controller/", env!("CARGO_PKG_VERSION")));
+    if let Some(path) = &settings.ca_file {
+        let wrong = |error: String| format!("{}: {error}", path.display());
+        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+        let bundle = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+        builder = bundle.into_iter().fold(builder, reqwest::ClientBuilder::add_root_certificate);
+    }
+    let client = builder.build().map_err(|error| error.to_string())?;
+    Ok((secret, client))
 }
 
 /// What a receiver says of an alert.

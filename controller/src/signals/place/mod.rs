@@ -126,13 +126,23 @@ pub(crate) async fn keep_up(files: PlaceFiles, mut seen: Seen, handle: Handle, m
         }
         tokio::select! {
             _ = look.tick() => {
-                let present = changed(&files);
-                if present != seen {
-                    seen = present;
-                    match Maps::read(&files) {
-                        Ok(maps) => next = Some(maps),
-                        Err(error) => tracing::error!(%error, "the present map stays"),
+                // Maps are a hundred megabytes: reading one here would keep the other tasks of this thread waiting.
+                let asked = files.clone();
+                let before = seen;
+                let looked = tokio::task::spawn_blocking(move || {
+                    let present = changed(&asked);
+                    (present, (present != before).then(|| Maps::read(&asked)))
+                });
+                match looked.await {
+                    Ok((present, read)) => {
+                        seen = present;
+                        match read {
+                            Some(Ok(maps)) => next = Some(maps),
+                            Some(Err(error)) => tracing::error!(%error, "the present map stays"),
+                            None => {}
+                        }
                     }
+                    Err(error) => tracing::error!(%error, "the present map stays"),
                 }
             }
             () = listener::told(&mut stop) => return,

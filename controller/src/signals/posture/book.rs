@@ -126,8 +126,16 @@ impl Book {
     /// Takes the word of a device-management system, which is as old as it says.
     pub(crate) fn attest(&mut self, device: DeviceId, facts: Facts, observed_at: WallTime, now: Now) -> Taken {
         let known = self.devices.entry(device).or_default();
-        if known.attested.as_ref().is_some_and(|held| held.observed_at > observed_at) {
-            return Taken::Outdated;
+        if let Some(held) = known.attested.as_mut().filter(|held| held.observed_at > observed_at) {
+            // What lies in the future was taken in before the clock was set back: nobody knows which of the two is newer. What both
+            // say counts.
+            let both = held.facts.agreed(&facts);
+            if held.observed_at <= now.wall || both.same_state(&held.facts) {
+                return Taken::Outdated;
+            }
+            let changes = both.changes_since(&held.facts);
+            held.facts = both;
+            return Taken::Changed(changes);
         }
         take(&mut known.attested, Held::new(facts, now.wall.since(observed_at), now), now)
     }
@@ -248,6 +256,24 @@ mod tests {
 
     fn facts(firewall: bool) -> Facts {
         Facts { firewall: Some(firewall), ..Facts::default() }
+    }
+
+    #[test]
+    fn after_a_clock_that_was_set_back_a_newer_word_takes_away_and_gives_nothing() {
+        let mut book = Book::default();
+        let tell = |book: &mut Book, firewall, at_s: i64, now| {
+            book.attest(DEVICE, facts(firewall), WallTime::from_millis(at_s * 1_000), now)
+        };
+        tell(&mut book, true, 9_000, at(100, 9_000));
+        let held = |book: &Book, now| book.evidence(DEVICE, now).attested.and_then(|report| report.facts.firewall);
+        // The clock is set back by two hours.
+        let changes = tell(&mut book, false, 1_900, at(200, 2_000));
+        assert!(matches!(changes, Taken::Changed(_)), "{changes:?}");
+        assert_eq!(held(&book, at(201, 2_001)), Some(false));
+        assert_eq!(tell(&mut book, true, 2_100, at(300, 2_100)), Taken::Outdated);
+        assert_eq!(held(&book, at(301, 2_101)), Some(false), "better is only what is known to be newer");
+        assert!(matches!(tell(&mut book, true, 9_100, at(7_500, 9_300)), Taken::Changed(_)));
+        assert_eq!(held(&book, at(7_501, 9_301)), Some(true));
     }
 
     fn age(book: &Book, now: Now) -> Option<Duration> {
