@@ -223,6 +223,21 @@ impl WebSessions {
         Ok((ended, kept))
     }
 
+    /// Ends a session if it was proven at `at` or before; tells whether it did.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn end_if_proven_until(&self, session: SessionId, at: WallTime) -> Result<bool, StoreFailed> {
+        let row = sqlx::query("SELECT * FROM web_sessions WHERE id = ?1")
+            .bind(&session.as_bytes()[..])
+            .fetch_optional(&self.pool)
+            .await?;
+        match row.as_ref().map(read).transpose()? {
+            Some(found) if found.who.auth_time().unwrap_or(found.began) <= at => self.end(session).await,
+            Some(_) | None => Ok(false),
+        }
+    }
+
     /// Lists the people of an issuer who were called this at their sign-in, however it is written; at most 64.
     ///
     /// # Errors

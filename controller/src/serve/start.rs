@@ -418,9 +418,15 @@ async fn keep_up(
     }
 }
 
-/// Ends the stock clients whose browser's login session is over. The core is asked first: a client that is let in
-/// meanwhile is not among those that are looked at.
+/// Ends the browsers' login sessions that let in a machine which is stopped by now, and the stock clients whose browser's login session
+/// is over. The core is asked first: a client that is let in meanwhile is not among those that are looked at.
 pub(super) async fn end_with_browsers(sessions: &WebSessions, handle: &Handle, now: WallTime) {
+    let Ok(stopped) = handle.call(|turn, now| turn.core.browsers_of_stopped(now)).await else { return };
+    for (browser, since) in stopped {
+        if let Err(error) = sessions.end_if_proven_until(browser, since).await {
+            tracing::warn!(%error, "a sign-in that let in a stopped machine cannot be ended");
+        }
+    }
     let Ok(in_use) = handle.call(|turn, _| turn.core.web_sessions_in_use()).await else { return };
     match sessions.over(in_use, now).await {
         Ok(over) if over.is_empty() => {}

@@ -1,7 +1,8 @@
 //! A browser's login session goes with the machine that it let in.
 //!
 //! ```text
-//! revoke device, session, node; quarantine device --browsers_behind--> shell: the cookies end     (commands)
+//! revoke device, session, node; quarantine device --browsers_behind--> shell: the cookies end at once           (commands)
+//!                                                 |-browsers_of_stopped--> shell: within a minute     (whoever stopped it)
 //!                                                 '-is_cut_off--> join, stock client, step-up, decision: turned away
 //! ```
 //!
@@ -16,7 +17,10 @@
 //!
 //! **Bounded**: [`MAX_CUT`] browsers whose session was revoked lately; the one that was first goes first.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use postern_common::{
     id::{DeviceId, SessionId},
@@ -28,6 +32,8 @@ use crate::records::{DeviceRecord, Person, Quarantined, RevokeTarget, Standing};
 
 /// How long a page may be under way.
 const UNDER_WAY: Duration = Duration::from_secs(90);
+/// For how long after it a stopped machine's browsers are looked at again: longer than their login sessions live.
+const LATELY: Duration = Duration::from_secs(7 * 86_400);
 /// The most browsers that are remembered for that long.
 const MAX_CUT: usize = 4_096;
 
@@ -45,6 +51,22 @@ impl Core {
             | RevokeTarget::Subject(_)
             | RevokeTarget::Rule(_) => BTreeSet::new(),
         }
+    }
+
+    /// Lists the browsers' login sessions of machines that were stopped lately, whoever stopped them, and since when: the shell ends those
+    /// that were not proven since.
+    pub fn browsers_of_stopped(&self, now: Now) -> BTreeMap<SessionId, WallTime> {
+        let mut browsers: BTreeMap<SessionId, WallTime> = BTreeMap::new();
+        for device in self.registry.devices() {
+            let since = self.stopped_since(device).filter(|since| now.wall.since(*since) < LATELY);
+            for (browser, since) in
+                since.into_iter().flat_map(|at| self.registry.browsers_of(device.id).map(move |b| (b, at)))
+            {
+                let known = browsers.entry(browser).or_insert(since);
+                *known = since.max(*known);
+            }
+        }
+        browsers
     }
 
     /// Turns pages of these browsers away that are under way, and ends the stock clients that hang on them.

@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use postern_common::time::WallTime;
+
 use super::*;
 use crate::{
     admin::{
@@ -13,6 +15,7 @@ use crate::{
         local::{Accounts, SealingKey},
         sessions::{SessionLimits, WebSessions},
     },
+    records::Quarantined,
     store::{SqliteStore, backup},
     web::doors::{Doors, DoorsError, StockRequest, TurnedAway},
 };
@@ -228,9 +231,7 @@ async fn a_stock_client_ends_with_a_browser_session_that_ended_by_itself() {
     assert_eq!(left.as_array().map(Vec::len), Some(1), "{left}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_machine_takes_the_cookie_of_the_browser_that_let_it_in() {
-    const WIKI: &str = r#"
+const WIKI: &str = r#"
 [resource.wiki]
 nodes = ["tag:wiki"]
 ports = ["tcp/443"]
@@ -241,6 +242,23 @@ from = ["user:*"]
 to = ["wiki"]
 stock_clients = true
 "#;
+
+fn proof(subject: &str, auth_time: WallTime) -> Proof {
+    Proof {
+        issuer: "https://idp.example".into(),
+        subject: subject.into(),
+        name: format!("{subject}@corp.example"),
+        groups: Some([].into()),
+        acr: None,
+        amr: vec![],
+        auth_time: Some(auth_time),
+        provisioned_as: None,
+        sid: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_machine_takes_the_cookie_of_the_browser_that_let_it_in() {
     let controller = Controller::start(WIKI).await;
     Machine::new("wiki-1", 1).enrol(&controller, &controller.token("wiki", "wiki", 1).await).await;
     let pool = SqliteStore::pool(&controller.config().database()).await.unwrap();
@@ -248,19 +266,8 @@ stock_clients = true
     let handle = controller.running().handle.clone();
     for (n, subject) in ["lost", "found", "held"].into_iter().enumerate() {
         let now = clock::now().wall;
-        let proof = || Proof {
-            issuer: "https://idp.example".into(),
-            subject: subject.into(),
-            name: format!("{subject}@corp.example"),
-            groups: Some([].into()),
-            acr: None,
-            amr: vec![],
-            auth_time: Some(now),
-            provisioned_as: None,
-            sid: None,
-        };
-        let (cookie, who) = sessions.open(proof(), now).await.unwrap();
-        let (other, elsewhere) = sessions.open(proof(), now).await.unwrap();
+        let (cookie, who) = sessions.open(proof(subject, now), now).await.unwrap();
+        let (other, elsewhere) = sessions.open(proof(subject, now), now).await.unwrap();
         for who in [&who, &elsewhere] {
             assert_eq!(Doors::admit(&handle, who).await.unwrap(), None);
         }
@@ -283,6 +290,36 @@ stock_clients = true
         let why = if subject == "held" { "is in quarantine" } else { "sign in again" };
         assert!(matches!(&under_way, Err(DoorsError::NotPermitted(told)) if told.contains(why)), "{under_way:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_no_command_stopped_takes_its_browser_within_a_minute_unless_that_was_proven_since() {
+    let controller = Controller::start(WIKI).await;
+    Machine::new("wiki-1", 1).enrol(&controller, &controller.token("wiki", "wiki", 1).await).await;
+    let pool = SqliteStore::pool(&controller.config().database()).await.unwrap();
+    let sessions = WebSessions::new(pool, SessionLimits::default());
+    let handle = controller.running().handle.clone();
+    let began = clock::now().wall;
+    let later = WallTime::from_millis(began.as_millis() + 60_000);
+    let (old, who) = sessions.open(proof("alice", began), began).await.unwrap();
+    let (new, again) = sessions.open(proof("alice", later), began).await.unwrap();
+    for (n, who) in [&who, &again].into_iter().enumerate() {
+        let (name, key) = (format!("phone-{n}").parse().unwrap(), [u8::try_from(n).unwrap() + 1; 32]);
+        let asked = StockRequest { name, public_key: WireGuardPublicKey::from_bytes(key) };
+        let device = Doors::stock_client(&handle, asked, who).await.unwrap().device;
+        let held = Quarantined::Device(device);
+        let stop = handle.call(move |turn, now| turn.core.quarantine(held, "it scans", "limit \"scan\"", now));
+        stop.await.unwrap().unwrap();
+        let release = n == 0; // two clients of one person cannot be held: there would be no second one
+        if release {
+            crate::serve::start::end_with_browsers(&sessions, &handle, clock::now().wall).await;
+            assert!(sessions.find(&old, clock::now().wall).await.unwrap().is_none(), "its cookie is dead");
+            let held = Quarantined::Device(device);
+            handle.call(move |turn, now| turn.core.release(&held, "root", now)).await.unwrap().unwrap();
+        }
+    }
+    crate::serve::start::end_with_browsers(&sessions, &handle, clock::now().wall).await;
+    assert!(sessions.find(&new, clock::now().wall).await.unwrap().is_some(), "it was proven after that");
 }
 
 #[tokio::test(flavor = "multi_thread")]

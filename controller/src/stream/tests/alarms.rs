@@ -5,10 +5,10 @@ use std::time::Duration;
 use postern_common::{protocol::FromNode, time::WallTime};
 
 use super::{
-    claims::{Town, town},
-    world::{World, person},
+    claims::{POLICY, Town, town},
+    world::{World, config, person},
 };
-use crate::{records::Quarantined, signals::alerts::AlertKind};
+use crate::{records::Quarantined, signals::alerts::AlertKind, stream::CoreConfig};
 
 #[test]
 fn quarantine_bursts_of_refusals_and_what_wakes_after_long_raise_alerts_and_daily_life_none() {
@@ -139,6 +139,29 @@ fn a_machine_that_is_switched_on_with_nobody_signed_in_is_used_by_nobody() {
     let stale = world.core.list_stale(cutoff, world.now);
     let after: Vec<String> = stale.iter().map(|view| format!("{:?} {}", view.kind, view.name)).collect();
     assert!(before.iter().all(|name| after.contains(name)), "also after a restart: {after:?}");
+}
+
+#[test]
+fn the_same_life_raises_the_same_alerts_in_the_same_order() {
+    let life = || {
+        let learned = CoreConfig { learn_for: Duration::ZERO, ..config() };
+        let mut world = World::with(105, POLICY, learned);
+        let nodes: Vec<usize> =
+            (0..6).map(|n| world.server(&format!("s-{n}"), Some(&format!("service-{n}")), &[])).collect();
+        for place in 1..4 {
+            for node in &nodes {
+                world.nodes[*node].moved_to = Some(format!("203.0.{place}.9:4000").parse().expect("an address"));
+                world.cut_stream(*node);
+                world.connect(*node);
+                world.run(Duration::from_secs(1));
+            }
+        }
+        world.run(Duration::from_secs(400));
+        world.store.alerts.into_iter().map(|alert| alert.text).collect::<Vec<_>>()
+    };
+    let first = life();
+    assert_eq!(first.iter().filter(|text| text.contains("more things are new")).count(), 6, "{first:?}");
+    assert_eq!(first, life());
 }
 
 #[test]
