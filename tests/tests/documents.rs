@@ -270,3 +270,43 @@ fn with_resources(block: &str) -> Result<String, String> {
     }
     Ok(whole)
 }
+
+#[test]
+fn every_link_in_the_documentation_leads_somewhere() -> Result<()> {
+    let mut pages = vec![file("README.md"), file("CONTRIBUTING.md"), file("SECURITY.md"), file("CHANGELOG.md")];
+    for folder in ["docs", "docs/decisions"] {
+        pages.extend(std::fs::read_dir(file(folder))?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?);
+    }
+    let mut followed = 0;
+    for page in pages.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
+        let text = std::fs::read_to_string(&page)?;
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://") && !link.contains(char::is_whitespace)) {
+            let (path, anchor) = link.split_once('#').map_or((link, None), |(path, anchor)| (path, Some(anchor)));
+            let target = match path {
+                "" => page.clone(),
+                path => page.parent().context("a folder")?.join(path),
+            };
+            ensure!(target.exists(), "{}: {link} leads to no file", page.display());
+            if let Some(anchor) = anchor {
+                let there = std::fs::read_to_string(&target)?;
+                let headings = there.lines().filter(|line| line.starts_with('#')).map(slug);
+                ensure!(
+                    headings.into_iter().any(|slug| slug == anchor),
+                    "{}: {link} leads to no heading",
+                    page.display()
+                );
+            }
+            followed += 1;
+        }
+    }
+    ensure!(followed > 60, "only {followed} links were found");
+    Ok(())
+}
+
+/// Names a heading as links do.
+fn slug(heading: &str) -> String {
+    let words = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = words.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
