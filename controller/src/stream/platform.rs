@@ -22,7 +22,7 @@
 //! are limited by address, and recorded within a limit, with how many were not.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -41,7 +41,7 @@ use super::{
     joins::{LINGER, lower},
     leases::{Turn, Urgency},
     limits::{Stranger, site},
-    shown::{SEEN_FOR_RENEWALS, Seen},
+    shown::{SEEN_FOR_RENEWALS, Shown},
     timers::Due,
 };
 use crate::{
@@ -49,7 +49,7 @@ use crate::{
     identity::machine::TokenRefusal,
     records::{
         Assurance, AuditEvent, DeviceKind, DeviceRecord, NameClaim, PlatformBinding, Quarantined, SessionRecord,
-        Standing, SubjectKind, TokenHash, TokenUseRecord, Workload,
+        Standing, SubjectKind, TokenUseRecord, Workload,
     },
 };
 
@@ -75,15 +75,14 @@ enum Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Platform {
     waiting: HashMap<StreamId, Waiting>,
-    pub(super) seen: BTreeMap<TokenHash, Seen>,
+    pub(super) shown: Shown,
     /// Refusals that were not recorded.
     unrecorded: u64,
 }
 
 impl Platform {
     pub(super) fn load(records: Vec<TokenUseRecord>, now: Now) -> Self {
-        let seen = records.into_iter().map(|record| (record.token, Seen::load(record, now)));
-        Self { seen: seen.collect(), ..Self::default() }
+        Self { shown: Shown::load(records, now), ..Self::default() }
     }
 
     /// Forgets what a stream waits for that has ended; tells whether it waited.

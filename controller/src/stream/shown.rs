@@ -5,10 +5,14 @@
 //!
 //! Bounds: so many tokens in all, of a service and of a device key, with a reserve for machines that are signed in.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    time::Duration,
+};
 
 use postern_common::{
-    id::DeviceId,
+    id::{DeviceId, ServiceName},
     key::DevicePublicKey,
     protocol::Refusal,
     time::{Monotonic, Now, WallTime},
@@ -42,9 +46,54 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    pub(super) fn load(record: TokenUseRecord, now: Now) -> Self {
+    fn load(record: TokenUseRecord, now: Now) -> Self {
         let over = now.monotonic.saturating_add(record.expires.since(now.wall));
         Self { record, over, alarmed: false }
+    }
+}
+
+/// The tokens that were shown, and how many of them each device key and service has: nobody's next one goes through all of them.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    /// In the order of their hashes: what is stored of many is stored in one order.
+    seen: BTreeMap<TokenHash, Seen>,
+    of_key: HashMap<DevicePublicKey, usize>,
+    of_service: HashMap<ServiceName, usize>,
+}
+
+impl Shown {
+    pub(super) fn load(records: Vec<TokenUseRecord>, now: Now) -> Self {
+        let mut shown = Self::default();
+        records.into_iter().for_each(|record| shown.insert(Seen::load(record, now)));
+        shown
+    }
+
+    fn insert(&mut self, seen: Seen) {
+        let (key, service) = (seen.record.key, seen.record.service.clone());
+        if self.seen.insert(seen.record.token, seen).is_some() {
+            return; // of the same key and service as before
+        }
+        *self.of_key.entry(key).or_default() += 1;
+        if let Some(service) = service {
+            *self.of_service.entry(service).or_default() += 1;
+        }
+    }
+
+    fn remove(&mut self, token: TokenHash) {
+        let Some(Seen { record, .. }) = self.seen.remove(&token) else { return };
+        one_less(&mut self.of_key, &record.key);
+        if let Some(service) = &record.service {
+            one_less(&mut self.of_service, service);
+        }
+    }
+}
+
+fn one_less<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, of: &K) {
+    if let Some(count) = counts.get_mut(of) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(of);
+        }
     }
 }
 
@@ -71,7 +120,7 @@ impl Core {
             let message = "the controller was restored from a backup after this token was issued: the platform's next one is taken";
             return Err((Refusal::BadToken, message.into()));
         }
-        if let Some(seen) = self.platform.seen.get_mut(&workload.token) {
+        if let Some(seen) = self.platform.shown.seen.get_mut(&workload.token) {
             if seen.record.key != key {
                 let was_alarmed = std::mem::replace(&mut seen.alarmed, true);
                 if !was_alarmed {
@@ -94,13 +143,10 @@ impl Core {
             }
             return Ok(());
         }
-        let seen = self.platform.seen.values();
-        let (of_key, of_service) = seen.fold((0, 0), |(of_key, of_service), seen| {
-            let record = &seen.record;
-            let same = record.service.as_ref() == Some(&workload.service);
-            (of_key + usize::from(record.key == key), of_service + usize::from(same))
-        });
-        let full = self.platform.seen.len() + reserve >= MAX_SEEN || of_service + reserve >= MAX_SEEN_OF_SERVICE;
+        let shown = &self.platform.shown;
+        let of_key = shown.of_key.get(&key).copied().unwrap_or(0);
+        let of_service = shown.of_service.get(&workload.service).copied().unwrap_or(0);
+        let full = shown.seen.len() + reserve >= MAX_SEEN || of_service + reserve >= MAX_SEEN_OF_SERVICE;
         if full || of_key >= MAX_SEEN_OF_KEY {
             self.counters.rate_limited += 1;
             return Err((Refusal::Busy, "the controller remembers too many tokens: try again in an hour".into()));
@@ -110,7 +156,7 @@ impl Core {
 
     /// Takes a token as shown by this device key.
     pub(super) fn record_shown(&mut self, workload: &Workload, key: DevicePublicKey, now: Now) {
-        if self.platform.seen.contains_key(&workload.token) {
+        if self.platform.shown.seen.contains_key(&workload.token) {
             return;
         }
         let later = now.wall.max(self.steady(now));
@@ -123,7 +169,7 @@ impl Core {
         };
         self.out.store(StoreChange::PutTokenUse(record.clone()));
         let over = now.monotonic.saturating_add(workload.expires.since(later));
-        self.platform.seen.insert(workload.token, Seen { record, over, alarmed: false });
+        self.platform.shown.insert(Seen { record, over, alarmed: false });
     }
 
     /// Returns the wall time that it would be if nobody had set the clock.
@@ -134,7 +180,9 @@ impl Core {
     /// Spends the tokens of a device whose session was ended before its time: none of them opens anything again.
     pub(super) fn spend_tokens(&mut self, device: DeviceId) {
         let key = self.registry.device(device).filter(|device| device.platform.is_some()).and_then(|d| d.key);
-        for seen in self.platform.seen.values_mut().filter(|seen| Some(seen.record.key) == key && !seen.record.spent) {
+        for seen in
+            self.platform.shown.seen.values_mut().filter(|seen| Some(seen.record.key) == key && !seen.record.spent)
+        {
             seen.record.spent = true;
             self.out.store(StoreChange::PutTokenUse(seen.record.clone()));
         }
@@ -144,14 +192,45 @@ impl Core {
     pub(super) fn sweep_shown(&mut self, earlier: WallTime) {
         let old: Vec<TokenHash> = self
             .platform
+            .shown
             .seen
             .values()
             .filter(|seen| seen.record.expires.saturating_add(KEPT_AFTER_END) <= earlier)
             .map(|seen| seen.record.token)
             .collect();
         for token in old {
-            self.platform.seen.remove(&token);
+            self.platform.shown.remove(token);
             self.out.store(StoreChange::DeleteTokenUse(token));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_counted_by_key_and_service_as_they_come_and_go() {
+        let now = Now { monotonic: Monotonic::from_millis(0), wall: WallTime::from_millis(0) };
+        let key = |n: u8| postern_common::key::DeviceSigningKey::from_seed(&[n; 32]).public();
+        let record = |n: u8| TokenUseRecord {
+            token: TokenHash::from_bytes([n; 32]),
+            key: key(n % 3),
+            service: (n % 2 == 0).then(|| "payroll".parse().expect("a name")),
+            expires: WallTime::from_millis(1_000),
+            spent: false,
+        };
+        let mut shown = Shown::load((0..12).map(record).collect(), now);
+        shown.insert(Seen::load(record(11), now)); // again
+        let counts = |shown: &Shown| {
+            let of_key = [0, 1, 2].map(|n| shown.of_key.get(&key(n)).copied());
+            (of_key, shown.of_service.values().copied().collect::<Vec<_>>())
+        };
+        assert_eq!(counts(&shown), ([Some(4); 3], vec![6]));
+        (0..11).for_each(|n| shown.remove(TokenHash::from_bytes([n; 32])));
+        shown.remove(TokenHash::from_bytes([0; 32])); // it is gone
+        assert_eq!(counts(&shown), ([None, None, Some(1)], vec![]));
+        shown.remove(TokenHash::from_bytes([11; 32]));
+        assert!(shown.seen.is_empty() && shown.of_key.is_empty());
     }
 }
