@@ -216,7 +216,7 @@ mod tests {
         let record = |n: u8| TokenUseRecord {
             token: TokenHash::from_bytes([n; 32]),
             key: key(n % 3),
-            service: (n % 2 == 0).then(|| "payroll".parse().expect("a name")),
+            service: n.is_multiple_of(2).then(|| "payroll".parse().expect("a name")),
             expires: WallTime::from_millis(1_000),
             spent: false,
         };
