@@ -48,6 +48,14 @@ pub struct PeerIdentity {
     pub subject_name: String,
 }
 
+impl PeerIdentity {
+    /// Tells whether the peer's subject is a service. The controller names services alone so: no person's name may begin like a
+    /// selector.
+    pub fn is_service(&self) -> bool {
+        self.subject_name.starts_with("service:")
+    }
+}
+
 /// What let a flow pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermitRecord {

@@ -4,8 +4,9 @@
 //! client: one Request                agent: Reply, Reply, ...  the last is Done or Refused; then the agent closes
 //! ```
 //!
-//! Reading (status, resources, whois, explain) is for every local user; changing, and flows, which show what others do,
-//! are for root or the configured group. The agent knows who asks from the kernel (`SO_PEERCRED`), not from the client.
+//! Reading (status, resources, whois, explain) and proving one's own sign-in anew are for every local user, but what was asked for
+//! with which reason, and what checks by command print ([`StatusReport::for_everybody`]). Changing, asking for access, and flows, which
+//! show what others do, are for root or the configured group. The agent knows who asks from the kernel (`SO_PEERCRED`), not from the client.
 //!
 //! Rejected: HTTP on a loopback port, which a web page can reach by DNS rebinding (CVE-2022-41924).
 
@@ -189,6 +190,9 @@ pub enum Reply {
 pub struct StatusReport {
     /// What the machine is doing.
     pub phase: Phase,
+    /// Who is signed in, and by what.
+    #[serde(default)]
+    pub sign_in: SignIn,
     /// The machine's name.
     pub machine: Option<MachineName>,
     /// The device.
@@ -216,6 +220,9 @@ pub struct StatusReport {
     /// What was asked for here: what waits, and what was decided lately.
     #[serde(default)]
     pub requests: Vec<AccessRequest>,
+    /// Whether requests, and what checks print, are left out: whoever asks is neither root nor of the group.
+    #[serde(default)]
+    pub withheld: bool,
     /// Peers that may open something here.
     pub peers_in: usize,
     /// Resources that may be reached from here.
@@ -247,6 +254,43 @@ pub struct StatusReport {
     pub documents_refused: u64,
     /// The agent's version.
     pub version: String,
+}
+
+impl StatusReport {
+    /// Leaves out what is for root and the configured group alone: reasons that people wrote, who decided, and what programs that an
+    /// administrator named have printed.
+    pub fn for_everybody(mut self) -> Self {
+        self.withheld = true;
+        self.requests.clear();
+        let checks = self.posture.iter_mut().flat_map(|posture| &mut posture.facts);
+        for (_, value) in checks.filter(|(name, _)| name.starts_with("check ")) {
+            value.truncate(value.find(" (").unwrap_or(value.len()));
+        }
+        for unmet in self.posture.iter_mut().flat_map(|posture| &mut posture.unmet) {
+            if unmet.what.starts_with("check ")
+                && let (Some(begin), Some(end)) = (unmet.what.find(" ("), unmet.what.rfind(')'))
+                && begin < end
+            {
+                unmet.what.replace_range(begin..=end, "");
+            }
+        }
+        self
+    }
+}
+
+/// By what somebody, or some service, is signed in on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SignIn {
+    /// Nobody is.
+    #[default]
+    Nobody,
+    /// A person, on the controller's pages.
+    Person,
+    /// A service that joined with an enrolment token.
+    Enrolment,
+    /// A service, by tokens of its platform.
+    Platform,
 }
 
 /// What `[packets]` in `node.toml` came to on this machine.
@@ -382,4 +426,28 @@ pub struct FlowReport {
     pub bytes_out: u64,
     /// Bytes to the originator.
     pub bytes_back: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_sees_neither_who_asked_for_what_nor_what_checks_print() {
+        let json = serde_json::json!({
+            "phase": {"phase": "down"}, "tags": [], "addresses": [], "peers_in": 0, "resources_out": 0, "live_flows": 0,
+            "denied_last_minute": 0, "drops": [], "keys": [], "endpoints": [], "problems": [], "records_dropped": 0,
+            "documents_refused": 0, "version": "x",
+            "posture": {
+                "facts": [["firewall", "on"], ["check edr-ok", "failed (licence 4711 of anna)"], ["check quiet", "passed"]],
+                "unmet": [{"posture": "laptop", "what": "check edr-ok failed (licence 4711 of anna) 20 s ago", "fix": "mend it"}],
+            },
+        });
+        let report: StatusReport = serde_json::from_value(json).expect("a report");
+        let shown = report.clone().for_everybody();
+        assert!(shown.withheld && !report.withheld);
+        let text = serde_json::to_string(&shown).expect("JSON");
+        assert!(!text.contains("4711"), "{text}");
+        assert!(text.contains("check edr-ok failed 20 s ago") && text.contains("\"failed\""), "{text}");
+    }
 }

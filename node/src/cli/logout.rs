@@ -8,7 +8,7 @@ use super::{
     Failure, Outcome, Places, client,
     show::{self, Mark},
 };
-use crate::agent::api::{Reply, Request};
+use crate::agent::api::{Reply, Request, SignIn};
 
 /// Sign out on this machine and disconnect it
 #[derive(Debug, Args)]
@@ -26,8 +26,12 @@ impl Logout {
         let Reply::Status(status) = client::ask(places, &Request::Status)?.only()? else {
             return Err(client::confused());
         };
-        let service = status.subject.as_ref().is_some_and(|subject| subject.starts_with("service:"));
-        if service && !self.forget {
+        let needs_a_token = match status.sign_in {
+            SignIn::Enrolment => true,
+            // A platform's service signs in anew with the next token, a person with their own hands.
+            SignIn::Platform | SignIn::Person | SignIn::Nobody => false,
+        };
+        if needs_a_token && !self.forget {
             let message =
                 "this machine joined with an enrolment token and would need a new one: postern logout --forget";
             return Err(Failure::Failed(message.into()));

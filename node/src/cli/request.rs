@@ -95,6 +95,11 @@ pub(super) fn in_words(request: &AccessRequest) -> String {
 
 fn list(places: &Places) -> Outcome {
     let Reply::Status(status) = client::ask(places, &Asked::Status)?.only()? else { return Err(client::confused()) };
+    if status.withheld {
+        return Err(Failure::Failed(
+            "what was asked for is for root and the group of node.toml: sudo postern request".into(),
+        ));
+    }
     if places.json {
         show::json(&status.requests);
     } else if status.requests.is_empty() {

@@ -66,7 +66,8 @@ fn error_line(text: &str) {
     let text: Vec<String> = text.lines().map(safe).collect();
     let text = text.join("\n");
     let text = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
-    let label = if std::io::stderr().is_terminal() { "\x1b[31merror\x1b[0m" } else { "error" };
+    let colourful = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let label = if colourful { "\x1b[31merror\x1b[0m" } else { "error" };
     let _ = writeln!(std::io::stderr(), "{label}: {text}"); // nowhere else to say it
 }
 

@@ -184,9 +184,12 @@ fn details(report: &StatusReport) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::api::SignIn;
 
     fn report(phase: Phase) -> StatusReport {
         StatusReport {
+            sign_in: SignIn::Enrolment,
+            withheld: false,
             phase,
             machine: Some("payroll-1".parse().expect("a name")),
             device: None,

@@ -163,7 +163,7 @@ fn show_resources(status: &StatusReport, list: &[ResourceReport], step_ups: &[St
         may.push(format!("{}{until}", show::count(status.resources_out, "resource", "resources")));
     }
     if status.peers_in > 0 {
-        may.push(format!("{} may come in", show::count(status.peers_in, "machine", "machines")));
+        may.push(format!("{} may come in", show::count(status.peers_in, "peer", "peers")));
     }
     let end = if list.is_empty() { "." } else { ", renewed every few minutes:" };
     show::marked(Mark::Good, &format!("{}{end}", may.join("; ")));

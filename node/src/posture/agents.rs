@@ -14,6 +14,8 @@ use super::{config::AgentConfig, root::Root};
 
 /// The most processes that are looked at.
 const MAX_PROCESSES: usize = 65_536;
+/// The most groups of one unit that are looked at.
+const MAX_GROUPS: usize = 64;
 
 /// What was found of the agents.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -29,9 +31,19 @@ pub fn unit_runs(root: &Root, unit: &str) -> bool {
     !processes_of(root, unit).is_empty()
 }
 
+/// Lists the processes of a unit, with those of the groups below its own: a unit with `Delegate=` keeps none in its own.
 fn processes_of(root: &Root, unit: &str) -> Vec<u32> {
-    let text = root.text(format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+    let mut groups = vec![format!("/sys/fs/cgroup/system.slice/{unit}")];
+    let mut processes = Vec::new();
+    let mut next = 0;
+    while let Some(group) = groups.get(next).cloned() {
+        let text = root.text(format!("{group}/cgroup.procs")).unwrap_or_default();
+        processes.extend(text.lines().filter_map(|line| line.trim().parse::<u32>().ok()));
+        let room = MAX_GROUPS.saturating_sub(groups.len());
+        groups.extend(root.folders(&group).into_iter().take(room).map(|name| format!("{group}/{name}")));
+        next += 1;
+    }
+    processes
 }
 
 /// Looks for every configured agent.
@@ -102,6 +114,11 @@ mod tests {
         assert_eq!(judged(&tree, None, unit).0, Some(false));
         tree.write(UNIT, "1\n");
         assert_eq!(judged(&tree, exe, unit).0, Some(false), "something else runs in the unit");
+        tree.write(UNIT, "");
+        let below = "/sys/fs/cgroup/system.slice/edr.service/worker/inner/cgroup.procs";
+        tree.write(below, "77\n");
+        assert_eq!(judged(&tree, exe, unit), (Some(true), vec![77]), "in a group below the unit's");
+        tree.remove(below);
         tree.write(UNIT, "77\n78\n");
         assert_eq!(judged(&tree, exe, unit), (Some(true), vec![77]));
         assert_eq!(judged(&tree, None, unit), (Some(true), vec![77, 78]));

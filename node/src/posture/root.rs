@@ -97,6 +97,18 @@ impl Root {
         names
     }
 
+    /// Lists the folders in a folder, sorted; links are none.
+    pub fn folders(&self, path: impl AsRef<Path>) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.path(path)) else { return vec![] };
+        let folder = |entry: std::io::Result<std::fs::DirEntry>| {
+            let entry = entry.ok()?;
+            entry.file_type().ok()?.is_dir().then(|| entry.file_name().into_string().ok()).flatten()
+        };
+        let mut names: Vec<String> = entries.take(MAX_ENTRIES).filter_map(folder).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Reads where a symbolic link points, as it is written.
     ///
     /// # Errors

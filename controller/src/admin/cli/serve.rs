@@ -12,7 +12,7 @@ use crate::serve::{self, AtStart, Running};
 /// Run the controller.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  postern-controller serve --config /etc/postern-controller/controller.toml\n\nStops on SIGTERM or Ctrl-C; nodes go on with what they enforce until their leases end.\nThe log's level is set by RUST_LOG, for instance RUST_LOG=debug."
+    after_help = "Example:\n  postern-controller serve --config /etc/postern-controller/controller.toml\n\nStops on SIGTERM or Ctrl-C; nodes go on with what they enforce until their leases end.\nThe log's level is set by POSTERN_LOG, for instance POSTERN_LOG=debug."
 )]
 pub(super) struct Serve {
     /// Make policy.toml the policy in force at this start. Without it, the policy that was applied last stays.
@@ -51,7 +51,7 @@ impl Serve {
 
     fn begin_log(&self) {
         use tracing_subscriber::{EnvFilter, fmt};
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
+        let filter = EnvFilter::try_from_env("POSTERN_LOG").unwrap_or_else(|_| EnvFilter::new("info,sqlx=warn"));
         let log = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
         // A second begin fails; the first one's form stays.
         drop(match self.log {

@@ -253,7 +253,19 @@ impl Enforcer {
                 self.end_flow(index, FlowEnd::Expired, now);
                 Err(DenyReason::Expired)
             }
-            Err(_) => {
+            Err(
+                DenyReason::UnknownPeer
+                | DenyReason::NoRule
+                | DenyReason::StepUp
+                | DenyReason::Revoked
+                | DenyReason::SourceNotOwned
+                | DenyReason::Ceiling
+                | DenyReason::FlowQuota
+                | DenyReason::Settling
+                | DenyReason::NoFlow
+                | DenyReason::Unclassifiable
+                | DenyReason::UnsupportedProtocol,
+            ) => {
                 self.end_flow(index, FlowEnd::Revoked, now);
                 Err(DenyReason::Revoked)
             }

@@ -354,6 +354,7 @@ impl Core {
                 self.identity.farewell = None; // the new sign-in has taken the former one's place
                 self.identity.keyring.keep_newest();
                 if !same {
+                    self.key_within = None; // another controller's word
                     self.verifier = Some(GrantVerifier::new(device, controller));
                     self.shut();
                 }

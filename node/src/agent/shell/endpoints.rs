@@ -7,11 +7,14 @@ use tracing::warn;
 
 use super::{Agent, host::chain};
 
+/// How long `ip` may take.
+const IP_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 impl Agent {
     pub(super) async fn look_for_endpoints(&mut self) {
         let port = self.config.listen_port;
         let mut endpoints = self.config.endpoints.announce.clone();
-        let ignored = ignored_addresses(&self.config.endpoints.ignore_interfaces);
+        let ignored = ignored_addresses(&self.config.endpoints.ignore_interfaces).await;
         let overlay = self.core.book().stand().map(|stand| stand.own.overlay.clone()).unwrap_or_default();
         let found = match self.net.underlay_addresses(&self.config.interface, &overlay).await {
             Ok(found) => found,
@@ -38,11 +41,12 @@ impl Agent {
 }
 
 /// Lists the addresses of interfaces whose addresses are not announced.
-fn ignored_addresses(interfaces: &[String]) -> Vec<IpAddr> {
+async fn ignored_addresses(interfaces: &[String]) -> Vec<IpAddr> {
     if interfaces.is_empty() {
         return vec![];
     }
-    let Ok(addresses) = std::process::Command::new("ip").args(["-j", "address"]).output() else { return vec![] };
+    let listed = tokio::process::Command::new("ip").args(["-j", "address"]).kill_on_drop(true).output();
+    let Ok(Ok(addresses)) = tokio::time::timeout(IP_WITHIN, listed).await else { return vec![] };
     let links: Vec<serde_json::Value> = serde_json::from_slice(&addresses.stdout).unwrap_or_default();
     links
         .iter()

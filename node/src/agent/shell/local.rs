@@ -46,6 +46,8 @@ pub enum FromClient {
         client: u64,
         /// The local user, as the kernel says.
         uid: u32,
+        /// What they may do.
+        right: Right,
         /// The request.
         request: Request,
         /// Where replies go. Dropped, the connection is closed after them.
@@ -207,7 +209,8 @@ async fn serve(stream: UnixStream, client: u64, group: Option<&str>, clients: &m
     };
     zeroize::Zeroize::zeroize(&mut line); // it may hold a token
     let (replies, mut queue) = mpsc::channel(REPLIES);
-    if clients.send(FromClient::Asked { client, uid: who.uid(), request, replies }).await.is_err() {
+    let right = if may_change { Right::Change } else { Right::Read };
+    if clients.send(FromClient::Asked { client, uid: who.uid(), right, request, replies }).await.is_err() {
         return;
     }
     let mut rest = lines.into_inner().into_inner();

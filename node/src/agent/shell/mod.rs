@@ -559,7 +559,7 @@ impl Agent {
     fn watch_for_use(&mut self, record: &FlowRecord) {
         let (FlowEvent::Start, Originator::Peer) = (&record.event, record.originator) else { return };
         let (Some(peer), Some(permit)) = (&record.peer, &record.permit) else { return };
-        if !peer.subject_name.starts_with("service:") {
+        if !peer.is_service() {
             return;
         }
         let port = record.flow.destination_port;
@@ -592,7 +592,9 @@ impl Agent {
 impl Agent {
     async fn client_said(&mut self, event: FromClient) {
         match event {
-            FromClient::Asked { client, uid, request, replies } => self.asked((client, uid), request, replies).await,
+            FromClient::Asked { client, uid, right, request, replies } => {
+                self.asked((client, uid, right), request, replies).await;
+            }
             FromClient::Gone { client } => {
                 if self.gone(client) {
                     self.end_if_useless().await;

@@ -6,8 +6,8 @@ use postern_dataplane::{Counters, Direction, DropReason, FlowStatus, packet::joi
 use super::Agent;
 use crate::{
     agent::{
-        api::{FlowReport, PacketsReport, PostureReport, ResourceReport, StatusReport, StepUpReport},
-        core::{Core, Phase, book::Book},
+        api::{FlowReport, PacketsReport, PostureReport, ResourceReport, SignIn, StatusReport, StepUpReport},
+        core::{Core, Phase, book::Book, identity::Login},
     },
     io::worker::WorkerStatus,
 };
@@ -146,6 +146,12 @@ impl Agent {
         outbound.dedup_by(|a, b| a.resource == b.resource);
         StatusReport {
             phase: self.core.phase(),
+            sign_in: match enrolment.map(|enrolment| &enrolment.login) {
+                None | Some(Login::Ended { .. }) => SignIn::Nobody,
+                Some(Login::Service) => SignIn::Enrolment,
+                Some(Login::Session { .. }) => SignIn::Person,
+                Some(Login::Platform { .. }) => SignIn::Platform,
+            },
             machine: own.map(|own| own.name.clone()).or_else(|| enrolment.map(|enrolment| enrolment.name.clone())),
             device: enrolment.map(|enrolment| enrolment.device),
             subject: own
@@ -163,6 +169,7 @@ impl Agent {
             }),
             quarantine: own.and_then(|own| own.quarantine.clone()),
             requests: self.core.requests().to_vec(),
+            withheld: false,
             peers_in: stand.map_or(0, |stand| {
                 let may_come =
                     |peer: &&postern_common::grant::PeerGrant<_>| peer.inbound.iter().any(|p| live(&p.until));

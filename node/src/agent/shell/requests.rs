@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::{Agent, budgets::Budgets, host::chain, report};
 use crate::agent::{
-    api::{ExplainReport, LocalReport, Reply, Request, WhoisReport},
+    api::{ExplainReport, LocalReport, Reply, Request, Right, WhoisReport},
     core::{Command, Notice},
     target::ControllerTarget,
 };
@@ -108,7 +108,7 @@ impl Waiting {
 }
 
 impl Agent {
-    pub(super) async fn asked(&mut self, (client, uid): (u64, u32), request: Request, replies: Replies) {
+    pub(super) async fn asked(&mut self, (client, uid, right): (u64, u32, Right), request: Request, replies: Replies) {
         let now = self.clock.now();
         if request.asks_controller() && !self.waiting.budgets.take(uid, now.monotonic) {
             let message = "you ask the controller too much: try again in a few seconds".into();
@@ -116,7 +116,13 @@ impl Agent {
             return;
         }
         let answer = match request {
-            Request::Status => Reply::Status(Box::new(self.status().await)),
+            Request::Status => {
+                let status = self.status().await;
+                Reply::Status(Box::new(match right {
+                    Right::Change => status,
+                    Right::Read => status.for_everybody(),
+                }))
+            }
             Request::Resources => Reply::Resources {
                 resources: report::resources(self.core.book(), now),
                 step_ups: report::step_ups(&self.core, now),

@@ -43,13 +43,17 @@ fn describe(error: &io::Error) -> String {
 /// Makes a directory with `mode` if it is not there, and refuses one in which somebody else may write: files are replaced
 /// there by root, and a link of somebody else's in the place of one would lead that write anywhere.
 ///
+/// A folder above it in which everybody may write is made sticky first, if it is root's or our own (a Kubernetes `emptyDir` is such a
+/// one): otherwise anybody could move this directory away and put another one there. Somebody else's is refused.
+///
 /// # Errors
 /// [`FileError`].
 pub fn make_directory(path: &Path, mode: u32) -> Result<(), FileError> {
     let failed = |error| FileError::new("make the directory", path, error);
+    keep_in_place(path)?;
     DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
     let found = fs::metadata(path).map_err(failed)?;
-    let own = fs::metadata("/proc/self").map_err(failed)?.uid(); // the effective user
+    let own = own_user().map_err(failed)?;
     let refused = |why: String| Err(FileError::new("use the directory", path, io::Error::other(why)));
     if found.uid() != 0 && found.uid() != own {
         return refused(format!(
@@ -60,6 +64,29 @@ pub fn make_directory(path: &Path, mode: u32) -> Result<(), FileError> {
     if found.mode() & 0o022 != 0 {
         let mode = found.mode() & 0o7777;
         return refused(format!("others may write in it (mode {mode:o}) and could put links there: chmod go-w it"));
+    }
+    Ok(())
+}
+
+/// Returns the effective user.
+fn own_user() -> io::Result<u32> {
+    Ok(fs::metadata("/proc/self")?.uid())
+}
+
+/// Makes sure that nobody else can take a directory's name away from it.
+fn keep_in_place(path: &Path) -> Result<(), FileError> {
+    let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) else { return Ok(()) };
+    let Ok(found) = fs::metadata(parent) else { return Ok(()) }; // it is made with the directory, for us alone to write in
+    if found.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    let failed = |error| FileError::new("make sticky the directory", parent, error);
+    if found.uid() != 0 && found.uid() != own_user().map_err(failed)? {
+        let why = format!("everybody may write in it, and it belongs to user {}: choose another", found.uid());
+        return Err(FileError::new("use the directory", parent, io::Error::other(why)));
+    }
+    if found.mode() & 0o1000 == 0 {
+        fs::set_permissions(parent, fs::Permissions::from_mode((found.mode() & 0o7777) | 0o1000)).map_err(failed)?;
     }
     Ok(())
 }
@@ -149,4 +176,39 @@ pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
 
 fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::chown;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).expect("there").mode() & 0o7777
+    }
+
+    #[test]
+    fn a_volume_in_which_everybody_may_write_is_made_sticky_and_holds_a_folder() {
+        let volume = tempfile::tempdir().expect("a folder");
+        fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o777)).expect("as kubelet makes it");
+        let state = volume.path().join("state");
+        make_directory(&state, 0o700).expect("made");
+        assert_eq!((mode(volume.path()), mode(&state)), (0o1777, 0o700), "nobody else can move it away");
+        make_directory(&state, 0o700).expect("and taken again");
+        assert!(make_directory(volume.path(), 0o700).is_err(), "not the volume itself");
+    }
+
+    #[test]
+    fn a_folder_below_somebody_elses_open_one_is_refused() {
+        let theirs = tempfile::tempdir().expect("a folder");
+        chown(theirs.path(), Some(61_001), Some(61_001)).expect("root gives it away");
+        for open in [0o777, 0o1777] {
+            fs::set_permissions(theirs.path(), fs::Permissions::from_mode(open)).expect("set");
+            let refused =
+                make_directory(&theirs.path().join("state"), 0o700).expect_err("its owner can move what is in it");
+            assert!(refused.to_string().contains("user 61001"), "{refused}");
+            assert_eq!(mode(theirs.path()), open, "nothing was changed");
+        }
+    }
 }
