@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     diagnostics::{
-        Diagnostic, place,
+        Diagnostic,
         table::{TableReader, parse_at, text_of, wrong_type},
     },
     id::DeviceId,
@@ -53,7 +53,7 @@ pub struct TestFailure {
     pub(super) span: std::ops::Range<usize>,
 }
 
-impl Reading<'_> {
+impl Reading {
     pub(super) fn test(&mut self, value: &Spanned<DeValue<'_>>) {
         let Some(mut table) = TableReader::of_value(value, "[[test]]", &mut self.diagnostics) else { return };
         let name = table.text("name", &mut self.diagnostics).map(|name| name.into_inner().to_owned());
@@ -75,7 +75,7 @@ impl Reading<'_> {
             table.missing("expect", "add expect = \"allow\" or expect = \"deny\"", &mut self.diagnostics);
         }
         let at = self.date(&mut table, "at").map(Spanned::into_inner);
-        let line = place(self.text, table.span().start).line;
+        let line = self.line(&table.span());
         let test = who.and_then(|who| self.asker(who)).zip(to).zip(expect).map(|((asker, to), expect)| TestCase {
             name,
             line,

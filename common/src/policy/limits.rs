@@ -260,7 +260,7 @@ struct Consequences<'a> {
     quarantine: bool,
 }
 
-impl Reading<'_> {
+impl Reading {
     /// Reads `[set.NAME]`: resources that stay when everything else goes.
     pub(super) fn resource_set(&mut self, name: Spanned<&str>, value: Table<'_, '_>) {
         let title = format!("[set.{}]", name.get_ref());

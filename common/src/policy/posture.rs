@@ -225,7 +225,7 @@ impl Policy {
     }
 }
 
-impl Reading<'_> {
+impl Reading {
     pub(super) fn posture(&mut self, name: Spanned<&str>, value: Table<'_, '_>) {
         let diagnostics = &mut self.diagnostics;
         let title = format!("[posture.{}]", name.get_ref());
