@@ -65,7 +65,7 @@ use postern_common::{
     id::{BootId, Nonce},
     key::WireGuardPrivateKey,
     limit::{Scan, Usage},
-    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS, MAX_SCANS, MAX_USAGES, MachineKind, SeenPeer},
+    protocol::{AccessRequest, FlowGroup, FromNode, MAX_ENDPOINTS, MAX_SCANS, MAX_USAGES, MachineKind},
     time::{Monotonic, Now, WallTime},
 };
 use zeroize::Zeroizing;
@@ -379,13 +379,6 @@ impl Core {
             let usages = usages.by_ref().take(MAX_USAGES).collect();
             let scans = std::mem::take(&mut scans);
             self.effects.push_back(Effect::Send(FromNode::Behaviour { process, usages, scans }));
-        }
-    }
-
-    /// Tells the controller from which outer addresses peers speak. What nobody hears is said again within a minute.
-    pub fn handle_seen(&mut self, peers: Vec<SeenPeer>) {
-        if let (Stream::Live(_), false) = (&self.stream, peers.is_empty()) {
-            self.effects.push_back(Effect::Send(FromNode::Seen { peers }));
         }
     }
 

@@ -1,4 +1,5 @@
-//! What peers used here for the first time, told to the controller: what a service never did before is worth an alert there.
+//! What peers used here for the first time, and from where they speak, told to the controller: what a service never did before is worth
+//! an alert there.
 //!
 //! Bounds: [`MAX_KNOWN`] are remembered; when there are more, the memory begins anew. On each stream everything that is known is
 //! told once more, [`MAX_FIRST_USES`] every [`APART`], so that nothing is lost with a stream; the controller knows what is new.
@@ -6,7 +7,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use postern_common::{
-    protocol::{FirstUse, FromNode, MAX_FIRST_USES},
+    protocol::{FirstUse, FromNode, MAX_FIRST_USES, SeenPeer},
     time::{Monotonic, Now},
 };
 
@@ -24,6 +25,13 @@ pub(super) struct Uses {
 }
 
 impl Core {
+    /// Tells the controller from which outer addresses peers speak. What nobody hears is said again within a minute.
+    pub fn handle_seen(&mut self, peers: Vec<SeenPeer>) {
+        if let (Stream::Live(_), false) = (&self.stream, peers.is_empty()) {
+            self.effects.push_back(Effect::Send(FromNode::Seen { peers }));
+        }
+    }
+
     /// Takes note that a peer has used something here.
     pub fn handle_use(&mut self, used: FirstUse, now: Now) {
         if self.uses.known.contains(&used) {
