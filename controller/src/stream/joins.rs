@@ -19,7 +19,7 @@ use postern_common::{
     id::{DeviceId, MachineName, Nonce, SessionId, SubjectId},
     key::{DevicePublicKey, SigningPurpose, WireGuardPublicKey},
     protocol::{Join, PROTOCOL_VERSION, Refusal, ToNode, join_payload},
-    time::{Now, WallTime},
+    time::{Monotonic, Now, WallTime},
 };
 
 use super::{
@@ -56,7 +56,10 @@ pub(crate) struct Waiting {
     join: Join,
     from: IpAddr,
     asked: WallTime,
+    /// When its code expires, for people.
     expires: WallTime,
+    /// When it does, by the clock that nobody sets: one that is set back must not let codes expire before they are shown.
+    over: Monotonic,
 }
 
 /// The machines that wait, by their code.
@@ -169,7 +172,8 @@ impl Core {
         let url_with_code = format!("{url}?code={code}");
         self.out.send(stream, ToNode::JoinPending { code: code.to_string(), url, url_with_code, expires });
         self.joins.by_stream.insert(stream, code);
-        self.joins.waiting.insert(code, Waiting { stream, join, from, asked: now.wall, expires });
+        let over = now.monotonic.saturating_add(self.config.join_code_life);
+        self.joins.waiting.insert(code, Waiting { stream, join, from, asked: now.wall, expires, over });
     }
 
     fn audit_join_refused(&mut self, machine: &MachineName, from: IpAddr, reason: &str) {
@@ -202,7 +206,7 @@ impl Core {
             return Err(CoreError::NotPermitted("too many wrong codes from this address: wait a minute".into()));
         }
         match self.joins.waiting.get(&code) {
-            Some(waiting) if waiting.expires > self.clock.latest(now) => Ok(waiting.clone()),
+            Some(waiting) if now.monotonic < waiting.over => Ok(waiting.clone()),
             Some(_) => Err(CoreError::Expired),
             None => {
                 self.guess_limit.take(from, now.monotonic);

@@ -26,7 +26,7 @@ use postern_common::{
     id::{DeviceId, ResourceName, SessionId},
     policy::{StepUp, Subject},
     protocol::ToNode,
-    time::{Now, WallTime},
+    time::{Monotonic, Now, WallTime},
 };
 
 use super::{
@@ -55,7 +55,10 @@ struct Page {
     device: DeviceId,
     resource: ResourceName,
     asked: WallTime,
+    /// When it works no more, for people.
     expires: WallTime,
+    /// When it does not, by the clock that nobody sets.
+    over: Monotonic,
 }
 
 /// The pages that wait, by the hash of their secret.
@@ -65,8 +68,8 @@ pub(super) struct StepUpPages {
 }
 
 impl StepUpPages {
-    fn put(&mut self, token: &Token, page: Page, now: WallTime) {
-        self.waiting.retain(|_, waiting| waiting.expires > now);
+    fn put(&mut self, token: &Token, page: Page, now: Monotonic) {
+        self.waiting.retain(|_, waiting| now < waiting.over);
         let of_device = self.waiting.values().filter(|waiting| waiting.device == page.device).count();
         let full = self.waiting.len() >= MAX_PAGES;
         if full || of_device >= MAX_OF_DEVICE {
@@ -109,9 +112,9 @@ impl Core {
         };
         let demand = step_up.demand.words();
         let token = Token::from_bytes(self.draw());
-        let expires = now.wall.saturating_add(PAGE_LIFE);
-        let page = Page { session, device: id, resource: resource.clone(), asked: now.wall, expires };
-        self.step_up_pages.put(&token, page, now.wall);
+        let (expires, over) = (now.wall.saturating_add(PAGE_LIFE), now.monotonic.saturating_add(PAGE_LIFE));
+        let page = Page { session, device: id, resource: resource.clone(), asked: now.wall, expires, over };
+        self.step_up_pages.put(&token, page, now.monotonic);
         self.out.audit(AuditEvent::StepUpAsked {
             session,
             subject,
@@ -132,8 +135,7 @@ impl Core {
         from: IpAddr,
         now: Now,
     ) -> Result<(Page, SessionRecord), CoreError> {
-        let page =
-            self.step_up_pages.waiting.get(&token.hash()).filter(|page| page.expires > self.clock.latest(now)).cloned();
+        let page = self.step_up_pages.waiting.get(&token.hash()).filter(|page| now.monotonic < page.over).cloned();
         let session = page.as_ref().and_then(|page| self.registry.session(page.session)).cloned();
         let (Some(page), Some(session)) = (page, session) else { return Err(CoreError::Expired) };
         let own = self.registry.subject_of(&who.kind()).map(|subject| subject.id);

@@ -227,3 +227,27 @@ fn machines_that_wait_are_bounded_by_ipv6_network() {
     world.run(seconds(1));
     assert_eq!(world.core.status().pending_joins, 16);
 }
+
+#[test]
+fn a_code_works_for_its_time_whatever_the_clock_shows_meanwhile() {
+    let mut world = World::new(19, POLICY);
+    let alice = person("alice", &["staff"]);
+    world.run(seconds(60));
+    for set in [-3_600_000, 3_600_000] {
+        world.clock_set = set;
+        world.run(seconds(61));
+        let (node, code) = waiting(&mut world, "alice-laptop");
+        let shown = world.nodes[node].key.public();
+        let joined = world.core.confirm_join(code, shown, &alice, local(), world.now);
+        assert!(joined.is_ok(), "set before it asked: {joined:?}");
+        let (node, code) = waiting(&mut world, "alice-phone");
+        world.clock_set = -set;
+        world.run(seconds(61));
+        let shown = world.nodes[node].key.public();
+        let joined = world.core.confirm_join(code, shown, &alice, local(), world.now);
+        assert!(joined.is_ok(), "set while it waited: {joined:?}");
+    }
+    let (_, code) = waiting(&mut world, "late");
+    world.run(seconds(601));
+    assert_eq!(world.core.pending_join(code, &alice, local(), world.now), Err(CoreError::Expired));
+}
