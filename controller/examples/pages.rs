@@ -304,6 +304,10 @@ impl Doors for Memory {
         Box::pin(async { Ok(()) })
     }
 
+    fn logout_not_of_now(&self, _: std::net::IpAddr) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn signed_out_at_provider<'a>(&'a self, _: &'a LogoutToken) -> Answer<'a, ()> {
         Box::pin(async { Ok(()) })
     }
@@ -365,7 +369,7 @@ async fn main() -> anyhow::Result<()> {
             let mut settings = ProviderSettings::new(issuer.parse()?, argument("--client-id").unwrap_or_default());
             settings.client_secret = argument("--client-secret").map(Into::into);
             settings.label = "Corp SSO".into();
-            settings.scopes.push("groups".into());
+            settings.scopes = Some(["profile", "email", "groups"].map(String::from).into());
             Some(Provider::new(settings, &public_url)?)
         }
         None => None,

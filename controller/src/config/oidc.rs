@@ -26,9 +26,9 @@ pub struct Oidc {
     /// The claim that lists a person's groups.
     #[serde(default = "default_groups_claim")]
     pub groups_claim: String,
-    /// Scopes beside `openid`.
-    #[serde(default = "default_scopes")]
-    pub scopes: Vec<String>,
+    /// Scopes beside `openid`; if absent `profile`, `email` and `groups`, as far as the provider says that it has them.
+    #[serde(default)]
+    pub scopes: Option<Vec<String>>,
     /// Authentication context classes to ask for, best first.
     #[serde(default)]
     pub acr_values: Vec<String>,
@@ -95,7 +95,4 @@ fn default_provider_name() -> String {
 }
 fn default_groups_claim() -> String {
     "groups".into()
-}
-fn default_scopes() -> Vec<String> {
-    ["profile", "email", "groups"].map(String::from).to_vec()
 }

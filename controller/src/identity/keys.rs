@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! current --younger than AGE--> as they are      --older--> read again; who comes meanwhile goes by the old ones
+//! freshen --older than half of AGE--> read again, while nobody waits
 //! signed --by none of them--> read again, once, as often as FETCHES lets --> Good | Unknown | Unread
 //! cannot be read --> the last good ones, until they are STALE, and then none
 //! ```
@@ -189,6 +190,21 @@ impl<S: Source> Keys<S> {
                 Ok(found)
             }
             (Err(why), None) => Err(why),
+        }
+    }
+
+    /// Reads what is known again at half its age: whoever comes with a token need not wait for it. Nothing while nobody has asked for it.
+    pub(crate) async fn freshen(&self, now: Now) {
+        let is_due = || self.known().is_some_and(|known| now.monotonic.since(known.read_at) >= AGE / 2);
+        if !is_due() {
+            return;
+        }
+        let Ok(_turn) = self.reading.try_lock() else { return };
+        if !is_due() {
+            return; // somebody else has just read them
+        }
+        if let Err(why) = self.read(now).await {
+            tracing::debug!(%why, "keys are not read again");
         }
     }
 

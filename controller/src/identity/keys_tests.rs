@@ -248,3 +248,20 @@ fn keys_that_cannot_sign_safely_are_left_out() {
     }
     assert!(of(json!("keys")).is_err() && usable(b"not JSON").is_err());
 }
+
+#[tokio::test]
+async fn keys_are_read_again_at_half_their_age_so_that_no_token_waits_for_them() {
+    let (shelf, keys) = cache();
+    keys.freshen(at(0)).await;
+    assert_eq!(shelf.reads(), 0, "nobody has asked for them");
+    shelf.publishes(one(1, "a"));
+    assert_eq!(ask(&keys, 1, Some("a"), at(0)).await, "good");
+    keys.freshen(at(1_799)).await;
+    assert_eq!(shelf.reads(), 1);
+    shelf.publishes(one(2, "b"));
+    keys.freshen(at(1_800)).await;
+    assert_eq!((shelf.reads(), ask(&keys, 2, Some("b"), at(5_399)).await, shelf.reads()), (2, "good", 2));
+    shelf.publishes(None);
+    keys.freshen(at(5_400)).await;
+    assert_eq!(ask(&keys, 2, Some("b"), at(5_400)).await, "good", "the last good ones stay");
+}

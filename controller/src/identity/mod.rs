@@ -41,6 +41,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::records::ProvisionedName;
 
+pub(crate) mod json;
 pub(crate) mod keys;
 pub mod local;
 pub mod machine;

@@ -158,6 +158,11 @@ impl Doors for Handle {
         Box::pin(async move { Ok(refuse.await.map(drop)?) })
     }
 
+    fn logout_not_of_now(&self, from: IpAddr) -> Answer<'_, ()> {
+        let tell = self.call(move |turn, now| turn.core.logout_not_of_now(from, now));
+        Box::pin(async move { Ok(tell.await?) })
+    }
+
     fn signed_out_at_provider<'a>(&'a self, token: &'a LogoutToken) -> Answer<'a, ()> {
         let LogoutToken { issuer, subject, sid, issued, .. } = token.clone();
         let shut = self.call(move |turn, now| {

@@ -67,6 +67,8 @@ const STREAM_READ_BUFFER: usize = 4 << 10;
 const CERTIFICATE_CHECK: Duration = Duration::from_secs(3_600);
 /// How often sign-ins that are over are swept away, and with them the stock clients that they let in.
 const SWEEP: Duration = Duration::from_secs(60);
+/// The file in `key_dir` that opens refresh tokens and second factors in the database.
+const SEALING_KEY: &str = "seal.key";
 
 /// A controller that serves.
 #[derive(Debug)]
@@ -218,11 +220,15 @@ async fn serve_all(
 ) -> Result<(), ServeError> {
     let pool = SqliteStore::pool(database).await?;
     let public_url = url::Url::parse(&config.url).expect("the configuration's URL was parsed when it was checked");
+    let had_no_key = !config.key_dir.join(SEALING_KEY).exists();
     let accounts = Arc::new(Accounts::new(pool.clone(), config.url.clone(), read_sealing_key(&config)?));
     take_over_accounts(&accounts, &running.handle).await?;
     let limits = SessionLimits { absolute: config.core.session_length, ..SessionLimits::default() };
     let sessions = WebSessions::new(pool.clone(), limits);
     let vouchers = Vouchers::new(pool, read_sealing_key(&config)?);
+    if had_no_key {
+        tell_what_is_sealed(&vouchers).await;
+    }
     let provider = open_provider(&config, &public_url)?;
     if let (Some(provider), Some(oidc)) = (&provider, &config.oidc) {
         let checks = provider::Settings { interval: oidc.check_interval.get(), grace: oidc.check_grace.get() };
@@ -450,8 +456,21 @@ fn read_signing_key(config: &Config) -> Result<ControllerSigningKey, ServeError>
     Ok(ControllerSigningKey::from_seed(&seed))
 }
 
+/// Says so if a new sealing key was made although something is sealed under another one.
+async fn tell_what_is_sealed(vouchers: &Vouchers) {
+    match vouchers.count().await {
+        Ok(0) => {}
+        Ok(sessions) => tracing::error!(
+            sessions,
+            "{SEALING_KEY} was missing and a new one was made, but refresh tokens are sealed under the one of before: put it back, or \
+             who signed in with them must sign in anew after `check_grace`, and second factors that are codes must be set up anew"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot tell what is sealed"),
+    }
+}
+
 fn read_sealing_key(config: &Config) -> Result<SealingKey, ServeError> {
-    let path = config.key_dir.join("seal.key");
+    let path = config.key_dir.join(SEALING_KEY);
     let text = match files::read_secret(&path) {
         Err(FileError::Missing(_)) => {
             let mut fresh = Zeroizing::new([0u8; 32]);
@@ -475,7 +494,7 @@ fn open_provider(config: &Config, public_url: &url::Url) -> Result<Option<Arc<Pr
     let mut settings = ProviderSettings::new(issuer, oidc.client_id.clone());
     settings.label = oidc.name.clone();
     settings.groups_claim = oidc.groups_claim.clone();
-    settings.scopes = oidc.scopes.clone();
+    settings.scopes.clone_from(&oidc.scopes);
     settings.acr_values = oidc.acr_values.clone();
     settings.provisioned_claim = oidc.scim.as_ref().map(|scim| scim.claim.clone());
     settings.ca_file = oidc.ca_file.clone();

@@ -1,14 +1,13 @@
 //! Signed tokens of servers (JWS, RFC 7515, in its compact form), taken apart before anybody believes them.
 //!
-//! What is checked here needs no key: the size, the form, the explicit type (RFC 8725 §3.11), and that nothing critical is in the
-//! header. Whoever holds the keys checks the signature over exactly [`Unverified::signed`], and only then reads the claims.
+//! What is checked here needs no key: the size, the form, the explicit type (RFC 8725 §3.11), that nothing critical is in the
+//! header, and that no claim stands twice. Whoever holds the keys checks the signature over exactly [`Unverified::signed`], and only then reads the claims.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use openidconnect::core::CoreJwsSigningAlgorithm;
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::identity::keys::Signed;
+use crate::identity::{json, keys::Signed};
 
 /// A token as it came, in its parts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,17 +31,6 @@ impl Unverified<'_> {
     }
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-    #[serde(default)]
-    typ: Option<String>,
-    #[serde(default)]
-    kid: Option<String>,
-    #[serde(default)]
-    crit: Option<Value>,
-}
-
 /// Takes a token apart that has to be of the type `kind`, such as `logout+jwt`, and at most `most` bytes long.
 ///
 /// # Errors
@@ -54,20 +42,51 @@ pub fn parse<'a>(text: &'a str, kind: &str, most: usize) -> Result<Unverified<'a
     let (signed, signature) = text.rsplit_once('.').ok_or("not three parts")?;
     let (header, payload) = signed.split_once('.').ok_or("not three parts")?;
     let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| "not base 64 for URLs");
-    let header: Header = serde_json::from_slice(&decode(header)?).map_err(|_| "its header cannot be read")?;
-    let named = header.typ.unwrap_or_default().to_ascii_lowercase();
+    let header = json::object(&decode(header)?).ok_or("its header cannot be read")?;
+    let word = |name: &str| match header.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err("its header cannot be read"),
+    };
+    let named = word("typ")?.unwrap_or_default().to_ascii_lowercase();
     // RFC 7515 §4.1.9: `application/` may be left out.
     if named.strip_prefix("application/").unwrap_or(&named) != kind {
         return Err("not of the right type");
     }
-    if header.crit.is_some() {
+    if header.contains_key("crit") {
         return Err("it has critical headers that nobody here knows"); // RFC 7515 §4.1.11
     }
+    let payload = decode(payload)?;
+    // Whoever checked it before may have read the other one of two claims of one name.
+    json::object(&payload).ok_or("its claims cannot be read")?;
     Ok(Unverified {
-        algorithm: header.alg,
-        key: header.kid,
+        algorithm: word("alg")?.ok_or("its header cannot be read")?,
+        key: word("kid")?,
         signed,
         signature: decode(signature)?,
-        payload: decode(payload)?,
+        payload,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_in_which_a_claim_or_a_header_stands_twice_is_none() {
+        let token = |header: &str, claims: &str| {
+            let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+            format!("{}.{}.c2ln", part(header), part(claims))
+        };
+        let head = r#"{"alg": "RS256", "typ": "logout+jwt"}"#;
+        assert!(parse(&token(head, r#"{"sub": "alice", "events": {"x": {}}}"#), "logout+jwt", 1 << 10).is_ok());
+        for (header, claims) in [
+            (head, r#"{"sub": "alice", "sub": "bob"}"#),
+            (head, r#"{"events": {"x": {"a": 1, "a": 2}}}"#),
+            (head, "[]"),
+            (r#"{"alg": "none", "alg": "RS256", "typ": "logout+jwt"}"#, "{}"),
+        ] {
+            assert!(parse(&token(header, claims), "logout+jwt", 1 << 10).is_err(), "{header} {claims}");
+        }
+    }
 }

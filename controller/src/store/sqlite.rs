@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -24,6 +24,10 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("./migrations");
 
 /// How many connections read and write the pages' tables. The core's tables have one of their own.
 const POOL: u32 = 4;
+
+/// For how long a batch is tried again that others keep from being written. Nothing of it was told to anybody yet, so that to wait is safe;
+/// to give up ends the process.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The core's connection to the database.
 #[derive(Debug)]
@@ -60,6 +64,11 @@ pub(super) fn failed(path: &Path) -> impl Fn(sqlx::Error) -> StoreError {
             _ => StoreError::Database { path: path.clone(), cause: source },
         }
     }
+}
+
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 5) // SQLITE_BUSY
 }
 
 impl SqliteStore {
@@ -248,6 +257,20 @@ impl Store for SqliteStore {
     }
 
     async fn commit(&mut self, changes: &[StoreChange], lines: &[Line]) -> Result<(), StoreError> {
+        let began = Instant::now();
+        loop {
+            match self.try_to_commit(changes, lines).await {
+                Err(StoreError::Database { cause, .. }) if is_busy(&cause) && began.elapsed() < PATIENCE => {
+                    tracing::warn!("another connection has kept the database from being written; it is tried again");
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+impl SqliteStore {
+    async fn try_to_commit(&mut self, changes: &[StoreChange], lines: &[Line]) -> Result<(), StoreError> {
         let failed = failed(&self.path);
         let mut batch = self.connection.begin_with("BEGIN IMMEDIATE").await.map_err(&failed)?;
         for change in changes {

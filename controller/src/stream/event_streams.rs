@@ -143,6 +143,16 @@ impl Core {
         self.flush(now);
     }
 
+    /// Counts a logout token of the provider's that holds but for its time: somebody has to set a clock right, or no logout is taken.
+    pub fn logout_not_of_now(&mut self, from: std::net::IpAddr, now: Now) {
+        if self.refuse_signal("back-channel logout", "not of now", Some(from), now) == Counted::First {
+            let text = "a logout token of the identity provider was not issued now: set the clock of the controller right, or the provider's; \
+                        who signs out there stays signed in here meanwhile";
+            self.alert(AlertKind::StreamSilent, text.to_owned(), About::default(), now);
+        }
+        self.flush(now);
+    }
+
     /// Tells whether the refusal of somebody who has not proven who they are is recorded by itself. If not, it is counted: a line
     /// a minute says how many there were.
     pub fn records_stranger(&mut self, kind: Stranger, from: std::net::IpAddr, now: Now) -> bool {

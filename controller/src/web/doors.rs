@@ -135,6 +135,9 @@ pub trait Doors: Send + Sync + 'static {
     /// Ends what the provider has ended, on machines; tells how many login sessions that were.
     fn provider_ended<'a>(&'a self, ends: &'a Ends) -> Answer<'a, usize>;
 
+    /// Counts a logout token that is not of now, and raises an alert: a clock is wrong, and logouts are lost.
+    fn logout_not_of_now(&self, from: IpAddr) -> Answer<'_, ()>;
+
     /// Counts a signal of another system that was refused; the audit log gets the first of a kind, and how many more there were.
     fn signal_refused(&self, source: &'static str, reason: &'static str, from: IpAddr) -> Answer<'_, ()>;
     /// Shuts the doors to sign-ins from before a logout at the provider. Ask for it before what it ends is looked for.

@@ -70,9 +70,14 @@ pub(super) async fn receive(
         Ok(Err(_)) => return refuse("too long, or broken off").await,
         Err(_) => return refuse("it did not come in time").await,
     };
-    let Ok(token) = std::str::from_utf8(&token) else { return refuse("no text").await };
-    let Ok(_permit) = pages.in_flight.try_acquire() else { return plain(StatusCode::SERVICE_UNAVAILABLE) };
-    match receiver.take(token, None, Some(address)).await {
+    let Ok(token) = String::from_utf8(token.into()) else { return refuse("no text").await };
+    let receiver = Arc::clone(receiver);
+    // A transmitter that does not wait for the answer may not ask again either.
+    let taken = super::to_its_end(async move {
+        let Ok(_permit) = pages.in_flight.try_acquire() else { return Outcome::Later };
+        receiver.take(&token, None, Some(address)).await
+    });
+    match taken.await.unwrap_or(Outcome::Later) {
         Outcome::Taken => plain(StatusCode::ACCEPTED),
         Outcome::Refused(refused) => refusal(StatusCode::BAD_REQUEST, refused),
         Outcome::Later => plain(StatusCode::SERVICE_UNAVAILABLE),

@@ -56,6 +56,8 @@ pub(super) enum ProviderFault {
     Restart,
     /// Ask the administrator.
     Refused,
+    /// Ask the administrator, and not try again: the provider's word says what is not set up.
+    NotSetUp(&'static str),
 }
 
 impl From<StoreFailed> for Fault {
@@ -196,6 +198,15 @@ impl Fault {
                 "You are not signed in",
                 "The provider did not confirm who you are. Try again; if it goes on, tell your administrator when this happened.",
                 SIGN_IN,
+            ),
+            Self::Provider(ProviderFault::NotSetUp(error)) => (
+                StatusCode::FORBIDDEN,
+                "Sign-in is not set up",
+                format!(
+                    "The sign-in is not set up correctly at the provider ({error}). Trying again will not help: tell your \
+                     administrator."
+                ),
+                HOME,
             ),
             Self::Busy => words(
                 StatusCode::SERVICE_UNAVAILABLE,

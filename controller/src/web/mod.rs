@@ -122,6 +122,11 @@ const MAX_IN_FLIGHT: usize = 256;
 const MAX_HALF: usize = 4_096;
 const HALF_LIFETIME: Duration = Duration::from_secs(10 * 60);
 
+/// Does something to its end although its client may go away, with whose connection a handler is dropped. `None` if it broke off itself.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Option<T> {
+    tokio::spawn(work).await.ok()
+}
+
 /// The pages' own state: what is half done, and the limits.
 struct Pages {
     web: Arc<Web>,

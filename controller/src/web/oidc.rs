@@ -79,6 +79,7 @@ async fn refused(visit: &Visit, error: OidcError) -> Result<Fault, Fault> {
     Ok(Fault::Provider(match error {
         OidcError::Unavailable(_) => ProviderFault::Away,
         OidcError::State => ProviderFault::Restart,
+        OidcError::NotSetUp { error, .. } => ProviderFault::NotSetUp(error),
         OidcError::Issuer | OidcError::Refused(_) | OidcError::Code(_) | OidcError::Token(_) => ProviderFault::Refused,
     }))
 }

@@ -56,7 +56,13 @@ pub(super) async fn show(visit: Visit, Path(text): Path<String>) -> Result<Respo
     })
 }
 
+/// Who closes the window must not keep those in who knew the old password: what was begun is done to its end.
 pub(super) async fn submit(Path(text): Path<String>, posted: Posted<NewPassword>) -> Result<Response, Fault> {
+    let done = super::to_its_end(set(text, posted)).await;
+    done.unwrap_or(Err(Fault::Bug("setting a password by a link broke off")))
+}
+
+async fn set(text: String, posted: Posted<NewPassword>) -> Result<Response, Fault> {
     let Posted { visit, fields } = posted;
     let link = link(&visit, &text)?;
     let accounts = &visit.pages.web.accounts;

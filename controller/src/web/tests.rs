@@ -1,5 +1,6 @@
 //! The pages as a client without good manners sees them.
 
+mod logout;
 mod nothing;
 mod signals;
 
@@ -55,6 +56,10 @@ async fn site(local: LocalAccounts) -> Site {
 }
 
 async fn site_with(local: LocalAccounts, events: Receivers) -> Site {
+    site_of(SignInWays { provider: None, local }, events).await
+}
+
+async fn site_of(ways: SignInWays, events: Receivers) -> Site {
     let pool = test_pool().await;
     let accounts = Arc::new(Accounts::new(pool.clone(), OWN, SealingKey::from_bytes([7; 32])));
     let now = Arc::new(Mutex::new(system_clock()()));
@@ -67,7 +72,7 @@ async fn site_with(local: LocalAccounts, events: Receivers) -> Site {
     let web = Arc::new(Web {
         public_url: format!("{OWN}/").parse().expect("a URL"),
         join_link: format!("{OWN}#k=4f9a"),
-        ways: SignInWays { provider: None, local },
+        ways,
         accounts,
         sessions: WebSessions::new(pool.clone(), SessionLimits::default()),
         vouchers: Vouchers::new(pool, SealingKey::from_bytes([7; 32])),

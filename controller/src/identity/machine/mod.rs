@@ -24,7 +24,6 @@
 //! | `token`, `json` | tokens, taken apart and checked; sans-IO |
 //! | `source` | where an issuer's keys are |
 
-mod json;
 pub mod settings;
 mod source;
 mod token;
@@ -146,9 +145,9 @@ impl Issuers {
         };
         match keys.signed(signed, now).await {
             Signature::Good(_) => {}
-            // The keys that are known are good ones: nothing is missing but an excuse for this token.
-            Signature::Unknown | Signature::Unread(_) => return Err(refused("it is not signed by its issuer")),
-            Signature::Unavailable(why) => {
+            Signature::Unknown => return Err(refused("it is not signed by its issuer")),
+            // Strangers' tokens can use up how often the keys are read: that is nothing against this one.
+            Signature::Unread(why) | Signature::Unavailable(why) => {
                 let why = format!("the keys of {} cannot be read: {why}", settings.name);
                 return Err(TokenRefusal::Unavailable(why));
             }

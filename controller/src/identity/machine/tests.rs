@@ -352,6 +352,29 @@ async fn an_issuer_that_is_away_holds_for_a_day_and_one_that_was_never_heard_of_
 }
 
 #[tokio::test]
+async fn a_token_of_a_new_key_that_cannot_be_read_now_is_not_called_forged() {
+    let cluster = Cluster::start().await;
+    let issuers = issuers(&[settings(&cluster.issuer, None)]);
+    assert!(issuers.verify(&cluster.token(&cluster.claims()), at(0)).await.is_ok());
+    cluster.rotate(2, "k2");
+    let honest = cluster.token(&cluster.claims());
+    *cluster.away.lock().expect("not poisoned") = true;
+    let away = issuers.verify(&honest, at(1)).await;
+    assert!(matches!(away, Err(TokenRefusal::Unavailable(_))), "the issuer is away: {away:?}");
+    // A stranger invents keys until they may not be read again for a while.
+    let stranger = SigningKey::from_bytes(&[9; 32]);
+    for number in 0..10 {
+        let header = json!({"alg": "EdDSA", "kid": format!("u{number}")});
+        let forged = PlatformToken::new(&sign(&stranger, &header, &cluster.claims()));
+        assert!(issuers.verify(&forged, at(2)).await.is_err());
+    }
+    *cluster.away.lock().expect("not poisoned") = false;
+    let used_up = issuers.verify(&honest, at(3)).await;
+    assert!(matches!(used_up, Err(TokenRefusal::Unavailable(_))), "a stranger used the looks up: {used_up:?}");
+    assert!(issuers.verify(&honest, at(120)).await.is_ok(), "tried again");
+}
+
+#[tokio::test]
 async fn a_discovery_document_of_another_issuer_lends_no_keys() {
     let cluster = Cluster::start().await;
     let issuers = issuers(&[settings(&cluster.issuer, None)]);

@@ -14,8 +14,7 @@ use postern_common::{protocol::MAX_PLATFORM_TOKEN_BYTES, time::WallTime};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::json;
-use crate::records::TokenHash;
+use crate::{identity::json, records::TokenHash};
 
 /// How far a platform's clock may go ahead of ours, seconds.
 pub(super) const CLOCK_SKEW: i64 = 60;

@@ -1,7 +1,5 @@
 //! What the provider is asked, and what it tells, after a sign-in: whether it still vouches, and that somebody signed out.
 
-use std::sync::Arc;
-
 use openidconnect::{
     OAuth2TokenResponse, RefreshToken, RequestTokenError,
     core::{CoreErrorResponseType, CoreJwsSigningAlgorithm},
@@ -9,10 +7,10 @@ use openidconnect::{
 use postern_common::time::WallTime;
 use zeroize::Zeroizing;
 
-use super::{ALGORITHMS, OidcError, Provider, chain, claims::Metadata, short};
+use super::{ALGORITHMS, OidcError, Provider, both, chain, short};
 use crate::{
-    identity::keys::is_signed,
-    signals::provider::logout::{self, LogoutToken},
+    identity::keys::Signature,
+    signals::provider::logout::{self, LogoutToken, Unheld},
 };
 
 /// Why the provider did not vouch again.
@@ -29,6 +27,8 @@ pub enum Refusal {
 pub enum LogoutError {
     /// It does not hold. A constant text, for the audit log.
     Refused(&'static str),
+    /// It holds, and is not of now: a clock is wrong, or it is an old one.
+    NotOfNow,
     /// The provider's keys cannot be read now.
     Unavailable(String),
 }
@@ -65,20 +65,18 @@ impl Provider {
         let token = logout::parse(text).map_err(LogoutError::Refused)?;
         let algorithm = accepted(&token.algorithm);
         let algorithm = algorithm.ok_or(LogoutError::Refused("signed by an algorithm that is not accepted"))?;
-        let unavailable = |error: OidcError| LogoutError::Unavailable(error.to_string());
-        let signed = token.signed_by(&algorithm);
-        let metadata = self.metadata(now).await.map_err(unavailable)?;
-        if !metadata.id_token_signing_alg_values_supported().contains(&algorithm) {
-            return Err(LogoutError::Refused("signed by an algorithm that the provider does not use"));
-        }
-        if !is_signed(metadata.jwks(), signed) {
-            // The provider may have new keys; how often they are read again is limited.
-            let metadata: Arc<Metadata> = self.refreshed_keys(&metadata, now).await.map_err(unavailable)?;
-            if !is_signed(metadata.jwks(), signed) {
-                return Err(LogoutError::Refused("not signed by the provider"));
+        match self.known.signed(token.signed_by(&algorithm), both(now)).await {
+            Signature::Good(metadata) if metadata.id_token_signing_alg_values_supported().contains(&algorithm) => {}
+            Signature::Good(_) => {
+                return Err(LogoutError::Refused("signed by an algorithm that the provider does not use"));
             }
+            Signature::Unknown => return Err(LogoutError::Refused("not signed by the provider")),
+            Signature::Unread(why) | Signature::Unavailable(why) => return Err(LogoutError::Unavailable(why)),
         }
-        token.claims(self.issuer.as_str(), &self.settings.client_id, now).map_err(LogoutError::Refused)
+        token.claims(self.issuer.as_str(), &self.settings.client_id, now).map_err(|why| match why {
+            Unheld::Refused(why) => LogoutError::Refused(why),
+            Unheld::NotOfNow => LogoutError::NotOfNow,
+        })
     }
 }
 

@@ -98,6 +98,9 @@ const PENDING_LIFETIME: Duration = Duration::from_secs(15 * 60);
 /// How far a provider's clock may go ahead of ours, and how old a fresh token may be, seconds.
 const CLOCK_SKEW: i64 = 60;
 const TOKEN_AGE: i64 = 600;
+/// What providers answer where the scopes, the client or its secret are not what they know.
+const SET_UP: [&str; 4] = ["invalid_scope", "unauthorized_client", "invalid_client", "unsupported_response_type"];
+
 /// A provider, ready to be asked. It is discovered at the first sign-in, not at start, so that a provider that is away
 /// does not keep the controller down.
 #[derive(Debug)]
@@ -176,6 +179,7 @@ pub struct Callback {
     code: Option<String>,
     iss: Option<String>,
     error: Option<String>,
+    error_description: Option<String>,
 }
 
 /// Tells why a sign-in at the provider came to nothing. [`OidcError::word`] is for the audit log, the source for the
@@ -194,6 +198,14 @@ pub enum OidcError {
     /// The provider said no; the person may have.
     #[error("the provider refused: {0}")]
     Refused(String),
+    /// It refused because of how the controller or the client at the provider is set up: to try again does not help.
+    #[error("the provider does not take how sign-in is set up: {error}: {described}")]
+    NotSetUp {
+        /// Its word, a constant of this module.
+        error: &'static str,
+        /// What it says of it, cleaned and cut.
+        described: String,
+    },
     /// The code was not exchanged for a token.
     #[error("the code was not accepted: {0}")]
     Code(String),
@@ -210,6 +222,7 @@ impl OidcError {
             Self::State => "oidc_state",
             Self::Issuer => "oidc_issuer",
             Self::Refused(_) => "provider_refused",
+            Self::NotSetUp { .. } => "provider_set_up",
             Self::Code(_) => "oidc_code",
             Self::Token(_) => "oidc_token",
         }
@@ -219,6 +232,12 @@ impl OidcError {
 /// Reads the value of a groups claim, as in an ID token.
 pub(crate) fn claims_groups(value: &serde_json::Value) -> Option<std::collections::BTreeSet<String>> {
     claims::groups(Some(value))
+}
+
+/// Tells whether a provider's word (RFC 6749 §4.1.2.1, §5.2) means that something is not set up as it should be.
+fn not_set_up(error: &str, described: &str) -> Option<OidcError> {
+    let error = SET_UP.into_iter().find(|word| *word == error)?;
+    Some(OidcError::NotSetUp { error, described: short(described) })
 }
 
 /// Cuts and cleans a provider's word for a log.
@@ -294,7 +313,7 @@ impl Provider {
         let mut request = client
             .authorize_url(CoreAuthenticationFlow::AuthorizationCode, move || csrf, Nonce::new_random)
             .set_pkce_challenge(challenge)
-            .add_scopes(self.settings.scopes.iter().cloned().map(Scope::new));
+            .add_scopes(self.scopes(&metadata).into_iter().map(Scope::new));
         let mut classes = self.settings.acr_values.clone();
         if let Ask::Anew(demand) = ask {
             // Asking is only a hint (OIDC Core §3.1.2.1): what comes back is verified, here and by policy.
@@ -343,7 +362,10 @@ impl Provider {
             Some(_) | None => {}
         }
         if let Some(error) = &callback.error {
-            return Err(OidcError::Refused(short(error)));
+            let described = callback.error_description.as_deref().unwrap_or_default();
+            let both = if described.is_empty() { error.clone() } else { format!("{error}: {described}") };
+            let refused = || OidcError::Refused(short(&both));
+            return Err(not_set_up(error, described).unwrap_or_else(refused));
         }
         let code = callback.code.filter(|code| !code.is_empty()).ok_or_else(|| OidcError::Code("no code".into()))?;
         let answer = self.exchange(&metadata, code, waiting.verifier).await?;
@@ -367,6 +389,19 @@ impl Provider {
             }
             Err(Unverified::Refused(why)) => Err(OidcError::Token(why)),
         }
+    }
+
+    /// Returns the scopes to ask for: those that the operator chose, or the usual ones that the provider lists. One that lists none at all
+    /// (OIDC Discovery §3 only recommends it) is asked for what every provider has (OIDC Core §5.4).
+    fn scopes(&self, metadata: &Metadata) -> Vec<String> {
+        if let Some(chosen) = &self.settings.scopes {
+            return chosen.clone();
+        }
+        let lists = |name: &str| match metadata.scopes_supported() {
+            Some(listed) => listed.iter().any(|scope| scope.as_str() == name),
+            None => matches!(name, "profile" | "email"),
+        };
+        ProviderSettings::USUAL_SCOPES.into_iter().filter(|name| lists(name)).map(str::to_owned).collect()
     }
 
     fn relying_party(&self, metadata: &Metadata) -> RelyingParty {
@@ -395,7 +430,11 @@ impl Provider {
             .set_pkce_verifier(verifier);
         let asked = request.request_async(&self.http).await;
         asked.map_err(|error| match &error {
-            RequestTokenError::ServerResponse(refusal) => OidcError::Code(short(&refusal.to_string())),
+            RequestTokenError::ServerResponse(refusal) => {
+                let described = refusal.error_description().map(String::as_str).unwrap_or_default();
+                let other = || OidcError::Code(short(&refusal.to_string()));
+                not_set_up(refusal.error().as_ref(), described).unwrap_or_else(other)
+            }
             RequestTokenError::Request(why) => OidcError::Unavailable(chain(why)),
             RequestTokenError::Parse(why, _) => OidcError::Unavailable(chain(why)),
             RequestTokenError::Other(why) => OidcError::Unavailable(short(why)),
@@ -458,6 +497,11 @@ impl Provider {
     /// Returns the provider's metadata, read at most an hour ago where it answers, and not older than a day where it does not.
     async fn metadata(&self, now: WallTime) -> Result<Arc<Metadata>, OidcError> {
         self.known.current(both(now)).await.map_err(OidcError::Unavailable)
+    }
+
+    /// Reads the provider's metadata and keys again before they are out of date: a logout token that waits for them may come too late.
+    pub(crate) async fn freshen(&self, now: WallTime) {
+        self.known.freshen(both(now)).await;
     }
 
     /// Reads the provider's metadata and keys again, because a token names a key that is not known.

@@ -16,8 +16,8 @@ pub struct ProviderSettings {
     pub client_id: String,
     /// The client's secret, read from a file or the environment; `None` for a public client (PKCE protects it).
     pub client_secret: Option<Zeroizing<String>>,
-    /// Scopes to ask for, beyond `openid`.
-    pub scopes: Vec<String>,
+    /// Scopes to ask for, beyond `openid`; `None` for the usual ones, as far as the provider says that it has them.
+    pub scopes: Option<Vec<String>>,
     /// The claim that holds the person's groups.
     pub groups_claim: String,
     /// The claim by which provisioning knows people; `sub` needs none.
@@ -29,6 +29,9 @@ pub struct ProviderSettings {
 }
 
 impl ProviderSettings {
+    /// What is asked for where nobody chose. Stock Keycloak and Entra have no `groups`, and refuse whoever asks for it.
+    pub(super) const USUAL_SCOPES: [&str; 3] = ["profile", "email", "groups"];
+
     /// Names a provider with the usual scopes and the claim `groups`.
     pub fn new(issuer: Url, client_id: impl Into<String>) -> Self {
         Self {
@@ -36,7 +39,7 @@ impl ProviderSettings {
             issuer,
             client_id: client_id.into(),
             client_secret: None,
-            scopes: ["profile", "email"].map(str::to_owned).into(),
+            scopes: None,
             groups_claim: "groups".into(),
             provisioned_claim: None,
             acr_values: Vec::new(),

@@ -51,6 +51,8 @@ struct Idp {
     challenge_and_nonce: Mutex<(String, String)>,
     metadata_issuer: Option<String>,
     key_fetches: AtomicUsize,
+    scopes: Mutex<Option<Vec<&'static str>>>,
+    refuses: Mutex<Option<Value>>,
 }
 
 fn base64(bytes: impl AsRef<[u8]>) -> String {
@@ -76,6 +78,8 @@ impl Idp {
             challenge_and_nonce: Mutex::default(),
             metadata_issuer,
             key_fetches: AtomicUsize::new(0),
+            scopes: Mutex::default(),
+            refuses: Mutex::default(),
         });
         let router = Router::new()
             .route("/.well-known/openid-configuration", get(Self::metadata))
@@ -88,13 +92,17 @@ impl Idp {
 
     async fn metadata(State(idp): State<Arc<Self>>) -> Json<Value> {
         let at = |path: &str| format!("{}{path}", idp.issuer);
-        Json(json!({
+        let mut metadata = json!({
             "issuer": idp.metadata_issuer.as_ref().unwrap_or(&idp.issuer),
             "authorization_endpoint": at("/auth"), "token_endpoint": at("/token"), "jwks_uri": at("/jwks"),
             "response_types_supported": ["code"], "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": ["EdDSA", "RS256", "HS256", "none"],
             "authorization_response_iss_parameter_supported": true,
-        }))
+        });
+        if let Some(scopes) = &*idp.scopes.lock().expect("not poisoned") {
+            metadata["scopes_supported"] = json!(scopes);
+        }
+        Json(metadata)
     }
 
     async fn keys(State(idp): State<Arc<Self>>) -> Json<Value> {
@@ -105,6 +113,9 @@ impl Idp {
     }
 
     async fn token(State(idp): State<Arc<Self>>, Form(form): Form<Vec<(String, String)>>) -> Response {
+        if let Some(refusal) = idp.refuses.lock().expect("not poisoned").clone() {
+            return (StatusCode::BAD_REQUEST, Json(refusal)).into_response();
+        }
         let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
         let challenge = base64(Sha256::digest(field("code_verifier").unwrap_or_default()));
         if field("code") != Some(CODE) || challenge != idp.challenge_and_nonce.lock().expect("not poisoned").0 {
@@ -188,6 +199,7 @@ impl Walk {
             code: Some(CODE.into()),
             iss: Some(idp.issuer.clone()),
             error: None,
+            error_description: None,
         };
         let asked = url.query_pairs().into_owned().collect();
         (Self { idp: idp.clone(), provider: provider.clone(), browser, callback }, asked)
@@ -401,4 +413,53 @@ async fn what_was_to_be_proven_anew_has_to_say_that_it_was() {
         let refused = walk(auth_time).await.0.finish().await;
         assert!(matches!(refused, Err(OidcError::Token(_))), "{why}: {refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_is_asked_for_no_scope_that_it_does_not_have_unless_the_operator_chose_it() {
+    for (listed, chosen, asked) in [
+        (Some(vec!["openid", "profile", "email", "offline_access"]), None, "openid profile email"), // Entra
+        (Some(vec!["openid", "groups", "email", "profile"]), None, "openid profile email groups"),
+        (None, None, "openid profile email"),
+        (Some(vec!["openid", "profile"]), Some(vec!["groups".to_owned()]), "openid groups"),
+    ] {
+        let idp = Idp::start(Sign::Own, |_| ()).await;
+        idp.scopes.lock().expect("not poisoned").clone_from(&listed);
+        let mut settings = ProviderSettings::new(idp.issuer.parse().expect("a URL"), CLIENT);
+        settings.scopes.clone_from(&chosen);
+        let own = "https://ctl.corp.example/".parse().expect("a URL");
+        let provider = Provider::new(settings, &own).expect("usable");
+        let (_, url) = Walk::asking(&idp, &provider, Ask::SignIn).await;
+        assert_eq!(url["scope"], asked, "{listed:?} {chosen:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_trying_again_does_not_mend_is_told_apart_with_what_the_provider_says() {
+    for (error, expected) in [
+        ("invalid_scope", Some("invalid_scope")),
+        ("unauthorized_client", Some("unauthorized_client")),
+        ("access_denied", None),
+        ("login_required", None),
+    ] {
+        let mut walk = Walk::fresh(Sign::Own, |_| ()).await;
+        walk.callback.error = Some(error.into());
+        walk.callback.error_description = Some(format!("Invalid\u{7} scopes: {}", "x".repeat(1_000)));
+        match (walk.finish().await, expected) {
+            (Err(OidcError::NotSetUp { error, described }), Some(expected)) => {
+                assert_eq!(error, expected);
+                assert!(described.starts_with("Invalid scopes: x") && described.len() == 200, "{described}");
+            }
+            (Err(OidcError::Refused(why)), None) => assert!(why.contains("Invalid scopes") && why.len() == 200),
+            other => panic!("{error}: {other:?}"),
+        }
+    }
+    let walk = Walk::fresh(Sign::Own, |_| ()).await;
+    *walk.idp.refuses.lock().expect("not poisoned") =
+        Some(json!({"error": "invalid_client", "error_description": "wrong secret"}));
+    let refused = walk.finish().await;
+    assert!(
+        matches!(&refused, Err(OidcError::NotSetUp { error: "invalid_client", described }) if described == "wrong secret"),
+        "{refused:?}"
+    );
 }

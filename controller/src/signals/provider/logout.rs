@@ -17,6 +17,8 @@ pub const MAX_TOKEN: usize = 16 << 10;
 /// How far the provider's clock may go ahead of ours, and for how long a token is fresh, seconds.
 const CLOCK_SKEW: i64 = 60;
 const FRESH: i64 = 300;
+/// How far the clocks may be apart before a token is only an old one, seconds.
+const APART: i64 = 86_400;
 /// The longest `sub`, `sid` or `jti`, bytes.
 const MAX_NAME: usize = 255;
 /// Back-Channel Logout §2.4.
@@ -40,6 +42,22 @@ pub struct LogoutToken {
     pub fresh_until: WallTime,
 }
 
+/// Why a token does nothing whose signature holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unheld {
+    /// It does not hold. A constant text, for the audit log.
+    Refused(&'static str),
+    /// Everything of it holds but its time, which is up to a day from now: it is an old one, or one of the two clocks is wrong, and then
+    /// every logout is lost.
+    NotOfNow,
+}
+
+impl From<&'static str> for Unheld {
+    fn from(why: &'static str) -> Self {
+        Self::Refused(why)
+    }
+}
+
 /// Takes a token apart.
 ///
 /// # Errors
@@ -52,12 +70,12 @@ impl Unverified<'_> {
     /// Reads the claims. Only for a token whose signature was checked.
     ///
     /// # Errors
-    /// What does not hold, as a constant text.
-    pub fn claims(&self, issuer: &str, client: &str, now: WallTime) -> Result<LogoutToken, &'static str> {
+    /// What does not hold.
+    pub fn claims(&self, issuer: &str, client: &str, now: WallTime) -> Result<LogoutToken, Unheld> {
         let claims: Map<String, Value> =
             serde_json::from_slice(&self.payload).map_err(|_| "its claims cannot be read")?;
         if claims.get("iss").and_then(Value::as_str) != Some(issuer) {
-            return Err("of another issuer");
+            return Err("of another issuer".into());
         }
         let audience = match claims.get("aud") {
             Some(Value::String(one)) => one == client,
@@ -65,24 +83,16 @@ impl Unverified<'_> {
             Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) | None => false,
         };
         if !audience {
-            return Err("for another client");
+            return Err("for another client".into());
         }
         let seconds = now.as_millis().div_euclid(1_000);
         let issued = claims.get("iat").and_then(Value::as_i64).ok_or("it does not tell when it was issued")?;
-        if !(-CLOCK_SKEW..=FRESH).contains(&seconds.saturating_sub(issued)) {
-            return Err("not fresh");
-        }
-        match claims.get("exp").map(Value::as_i64) {
-            None => {}
-            Some(Some(expires)) if expires > seconds - CLOCK_SKEW => {}
-            Some(_) => return Err("expired"),
-        }
         if !claims.get("events").and_then(Value::as_object).is_some_and(|e| e.get(EVENT).is_some_and(Value::is_object))
         {
-            return Err("it tells of no logout");
+            return Err("it tells of no logout".into());
         }
         if claims.contains_key("nonce") {
-            return Err("it has a nonce, as ID tokens have"); // §2.4: MUST NOT
+            return Err("it has a nonce, as ID tokens have".into()); // §2.4: MUST NOT
         }
         let name = |claim: &str| match claims.get(claim) {
             None => Ok(None),
@@ -91,9 +101,21 @@ impl Unverified<'_> {
         };
         let (subject, sid) = (name("sub")?, name("sid")?);
         if subject.is_none() && sid.is_none() {
-            return Err("it names neither a person nor a session");
+            return Err("it names neither a person nor a session".into());
         }
         let jti = name("jti")?.ok_or("it has no name of its own")?;
+        let expires = match claims.get("exp").map(Value::as_i64) {
+            None => i64::MAX,
+            Some(Some(expires)) => expires,
+            Some(None) => return Err("it does not tell when it expires".into()),
+        };
+        let age = seconds.saturating_sub(issued);
+        match (-CLOCK_SKEW..=FRESH).contains(&age) {
+            true if expires > seconds - CLOCK_SKEW => {}
+            true => return Err("expired".into()),
+            false if (-APART..=APART).contains(&age) => return Err(Unheld::NotOfNow),
+            false => return Err("not fresh".into()),
+        }
         let hash = Sha256::new().chain_update(issuer).chain_update([0]).chain_update(&jti).finalize().into();
         let fresh_until = WallTime::from_millis(issued.saturating_add(FRESH + CLOCK_SKEW).saturating_mul(1_000));
         let issued = WallTime::from_millis(issued.saturating_mul(1_000));
@@ -139,7 +161,7 @@ mod tests {
         format!("{}.{}.c2ln", part(header), part(claims))
     }
 
-    fn read(header: &Value, claims: &Value) -> Result<LogoutToken, &'static str> {
+    fn read(header: &Value, claims: &Value) -> Result<LogoutToken, Unheld> {
         let text = token(header, claims);
         parse(&text)?.claims("https://idp.example", "postern", WallTime::from_millis(NOW * 1_000))
     }
@@ -195,6 +217,30 @@ mod tests {
             }
             assert_eq!(read(&header, &claims).is_ok(), !both, "{claims}");
         }
+    }
+
+    #[test]
+    fn a_token_of_another_time_is_told_apart_from_a_bad_one_and_counts_as_nothing() {
+        let header = json!({"alg": "RS256", "typ": "logout+jwt"});
+        let at = |ago: i64| {
+            let mut claims = good();
+            (claims["iat"], claims["exp"]) = (json!(NOW - ago), json!(NOW - ago + 120));
+            claims
+        };
+        for (ago, expected) in [
+            (0, None),
+            (-61, Some(Unheld::NotOfNow)),
+            (301, Some(Unheld::NotOfNow)),
+            (86_400, Some(Unheld::NotOfNow)),
+            (86_401, Some(Unheld::Refused("not fresh"))),
+            (-86_401, Some(Unheld::Refused("not fresh"))),
+            (200, Some(Unheld::Refused("expired"))),
+        ] {
+            assert_eq!(read(&header, &at(ago)).err(), expected, "issued {ago} s ago");
+        }
+        let mut bad = at(400);
+        bad["aud"] = json!("another");
+        assert!(matches!(read(&header, &bad), Err(Unheld::Refused(_))), "only if everything else holds");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use chacha20poly1305::{
     aead::{Aead, Payload},
 };
 use postern_common::{id::SessionId, time::WallTime};
-use sqlx::{Row, SqlitePool, sqlite::SqliteRow};
+use sqlx::{Row, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 use zeroize::Zeroizing;
 
 use super::logout::LogoutToken;
@@ -45,10 +45,19 @@ pub enum Ends {
 /// A row whose time to be checked has come.
 pub(super) struct Due {
     pub(super) session: SessionId,
-    pub(super) refresh_token: Zeroizing<String>,
+    /// With which the provider is asked; `None` if it does not open under the sealing key.
+    pub(super) refresh_token: Option<Zeroizing<String>>,
     /// The token as it stands in the row: an answer about it counts only while it stands there.
     pub(super) sealed: Vec<u8>,
     pub(super) failing_since: Option<WallTime>,
+}
+
+/// What came of a check that ended nothing.
+pub(super) enum Checked {
+    /// The provider still vouches; it may have handed over another token in place of the old one.
+    Good(Option<Zeroizing<String>>),
+    /// It could not be asked, since then.
+    Failing(WallTime),
 }
 
 /// What the provider vouches for, in the database.
@@ -76,6 +85,16 @@ fn session_of(row: &SqliteRow) -> Result<SessionId, sqlx::Error> {
     let bytes: &[u8] = row.try_get("session")?;
     let bytes = <[u8; 16]>::try_from(bytes).map_err(|_| sqlx::Error::Decode("a session id".into()))?;
     Ok(SessionId::from_bytes(bytes))
+}
+
+async fn forget(from: &mut SqliteConnection, sessions: &BTreeSet<SessionId>) -> Result<(), sqlx::Error> {
+    for session in sessions {
+        sqlx::query("DELETE FROM provider_sessions WHERE session = ?1")
+            .bind(&session.as_bytes()[..])
+            .execute(&mut *from)
+            .await?;
+    }
+    Ok(())
 }
 
 impl Vouchers {
@@ -114,8 +133,11 @@ impl Vouchers {
         Ok(())
     }
 
-    /// Counts what can be checked.
-    pub(super) async fn count(&self) -> Result<u64, StoreFailed> {
+    /// Counts what is checked; its refresh tokens are sealed.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub(crate) async fn count(&self) -> Result<u64, StoreFailed> {
         let count: i64 = sqlx::query_scalar("SELECT count(*) FROM provider_sessions WHERE refresh_token IS NOT NULL")
             .fetch_one(&self.pool)
             .await?;
@@ -123,6 +145,8 @@ impl Vouchers {
     }
 
     /// Lists what was checked last at `before` or earlier, or by a clock that was ahead; oldest first, at most `most`.
+    ///
+    /// What does not open under the sealing key is due too: the provider cannot be asked about it, as if it were away.
     pub(super) async fn due(&self, before: WallTime, now: WallTime, most: u64) -> Result<Vec<Due>, StoreFailed> {
         let rows = sqlx::query(
             "SELECT * FROM provider_sessions WHERE refresh_token IS NOT NULL
@@ -137,53 +161,38 @@ impl Vouchers {
         for row in &rows {
             let session = session_of(row)?;
             let sealed: Vec<u8> = row.try_get("refresh_token")?;
-            let Some(refresh_token) = open(&self.key, session, &sealed) else {
-                tracing::error!(%session, "a refresh token does not open under the sealing key: it is not checked any more");
-                // The session at the provider stays known: a logout still finds it.
-                sqlx::query(
-                    "UPDATE provider_sessions SET refresh_token = NULL WHERE session = ?1 AND refresh_token = ?2",
-                )
-                .bind(&session.as_bytes()[..])
-                .bind(&sealed)
-                .execute(&self.pool)
-                .await?;
-                continue;
-            };
+            let refresh_token = open(&self.key, session, &sealed);
             let failing_since: Option<i64> = row.try_get("failing_since")?;
             due.push(Due { session, refresh_token, sealed, failing_since: failing_since.map(WallTime::from_millis) });
         }
         Ok(due)
     }
 
-    /// Notes that the provider still vouches; it may have handed over another token in place of the old one. Nothing, if a step-up
-    /// has stored another meanwhile.
-    pub(super) async fn good(&self, due: &Due, replacement: Option<&str>, now: WallTime) -> Result<(), StoreFailed> {
-        let sealed = replacement.map(|token| seal(&self.key, due.session, token));
-        sqlx::query(
-            "UPDATE provider_sessions SET checked_at = ?2, failing_since = NULL,
-                 refresh_token = COALESCE(?3, refresh_token) WHERE session = ?1 AND refresh_token = ?4",
-        )
-        .bind(&due.session.as_bytes()[..])
-        .bind(now.as_millis())
-        .bind(sealed)
-        .bind(&due.sealed)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
-    }
-
-    /// Notes that the provider could not be asked.
-    pub(super) async fn failing(&self, due: &Due, since: WallTime, now: WallTime) -> Result<(), StoreFailed> {
-        sqlx::query(
-            "UPDATE provider_sessions SET checked_at = ?2, failing_since = ?3 WHERE session = ?1 AND refresh_token = ?4",
-        )
-        .bind(&due.session.as_bytes()[..])
-        .bind(now.as_millis())
-        .bind(since.as_millis())
-        .bind(&due.sealed)
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+    /// Notes what came of checks, all in one transaction: each by itself would keep the core from writing for as long as a disk takes to
+    /// sync. Nothing, where a step-up has stored another token meanwhile.
+    pub(super) async fn note(&self, checked: &[(Due, Checked)], now: WallTime) -> Result<(), StoreFailed> {
+        if checked.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for (due, what) in checked {
+            let (replacement, failing_since) = match what {
+                Checked::Good(token) => (token.as_ref().map(|token| seal(&self.key, due.session, token)), None),
+                Checked::Failing(since) => (None, Some(since.as_millis())),
+            };
+            sqlx::query(
+                "UPDATE provider_sessions SET checked_at = ?2, failing_since = ?3,
+                     refresh_token = COALESCE(?4, refresh_token) WHERE session = ?1 AND refresh_token = ?5",
+            )
+            .bind(&due.session.as_bytes()[..])
+            .bind(now.as_millis())
+            .bind(failing_since)
+            .bind(replacement)
+            .bind(&due.sealed)
+            .execute(&mut *batch)
+            .await?;
+        }
+        Ok(batch.commit().await?)
     }
 
     /// Tells whether the token that was asked about still stands in its row.
@@ -198,13 +207,12 @@ impl Vouchers {
 
     /// Forgets rows.
     pub(super) async fn forget(&self, sessions: &BTreeSet<SessionId>) -> Result<(), StoreFailed> {
-        for session in sessions {
-            sqlx::query("DELETE FROM provider_sessions WHERE session = ?1")
-                .bind(&session.as_bytes()[..])
-                .execute(&self.pool)
-                .await?;
+        if sessions.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let mut batch = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        forget(&mut batch, sessions).await?;
+        Ok(batch.commit().await?)
     }
 
     /// Forgets rows on which nothing hangs any more, and logout tokens that could not be fresh.
@@ -222,39 +230,29 @@ impl Vouchers {
         Ok(())
     }
 
-    /// Tells whether a logout token was used before.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub(crate) async fn is_used(&self, token: &LogoutToken) -> Result<bool, StoreFailed> {
-        let found = sqlx::query("SELECT 1 FROM logout_tokens WHERE hash = ?1")
-            .bind(&token.hash[..])
-            .fetch_optional(&self.pool)
-            .await?;
-        Ok(found.is_some())
-    }
-
-    /// Notes that a logout token was used, and forgets what it ended.
+    /// Notes that a logout token was used, and forgets what it ended: both or nothing. Without the row of a `sid` the token would mean
+    /// more than it says, if it were taken again.
     ///
     /// # Errors
     /// If the store fails.
     pub(crate) async fn used(&self, token: &LogoutToken, ends: &Ends) -> Result<(), StoreFailed> {
+        let mut batch = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query("INSERT OR IGNORE INTO logout_tokens (hash, expires_at) VALUES (?1, ?2)")
+            .bind(&token.hash[..])
+            .bind(token.fresh_until.as_millis())
+            .execute(&mut *batch)
+            .await?;
         match ends {
-            Ends::Sessions(sessions) => self.forget(sessions).await?,
+            Ends::Sessions(sessions) => forget(&mut batch, sessions).await?,
             Ends::Person { issuer, subject } => {
                 sqlx::query("DELETE FROM provider_sessions WHERE issuer = ?1 AND subject = ?2")
                     .bind(issuer)
                     .bind(subject)
-                    .execute(&self.pool)
+                    .execute(&mut *batch)
                     .await?;
             }
         }
-        sqlx::query("INSERT OR IGNORE INTO logout_tokens (hash, expires_at) VALUES (?1, ?2)")
-            .bind(&token.hash[..])
-            .bind(token.fresh_until.as_millis())
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        Ok(batch.commit().await?)
     }
 
     /// Finds the browsers' login sessions behind sessions at the provider. Of `people`, those of which no `sid` is known may be meant too.
@@ -288,28 +286,37 @@ impl Vouchers {
     }
 
     /// Finds what a logout token ends: with `sid` that session at the provider, else everything of the person. Sessions of the person
-    /// of which no `sid` is known may be that one too; and if the `sid` is not known at all, the person is signed out everywhere.
+    /// of which no `sid` is known may be that one too; and if the `sid` is not known at all, the person is signed out everywhere. `None` if
+    /// the token was used before: what it ended is forgotten then, and it would seem to be of a `sid` that is not known.
     ///
     /// # Errors
     /// If the store fails.
-    pub(crate) async fn ends(&self, token: &LogoutToken) -> Result<Ends, StoreFailed> {
+    pub(crate) async fn ends(&self, token: &LogoutToken) -> Result<Option<Ends>, StoreFailed> {
+        let mut read = self.pool.begin().await?; // both questions of the same moment
+        let used = sqlx::query("SELECT 1 FROM logout_tokens WHERE hash = ?1")
+            .bind(&token.hash[..])
+            .fetch_optional(&mut *read)
+            .await?;
+        if used.is_some() {
+            return Ok(None);
+        }
         let person = |subject: &String| Ends::Person { issuer: token.issuer.clone(), subject: subject.clone() };
         let Some(sid) = &token.sid else {
-            return Ok(person(&token.subject.clone().unwrap_or_default()));
+            return Ok(Some(person(&token.subject.clone().unwrap_or_default())));
         };
         let rows = sqlx::query(
-            "SELECT session FROM provider_sessions WHERE issuer = ?1 AND (?3 IS NULL OR subject = ?3)
-             AND (sid = ?2 OR (sid IS NULL AND ?3 IS NOT NULL))",
+            "SELECT session FROM provider_sessions WHERE issuer = ?1 AND sid = ?2 AND (?3 IS NULL OR subject = ?3)
+             UNION SELECT session FROM provider_sessions WHERE issuer = ?1 AND subject = ?3 AND sid IS NULL",
         )
         .bind(&token.issuer)
         .bind(sid)
         .bind(&token.subject)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *read)
         .await?;
         if let Some(subject) = token.subject.as_ref().filter(|_| rows.is_empty()) {
-            return Ok(person(subject));
+            return Ok(Some(person(subject)));
         }
-        Ok(Ends::Sessions(rows.iter().map(session_of).collect::<Result<_, _>>()?))
+        Ok(Some(Ends::Sessions(rows.iter().map(session_of).collect::<Result<_, _>>()?)))
     }
 }
 

@@ -22,6 +22,10 @@ fn logout(subject: Option<&str>, sid: Option<&str>) -> LogoutToken {
     LogoutToken { issuer: ALICE.0.into(), subject, sid, hash: [1; 32], issued: at(1), fresh_until: at(9_000) }
 }
 
+fn token_of(due: &Due) -> &str {
+    due.refresh_token.as_ref().expect("it opens").as_str()
+}
+
 async fn vouchers() -> Vouchers {
     Vouchers::new(test_pool().await, SealingKey::from_bytes([7; 32]))
 }
@@ -32,9 +36,9 @@ async fn what_a_step_up_does_not_hand_over_anew_stays() {
     vouchers.put(session(1), ALICE, &vouching(Some("s1"), Some("token")), at(1)).await.expect("put");
     vouchers.put(session(1), ALICE, &vouching(None, None), at(2)).await.expect("put");
     let due = vouchers.due(at(2), at(3), 64).await.expect("due");
-    assert_eq!(due.iter().map(|due| due.refresh_token.as_str()).collect::<Vec<_>>(), ["token"]);
+    assert_eq!(due.iter().map(token_of).collect::<Vec<_>>(), ["token"]);
     let ends = vouchers.ends(&logout(None, Some("s1"))).await.expect("ends");
-    assert_eq!(ends, Ends::Sessions([session(1)].into()));
+    assert_eq!(ends, Some(Ends::Sessions([session(1)].into())));
 }
 
 #[tokio::test]
@@ -44,10 +48,12 @@ async fn an_answer_about_a_token_that_was_replaced_meanwhile_changes_nothing() {
     let asked = vouchers.due(at(1), at(3), 64).await.expect("due").remove(0);
     vouchers.put(session(1), ALICE, &vouching(None, Some("new")), at(2)).await.expect("put");
     assert!(!vouchers.stands(&asked).await.expect("asked"));
-    vouchers.good(&asked, Some("rotated from the old"), at(3)).await.expect("nothing");
-    vouchers.failing(&asked, at(3), at(3)).await.expect("nothing");
+    let again = Due { refresh_token: None, sealed: asked.sealed.clone(), ..asked };
+    let rotated = Checked::Good(Some(Zeroizing::new("rotated from the old".into())));
+    vouchers.note(&[(again, rotated)], at(3)).await.expect("nothing");
+    vouchers.note(&[(asked, Checked::Failing(at(3)))], at(3)).await.expect("nothing");
     let now = vouchers.due(at(9), at(9), 64).await.expect("due").remove(0);
-    assert_eq!((now.refresh_token.as_str(), now.failing_since), ("new", None));
+    assert_eq!((token_of(&now), now.failing_since), ("new", None));
     assert!(vouchers.stands(&now).await.expect("asked"));
 }
 
@@ -73,10 +79,10 @@ async fn a_logout_never_ends_less_than_what_it_may_mean() {
         (None, Some("s1"), Ends::Sessions([session(1)].into())),
         (None, Some("gone"), Ends::Sessions([].into())),
     ] {
-        assert_eq!(vouchers.ends(&logout(subject, sid)).await.expect("ends"), expected, "{subject:?} {sid:?}");
+        assert_eq!(vouchers.ends(&logout(subject, sid)).await.expect("ends"), Some(expected), "{subject:?} {sid:?}");
     }
     vouchers.forget(&[session(2)].into()).await.expect("forgotten");
-    assert_eq!(vouchers.ends(&logout(Some("alice"), Some("gone"))).await.expect("ends"), alice);
+    assert_eq!(vouchers.ends(&logout(Some("alice"), Some("gone"))).await.expect("ends"), Some(alice));
 }
 
 #[tokio::test]
@@ -100,13 +106,46 @@ async fn sessions_at_the_provider_are_found_by_their_names_and_of_a_person_those
 }
 
 #[tokio::test]
-async fn a_token_that_does_not_open_is_not_asked_about_and_its_session_is_still_found() {
+async fn a_token_that_does_not_open_is_due_as_if_the_provider_were_away_and_its_session_is_still_found() {
     let pool = test_pool().await;
     let before = Vouchers::new(pool.clone(), SealingKey::from_bytes([7; 32]));
     before.put(session(1), ALICE, &vouching(Some("s1"), Some("token")), at(1)).await.expect("put");
     let vouchers = Vouchers::new(pool, SealingKey::from_bytes([8; 32]));
-    assert_eq!(vouchers.due(at(2), at(3), 64).await.expect("due").len(), 0);
-    assert_eq!(vouchers.count().await.expect("counted"), 0);
+    let due = vouchers.due(at(2), at(3), 64).await.expect("due").remove(0);
+    assert!(due.refresh_token.is_none());
+    vouchers.note(&[(due, Checked::Failing(at(3)))], at(3)).await.expect("noted");
+    let due = vouchers.due(at(4), at(4), 64).await.expect("due").remove(0);
+    assert_eq!(due.failing_since, Some(at(3)), "the grace has begun");
     let ends = vouchers.ends(&logout(None, Some("s1"))).await.expect("ends");
-    assert_eq!(ends, Ends::Sessions([session(1)].into()), "a logout finds it");
+    assert_eq!(ends, Some(Ends::Sessions([session(1)].into())), "a logout finds it");
+    let opens = before.due(at(4), at(4), 64).await.expect("due").remove(0);
+    assert_eq!(token_of(&opens), "token", "the key of before opens it still");
+}
+
+#[tokio::test]
+async fn a_logout_token_that_comes_twice_at_a_time_never_ends_more_than_it_says() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(Some("s1"), None), at(1)).await.expect("put");
+    vouchers.put(session(2), ALICE, &vouching(Some("s2"), None), at(1)).await.expect("put");
+    let token = logout(Some("alice"), Some("s1"));
+    let ends = vouchers.ends(&token).await.expect("ends").expect("new");
+    vouchers.used(&token, &ends).await.expect("used");
+    assert_eq!(
+        vouchers.ends(&token).await.expect("ends"),
+        None,
+        "the other one of two finds no `sid`, and ends nobody"
+    );
+}
+
+#[tokio::test]
+async fn what_a_logout_ended_is_forgotten_only_together_with_the_token_that_is_used_up() {
+    let vouchers = vouchers().await;
+    vouchers.put(session(1), ALICE, &vouching(Some("s1"), None), at(1)).await.expect("put");
+    let token = logout(Some("alice"), Some("s1"));
+    let ends = vouchers.ends(&token).await.expect("ends").expect("new");
+    let stop = "CREATE TRIGGER stop BEFORE INSERT ON logout_tokens BEGIN SELECT RAISE(ABORT, 'a crash'); END";
+    sqlx::query(stop).execute(&vouchers.pool).await.expect("set");
+    assert!(vouchers.used(&token, &ends).await.is_err());
+    sqlx::query("DROP TRIGGER stop").execute(&vouchers.pool).await.expect("taken away");
+    assert_eq!(vouchers.ends(&token).await.expect("ends"), Some(ends), "told again, it means what it meant");
 }

@@ -4,13 +4,16 @@
 //! everybody is due at once: a round asks so many that all are asked within half an interval ([`share`]), so that the provider is
 //! not flooded, and that they are not due together the next time either.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use postern_common::{id::SessionId, time::WallTime};
 use tokio::sync::watch;
 
-use super::{Vouchers, store::Due};
+use super::{
+    Vouchers,
+    store::{Checked, Due},
+};
 use crate::{
     identity::{
         StoreFailed,
@@ -26,6 +29,8 @@ const ROUND: Duration = Duration::from_secs(30);
 const AT_ONCE: usize = 16;
 /// The least that a round asks for, if so many are due, and how many are read at a time.
 const LEAST: u64 = 64;
+/// How many answers are noted at a time, at most.
+const NOTED: usize = 16;
 const ENDED: &str = "the identity provider has ended this sign-in";
 
 /// How often the provider is asked, and how long it may be away.
@@ -50,6 +55,7 @@ pub(crate) async fn watch(
         tokio::select! {
             _ = round.tick() => {
                 let now = clock::now().wall;
+                provider.freshen(now).await;
                 if let Err(error) = check(&provider, &vouchers, &sessions, &handle, settings, now).await {
                     tracing::warn!(%error, "what the identity provider vouches for cannot be checked");
                 }
@@ -91,9 +97,27 @@ async fn check(
             return Ok(());
         }
         left = left.saturating_sub(due.len() as u64);
+        if due.iter().any(|due| due.refresh_token.is_none()) {
+            tracing::error!(
+                "refresh tokens do not open under seal.key: without the key of before, who signed in with them must sign in anew after `check_grace`"
+            );
+        }
         let asked = stream::iter(due).map(|due| check_one(provider, vouchers, sessions, handle, settings, due, now));
-        let answers: Vec<Result<(), StoreFailed>> = asked.buffer_unordered(AT_ONCE).collect().await;
-        answers.into_iter().collect::<Result<(), _>>()?;
+        // What is ready is noted together; a token that was handed over does not wait for those who are slow.
+        let mut answers = pin!(asked.buffer_unordered(AT_ONCE).ready_chunks(NOTED));
+        while let Some(answers) = answers.next().await {
+            let (mut checked, mut failed) = (Vec::new(), None);
+            for answer in answers {
+                match answer {
+                    Ok(one) => checked.extend(one),
+                    Err(error) => failed = Some(error),
+                }
+            }
+            vouchers.note(&checked, now).await?;
+            if let Some(error) = failed {
+                return Err(error);
+            }
+        }
     }
     Ok(())
 }
@@ -106,22 +130,25 @@ async fn check_one(
     settings: Settings,
     due: Due,
     now: WallTime,
-) -> Result<(), StoreFailed> {
-    match provider.still_vouches(&due.refresh_token, now).await {
-        Ok(replacement) => vouchers.good(&due, replacement.as_ref().map(|t| t.as_str()), now).await,
+) -> Result<Option<(Due, Checked)>, StoreFailed> {
+    let answer = match &due.refresh_token {
+        Some(token) => provider.still_vouches(token, now).await,
+        None => Err(Refusal::Away("its refresh token does not open under seal.key".into())),
+    };
+    match answer {
+        Ok(replacement) => Ok(Some((due, Checked::Good(replacement)))),
         // A step-up has brought another token while this one was asked about.
-        Err(_) if !vouchers.stands(&due).await? => Ok(()),
-        Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await,
+        Err(_) if !vouchers.stands(&due).await? => Ok(None),
+        Err(Refusal::Ended) => end(vouchers, sessions, handle, due.session, ENDED.into()).await.map(|()| None),
         Err(Refusal::Away(why)) => {
             // A clock that was set back makes the time short, never the grace long.
             let since = due.failing_since.map_or(now, |since| since.min(now));
             tracing::warn!(why, "the identity provider cannot be asked whether a sign-in still stands");
-            if now.since(since) >= settings.grace {
-                let reason = "the identity provider could not be asked for too long whether this sign-in still stands";
-                end(vouchers, sessions, handle, due.session, reason.into()).await
-            } else {
-                vouchers.failing(&due, since, now).await
+            if now.since(since) < settings.grace {
+                return Ok(Some((due, Checked::Failing(since))));
             }
+            let reason = "the identity provider could not be asked for too long whether this sign-in still stands";
+            end(vouchers, sessions, handle, due.session, reason.into()).await.map(|()| None)
         }
     }
 }
@@ -231,6 +258,20 @@ mod tests {
         (Provider::new(settings, &own).expect("a provider"), at)
     }
 
+    fn proof(issuer: &str) -> Proof {
+        Proof {
+            issuer: issuer.to_owned(),
+            subject: "p".into(),
+            name: "p@corp.example".into(),
+            groups: None,
+            acr: None,
+            amr: vec![],
+            auth_time: None,
+            provisioned_as: None,
+            sid: None,
+        }
+    }
+
     #[tokio::test]
     async fn the_grace_begins_with_the_first_failure_and_anew_after_a_good_answer() {
         let good = (200, json!({"access_token": "a", "token_type": "Bearer"}));
@@ -244,18 +285,7 @@ mod tests {
         let sessions = WebSessions::new(pool, SessionLimits::default());
         let began = clock::now().wall;
         let at = |seconds: u64| began.saturating_add(Duration::from_secs(seconds));
-        let proof = Proof {
-            issuer: issuer.clone(),
-            subject: "p".into(),
-            name: "p@corp.example".into(),
-            groups: None,
-            acr: None,
-            amr: vec![],
-            auth_time: None,
-            provisioned_as: None,
-            sid: None,
-        };
-        let (_, who) = sessions.open(proof, began).await.expect("opens");
+        let (_, who) = sessions.open(proof(&issuer), began).await.expect("opens");
         let vouching = Vouching { sid: None, refresh_token: Some(Zeroizing::new("t".into())) };
         vouchers.put(who.session(), (&issuer, "p"), &vouching, WallTime::from_millis(1)).await.expect("put");
         let settings = Settings { interval: Duration::from_secs(60), grace: Duration::from_secs(600) };
@@ -280,6 +310,27 @@ mod tests {
         assert!(!is_over(at(1_299)).await, "within the grace");
         failing_since(at(1_360)).await;
         assert!(is_over(at(1_360)).await, "beyond it");
+    }
+
+    #[tokio::test]
+    async fn a_sign_in_whose_refresh_token_no_key_opens_ends_after_the_grace() {
+        let good = (200, json!({"access_token": "a", "token_type": "Bearer"}));
+        let (provider, issuer) = answering(Arc::new(std::sync::Mutex::new(good))).await;
+        let pool = test_pool().await;
+        let sessions = WebSessions::new(pool.clone(), SessionLimits::default());
+        let began = clock::now().wall;
+        let (_, who) = sessions.open(proof(&issuer), began).await.expect("opens");
+        let vouching = Vouching { sid: None, refresh_token: Some(Zeroizing::new("t".into())) };
+        let lost = Vouchers::new(pool.clone(), SealingKey::from_bytes([7; 32]));
+        lost.put(who.session(), (&issuer, "p"), &vouching, WallTime::from_millis(1)).await.expect("put");
+        let vouchers = Vouchers::new(pool, SealingKey::from_bytes([8; 32]));
+        let settings = Settings { interval: Duration::from_secs(60), grace: Duration::from_secs(600) };
+        for (seconds, over) in [(0, false), (300, false), (599, false), (660, true)] {
+            let now = began.saturating_add(Duration::from_secs(seconds));
+            check(&provider, &vouchers, &sessions, &Handle::ended(), settings, now).await.expect("checked");
+            let ended = sessions.over(BTreeSet::from([who.session()]), now).await.expect("asked");
+            assert_eq!(!ended.is_empty(), over, "after {seconds} s");
+        }
     }
 
     #[test]

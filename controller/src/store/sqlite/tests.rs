@@ -166,6 +166,23 @@ async fn a_change_that_breaks_a_reference_fails_as_a_whole() {
 }
 
 #[tokio::test]
+async fn a_database_that_others_write_for_long_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut store, _, _) = open(dir.path()).await;
+    // As many times as in production, in less time.
+    sqlx::query("PRAGMA busy_timeout = 20").execute(store.connection()).await.unwrap();
+    let mut other = connect(&dir.path().join("controller.db")).await.unwrap();
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let batch = [StoreChange::PutSubject(subject(0))];
+    let mut commit = Box::pin(store.commit(&batch, &[]));
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut commit).await;
+    assert!(early.is_err(), "it gave up, and the process would end: {early:?}");
+    held.rollback().await.unwrap();
+    commit.await.expect("written at last");
+    assert_eq!(store.load().await.unwrap().subjects.len(), 1);
+}
+
+#[tokio::test]
 async fn two_processes_do_not_serve_from_one_folder() {
     let dir = tempfile::tempdir().unwrap();
     let (_store, _, _) = open(dir.path()).await;

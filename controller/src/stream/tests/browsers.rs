@@ -11,7 +11,8 @@ use super::{
 };
 use crate::{
     records::{Person, Quarantined, RevokeTarget},
-    stream::CoreError,
+    stream::{CoreError, SubjectUpdate},
+    web::doors::TurnedAway,
 };
 
 const fn seconds(n: u64) -> Duration {
@@ -106,4 +107,19 @@ fn a_revoked_session_takes_its_browser_and_the_pages_under_way_there() {
     world.pump();
     assert!(is_cut_off(&confirm(&mut world, "alice-laptop-2", &one)));
     confirm(&mut world, "alice-phone", &other).expect("another browser");
+}
+
+#[test]
+fn somebody_who_is_disabled_gets_no_further_than_the_door_of_the_pages() {
+    let mut world = World::new(147, POLICY);
+    let alice = alice_in(1);
+    assert_eq!(world.core.admit_person(&alice, world.now), None);
+    let update = |disabled| SubjectUpdate { groups: None, disabled: Some(disabled) };
+    world.core.update_subject(&alice.issuer, &alice.sub, update(Some("on leave".into())), "root", world.now);
+    let proven = Person { auth_time: Some(world.now.wall), ..alice.clone() };
+    for who in [&alice, &proven] {
+        assert_eq!(world.core.admit_person(who, world.now), Some(TurnedAway::Stopped("on leave".into())));
+    }
+    world.core.update_subject(&alice.issuer, &alice.sub, update(None), "root", world.now);
+    assert_eq!(world.core.admit_person(&proven, world.now), None, "enabled again");
 }

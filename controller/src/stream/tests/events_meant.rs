@@ -9,7 +9,11 @@ use super::{
     events::{CAEP, HR, SSF, Scene, VAULT, WIKI, bob, scene, watched},
     world::{ISSUER, person},
 };
-use crate::{records::Person, signals::provider::Overtaking, stream::TakenEvent};
+use crate::{
+    records::Person,
+    signals::{alerts::AlertKind, provider::Overtaking},
+    stream::TakenEvent,
+};
 
 #[test]
 fn a_start_long_after_a_token_forgets_neither_it_nor_what_was_not_delivered_yet() {
@@ -291,4 +295,19 @@ fn an_event_from_the_future_is_told_once_and_changes_nothing() {
     assert_eq!(scene.world.store.alerts.len(), 1);
     assert!(scene.world.store.alerts[0].text.contains("set the clock"), "{}", scene.world.store.alerts[0].text);
     assert!(scene.refusals().contains(&"issued in the future"));
+}
+
+#[test]
+fn logouts_that_are_not_of_now_raise_one_alert_and_are_counted() {
+    let mut scene = scene();
+    let from = std::net::IpAddr::from([192, 0, 2, 7]);
+    for _ in 0..100 {
+        scene.world.core.logout_not_of_now(from, scene.world.now);
+    }
+    scene.world.pump();
+    let alerts: Vec<_> = scene.world.store.alerts.iter().map(|alert| (alert.kind, alert.text.as_str())).collect();
+    assert!(
+        matches!(alerts[..], [(AlertKind::StreamSilent, text)] if text.contains("set the clock")),
+        "one, and it says what to do: {alerts:?}"
+    );
 }

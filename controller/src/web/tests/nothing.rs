@@ -25,6 +25,7 @@ pub(super) struct Nothing {
     pub(super) events: Mutex<Vec<IdentityEvent>>,
     pub(super) signed_out: Mutex<Vec<SessionId>>,
     pub(super) credentials_set: std::sync::atomic::AtomicUsize,
+    pub(super) not_of_now: std::sync::atomic::AtomicUsize,
     pub(super) audit_fails: std::sync::atomic::AtomicBool,
     pub(super) turns_away: Mutex<Option<TurnedAway>>,
 }
@@ -103,6 +104,11 @@ impl Doors for Nothing {
     }
 
     fn signal_refused(&self, _: &'static str, _: &'static str, _: std::net::IpAddr) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn logout_not_of_now(&self, _: std::net::IpAddr) -> Answer<'_, ()> {
+        self.not_of_now.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         Box::pin(async { Ok(()) })
     }
 

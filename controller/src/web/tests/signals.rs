@@ -44,6 +44,7 @@ async fn whoever_is_turned_away_after_the_sign_in_is_told_why_and_has_no_session
             "/oidc/start?anew=yes",
         ),
         (TurnedAway::NotProvisioned("nobody knows you".into()), "not_provisioned", "Ask your administrator", "/"),
+        (TurnedAway::Stopped("on leave".into()), "stopped", "on leave", "/"),
     ] {
         let site = site(LocalAccounts::SecondFactorOptional).await;
         *site.doors.turns_away.lock().expect("not poisoned") = Some(why);

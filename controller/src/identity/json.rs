@@ -1,4 +1,4 @@
-//! JSON in which no key stands twice.
+//! JSON in which no key stands twice: what a signed token is.
 //!
 //! Of two values under one key, one reader takes the first and another the last (RFC 8259 §4): a token could say one thing to
 //! whoever checked it before and another to us. Such a text is no token here.
@@ -10,7 +10,7 @@ use serde::{
 use serde_json::{Map, Value};
 
 /// Reads an object in which, at every depth, no key stands twice; `None` for every other text.
-pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+pub(crate) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice::<Strict>(bytes).ok()?.0 {
         Value::Object(map) => Some(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => None,
