@@ -151,7 +151,7 @@ impl Policy {
         within_ms: u64,
         now: crate::time::WallTime,
     ) -> Option<(Limit, LimitResponse)> {
-        let access = self.model.access.iter().find(|access| access.name == *rule)?;
+        let access = &self.model.access[*self.model.access_by_name.get(rule)?];
         let watched = access.is_watched(now);
         let fits = |limit: &&AccessLimit| limit.measure == measure && limit.within.as_millis() == u128::from(within_ms);
         let limit = access.limits.iter().find(fits)?;

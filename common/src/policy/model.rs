@@ -271,6 +271,7 @@ pub(super) struct Model {
     pub(super) sets: Vec<ResourceSet>,
     pub(super) limits: Vec<SubjectLimit>,
     pub(super) tests: Vec<TestCase>,
+    pub(super) access_by_name: HashMap<RuleName, usize>,
     pub(super) access_index: RuleIndex,
     pub(super) deny_index: RuleIndex,
     /// Values of `acr` that the provider uses for several factors.
@@ -290,6 +291,8 @@ impl Model {
 
     /// Builds every index from what was read.
     pub(super) fn index(&mut self) {
+        let names = self.access.iter().map(|rule| rule.name.clone());
+        self.access_by_name = names.zip(0..).collect();
         self.access_index = RuleIndex::new(self.access.iter().map(|rule| rule.from.as_slice()));
         self.deny_index = RuleIndex::new(self.deny.iter().map(|rule| rule.from.as_slice()));
         for resource in &self.resources {

@@ -95,7 +95,7 @@ impl Policy {
 
     /// Tells whether somebody may approve what is asked for under a rule. Unknown groups approve nothing.
     pub fn may_approve(&self, rule: &RuleName, approver: &RequestContext) -> bool {
-        let access = self.model.access.iter().find(|access| access.name == *rule);
+        let access = self.model.access_by_name.get(rule).map(|index| &self.model.access[*index]);
         let on_request = access.and_then(|access| access.request.as_ref());
         on_request.is_some_and(|on_request| {
             on_request.approvers.iter().any(|selector| selector.matches(approver) == Truth::True)

@@ -21,8 +21,9 @@
 use std::time::Duration;
 
 use postern_common::{
-    id::DeviceId,
+    id::{DeviceId, SubjectId},
     limit::{Consequence, Limit, Measure, Scan, ScanLimit, Usage},
+    net::FiveTuple,
     policy::{LimitResponse, Place, Reach, RequestContext},
     protocol::{MAX_SCANS, MAX_USAGES},
     time::Now,
@@ -36,7 +37,7 @@ use crate::{
     records::{Begun, DeviceRecord, Quarantined, Restrained, budget_of},
     signals::{
         alerts::{About, AlertKind},
-        behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, Word},
+        behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, RefusedAt, Word},
     },
 };
 
@@ -70,14 +71,19 @@ impl Core {
             self.counters.messages_refused += 1;
             return;
         }
-        let mut scans = scans;
+        let (mut usages, mut scans) = (usages, scans);
+        // Each is looked up among the leases of a subject, and nothing but this bounds how many a node sends. It tells them again.
+        if !usages.is_empty() && !self.paces.get_mut(&node).is_some_and(|pace| pace.usages.take(now.monotonic)) {
+            self.counters.messages_refused += 1;
+            usages.clear();
+        }
         // Each may be records and an alert. A node tells of a scan again as long as nothing followed.
         if !scans.is_empty() && !self.paces.get_mut(&node).is_some_and(|pace| pace.scans.take(now.monotonic)) {
             self.counters.messages_refused += 1;
             scans.clear();
         }
         // All of it is heard before anything follows, and the worst follows first.
-        let heard = usages.into_iter().filter_map(|usage| self.usage_told(node, process, usage, now));
+        let heard = once_each(usages).into_iter().filter_map(|usage| self.usage_told(node, process, usage, now));
         let mut passed: Vec<(Limit, Usage)> = heard.collect();
         passed.sort_by_key(|(limit, _)| std::cmp::Reverse(limit.then));
         for (limit, usage) in passed {
@@ -233,7 +239,8 @@ impl Core {
         let within = Duration::from_millis(limit.within_ms);
         let Some(subject) = self.registry.device(device).map(|device| device.owner) else { return };
         if scan.refused > limit.most {
-            return self.scans(device, node, (&limit, response), scan, now);
+            self.scans(device, node, (&limit, response), &scan.last, now);
+            return;
         }
         // No scan at that node; it may be one together with what other nodes refused to this subject's machines. What a machine says of
         // itself is no part of it.
@@ -241,32 +248,46 @@ impl Core {
             return;
         }
         let of = (subject, &limit.rule);
-        let sum = self.refused_lately.hear(of, (device, node, process), (scan.refused, within), now.monotonic);
-        if sum <= limit.most.into() {
-            return;
-        }
-        let Some((device, node)) = self.refused_lately.says_most(subject, &limit.rule) else { return };
-        self.scans(device, node, (&limit, response), scan, now);
+        let at = RefusedAt { device, node, last: scan.last };
+        self.refused_lately.hear(of, (at, process), (scan.refused, within), now.monotonic);
+        self.judge_sum(subject, (&limit, &response), now);
     }
 
-    /// Does what follows when a machine scans, as `node` says.
+    /// Answers that more was refused to a subject's machines together than passes. Who says most of it has to answer for it.
+    fn judge_sum(&mut self, subject: SubjectId, (limit, response): (&ScanLimit, &LimitResponse), now: Now) {
+        while let Some(most) = self.refused_lately.says_most(subject, &limit.rule) {
+            if self.refused_lately.sum(subject, &limit.rule) <= limit.most.into() {
+                return;
+            }
+            let RefusedAt { device, node, last } = most;
+            // Whoever is removed by now has nothing to be closed.
+            if self.registry.device(device).is_some()
+                && self.scans(device, node, (limit, response.clone()), &last, now) == Word::Counts
+            {
+                return;
+            }
+            self.refused_lately.leave_out(subject, &limit.rule, (device, node));
+        }
+    }
+
+    /// Does what follows when a machine scans, as `node` says, which refused it `last`; tells whether that word counts.
     fn scans(
         &mut self,
         device: DeviceId,
         node: DeviceId,
         (limit, response): (&ScanLimit, LimitResponse),
-        scan: &Scan,
+        last: &FiveTuple,
         now: Now,
-    ) {
+    ) -> Word {
         let whom = Restrained::Device(device);
         let restraint = SignalResponse::of(response.clone());
         if restraint.as_ref().is_some_and(|restraint| self.is_taken(whom, restraint)) {
-            return;
+            return Word::Counts;
         }
         // Whoever talks to a server can make its programs ask for places that it may not reach. What a destination says counts.
         let of_server = self.registry.is_of_service(device) && device == node;
         if of_server && !self.may_alert_of_server(node, now) {
-            return;
+            return Word::Counts;
         }
         let word = if device == node { Word::Counts } else { self.accusers.accuse(node, device, now.monotonic) };
         if word != Word::Counts {
@@ -278,15 +299,14 @@ impl Core {
                 &format!("of more than {MAX_ACCUSED} machines that they scan"),
                 now,
             );
-            return;
+            return word;
         }
         // Where it is only watched, nothing changes that would end what the node tells.
         if response == LimitResponse::Alert && !self.refused_lately.may_alert(device, now.monotonic) {
-            return;
+            return word;
         }
         let (machine, seen_by) = (self.registry.machine_name(device), self.registry.machine_name(node));
         let within = postern_common::diagnostics::HumanDuration::new(Duration::from_millis(limit.within_ms));
-        let last = &scan.last;
         let last = format!("{} {}/{}", last.destination, last.protocol, last.destination_port);
         let reason =
             format!("more than {} refused destinations within {within}, the last {last}, at {seen_by}", limit.most);
@@ -296,7 +316,7 @@ impl Core {
         let text = format!("{machine} of {name} scans: {reason} (rule \"{}\"): {then}", limit.rule);
         self.alert(AlertKind::Scan, text, About { subject, device: Some(device), resource: None }, now);
         if of_server {
-            return;
+            return word;
         }
         if let Some(subject) = subject {
             self.refused_lately.begin_anew(subject, &limit.rule);
@@ -313,6 +333,7 @@ impl Core {
         } else if let Some(response) = restraint {
             self.respond_without_telling(whom, response, Begins::Everything, &reason, &by, now);
         }
+        word
     }
 
     fn may_alert_of_server(&mut self, node: DeviceId, now: Now) -> bool {
@@ -335,6 +356,22 @@ impl Core {
         // Whoever travels has been refused no less.
         self.respond_without_telling(Restrained::Device(id), response, Begins::Nothing, &reason, &by, now);
     }
+}
+
+/// Keeps of each count what is said of it last: a node has one number for each.
+fn once_each(usages: Vec<Usage>) -> Vec<Usage> {
+    let count = |usage: &Usage| (usage.subject, usage.measure, usage.within_ms);
+    let mut once: Vec<Usage> = Vec::with_capacity(usages.len());
+    for usage in usages {
+        let is_same = |known: &&mut Usage| {
+            count(known) == count(&usage) && known.rule == usage.rule && known.resource == usage.resource
+        };
+        match once.iter_mut().find(is_same) {
+            Some(known) => *known = usage,
+            None => once.push(usage),
+        }
+    }
+    once
 }
 
 /// Names the count of a limit, on one node or everywhere.

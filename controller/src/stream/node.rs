@@ -117,22 +117,31 @@ impl Asks {
     }
 }
 
-/// Limits what costs the controller an evaluation or a record: 30 at once, one more every second.
+/// Limits what costs the controller an evaluation, a record or much reading.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Questions {
+    most: u32,
+    each_second: u32,
     left: u32,
     filled: Monotonic,
 }
 
 impl Questions {
+    /// Permits 30 at once, and one more every second.
     pub(crate) const fn new(now: Monotonic) -> Self {
-        Self { left: 30, filled: now }
+        Self::of(30, 1, now)
+    }
+
+    /// Permits `most` at once, and `each_second` more every second.
+    pub(crate) const fn of(most: u32, each_second: u32, now: Monotonic) -> Self {
+        Self { most, each_second, left: most, filled: now }
     }
 
     pub(crate) fn take(&mut self, now: Monotonic) -> bool {
         let gained = now.since(self.filled).as_secs();
         if gained > 0 {
-            self.left = u32::try_from(gained).unwrap_or(30).saturating_add(self.left).min(30);
+            let gained = u32::try_from(gained).unwrap_or(u32::MAX).saturating_mul(self.each_second);
+            self.left = gained.saturating_add(self.left).min(self.most);
             self.filled = now;
         }
         let permitted = self.left > 0;
@@ -154,6 +163,9 @@ pub(crate) struct Pace {
     pub(crate) scans: Questions,
     /// Limits what it says of where peers are.
     pub(crate) seen: Questions,
+    /// Limits reports of usage. A node that has as many limits as there can be tells of them in 64 messages every five seconds; what is
+    /// not heard is told again.
+    pub(crate) usages: Questions,
     /// When an alert about a burst of refusals was raised; it outlives the stream, which a node may open anew at will.
     pub(crate) burst_told: Option<Monotonic>,
     /// When an alert was raised about a scan of which a server tells itself.
@@ -169,6 +181,7 @@ impl Pace {
             postures: questions,
             scans: questions,
             seen: questions,
+            usages: Questions::of(64, 16, now),
             burst_told: None,
             scan_told: None,
         }

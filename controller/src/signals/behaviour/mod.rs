@@ -29,6 +29,7 @@ use std::{
 use postern_common::{
     id::{DeviceId, ResourceName, RuleName, SubjectId},
     limit::{Measure, Usage},
+    net::FiveTuple,
     time::Monotonic,
 };
 
@@ -187,8 +188,25 @@ impl Book {
     }
 }
 
-/// How many destinations: for each machine and node that refused.
-type Refusals = BTreeMap<(DeviceId, DeviceId), Told>;
+/// What was refused lately: for each machine and node that refused.
+type Refusals = BTreeMap<(DeviceId, DeviceId), RefusedTo>;
+
+#[derive(Debug)]
+struct RefusedTo {
+    told: Told,
+    last: FiveTuple,
+}
+
+/// Where a machine was refused destinations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RefusedAt {
+    /// The machine that asked.
+    pub device: DeviceId,
+    /// The node that refused.
+    pub node: DeviceId,
+    /// What that node refused last, as it was asked for.
+    pub last: FiveTuple,
+}
 
 /// How many destinations nodes refused lately to the machines of each subject.
 #[derive(Debug, Default)]
@@ -199,32 +217,47 @@ pub struct RefusalBook {
 }
 
 impl RefusalBook {
-    /// Takes how many destinations a process of `node` has refused to `device` in its window; returns what all have refused to the
-    /// subject's machines. Destinations on two nodes are two, and so are those of two starts of a node.
+    /// Takes how many destinations a process of a node has refused to a machine of the subject in its window. Destinations on two nodes
+    /// are two, and so are those of two starts of a node.
     pub fn hear(
         &mut self,
         (subject, rule): (SubjectId, &RuleName),
-        (device, node, process): (DeviceId, DeviceId, u64),
+        (RefusedAt { device, node, last }, process): (RefusedAt, u64),
         (refused, within): (u32, Duration),
         now: Monotonic,
-    ) -> u64 {
+    ) {
         let entry = self.entries.entry((subject, rule.clone())).or_default();
-        entry.entry((device, node)).or_default().hear(process, refused.into(), within, now);
-        entry.retain(|_, told| told.forget(now));
-        entry.values().fold(0, |sum, told| sum.saturating_add(told.sum()))
+        let at = entry.entry((device, node)).or_insert_with(|| RefusedTo { told: Told::default(), last });
+        at.told.hear(process, refused.into(), within, now);
+        at.last = last;
+        entry.retain(|_, refused| refused.told.forget(now));
+    }
+
+    /// Returns how much all nodes have refused to the subject's machines, as they have said.
+    pub fn sum(&self, subject: SubjectId, rule: &RuleName) -> u64 {
+        let entry = self.entries.get(&(subject, rule.clone())).into_iter().flat_map(BTreeMap::values);
+        entry.fold(0, |sum, refused| sum.saturating_add(refused.told.sum()))
     }
 
     /// Names the machine to which most was refused, and the node that says most of it.
-    pub fn says_most(&self, subject: SubjectId, rule: &RuleName) -> Option<(DeviceId, DeviceId)> {
+    pub fn says_most(&self, subject: SubjectId, rule: &RuleName) -> Option<RefusedAt> {
         let entry = self.entries.get(&(subject, rule.clone()))?;
         let mut of_device: BTreeMap<DeviceId, u64> = BTreeMap::new();
-        for ((device, _), told) in entry {
+        for ((device, _), refused) in entry {
             let sum = of_device.entry(*device).or_default();
-            *sum = sum.saturating_add(told.sum());
+            *sum = sum.saturating_add(refused.told.sum());
         }
         let (device, _) = of_device.into_iter().max_by_key(|(_, sum)| *sum)?;
         let of_it = entry.iter().filter(|((of, _), _)| *of == device);
-        of_it.max_by_key(|(_, told)| told.sum()).map(|((_, node), _)| (device, *node))
+        let most = of_it.max_by_key(|(_, refused)| refused.told.sum());
+        most.map(|((_, node), refused)| RefusedAt { device, node: *node, last: refused.last })
+    }
+
+    /// Leaves what a node said of a machine out of the sum until it says something again.
+    pub fn leave_out(&mut self, subject: SubjectId, rule: &RuleName, of: (DeviceId, DeviceId)) {
+        if let Some(entry) = self.entries.get_mut(&(subject, rule.clone())) {
+            entry.remove(&of);
+        }
     }
 
     /// Forgets what was refused to a subject's machines: something followed.
@@ -244,7 +277,7 @@ impl RefusalBook {
     /// Forgets what is out of every window.
     pub fn sweep(&mut self, now: Monotonic) {
         self.entries.retain(|_, entry| {
-            entry.retain(|_, told| told.forget(now));
+            entry.retain(|_, refused| refused.told.forget(now));
             !entry.is_empty()
         });
         self.alerted.retain(|_, at| now.since(*at) < ACCUSED_WITHIN);
