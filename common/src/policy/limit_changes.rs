@@ -103,7 +103,8 @@ impl Policy {
                 said.insert((access.name.clone(), which), Said { text, resources, from });
             }
         }
-        for SubjectLimit { name, from, watched, then } in &self.model.limits {
+        for limit in &self.model.limits {
+            let SubjectLimit { name, from, watched, then, monitor_until: _ } = limit;
             let (which, what) = match watched {
                 Watched::Refused { most, within } => {
                     (Which::Refused, format!("{most} refused destinations within {}", HumanDuration::new(*within)))
@@ -118,7 +119,8 @@ impl Policy {
                 }
             };
             let whom = from.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            let text = format!("{what}, then {} (for {whom})", self.then_said(*then));
+            let then = if limit.is_watched(now) { "an alert is raised".into() } else { self.then_said(*then) };
+            let text = format!("{what}, then {then} (for {whom})");
             said.insert((name.clone(), which), Said { text, resources: vec![], from });
         }
         said

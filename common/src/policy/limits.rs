@@ -38,6 +38,7 @@ use crate::{
     },
     id::{ResourceName, RuleName},
     limit::{Consequence, Limit, MAX_LIMITS, MAX_REFUSED, Measure, ScanLimit, WITHIN},
+    time::WallTime,
 };
 
 /// What follows, with the set that stays.
@@ -82,6 +83,8 @@ pub(super) struct SubjectLimit {
     pub(super) from: Vec<Selector>,
     pub(super) watched: Watched,
     pub(super) then: Then,
+    /// Until when it only raises alerts.
+    pub(super) monitor_until: Option<WallTime>,
 }
 
 /// What follows from passing a limit, with everything that is needed to do it.
@@ -119,6 +122,26 @@ impl Then {
     }
 }
 
+impl SubjectLimit {
+    /// Tells whether it only raises alerts.
+    pub(super) fn is_watched(&self, now: WallTime) -> bool {
+        self.monitor_until.is_some_and(|until| until > now)
+    }
+}
+
+impl LimitResponse {
+    /// Returns what nodes and people are told that follows.
+    pub const fn consequence(&self) -> Consequence {
+        match self {
+            Self::Challenge => Consequence::Challenge,
+            Self::Restrict(_) => Consequence::Restrict,
+            Self::Terminate => Consequence::Terminate,
+            Self::Quarantine => Consequence::Quarantine,
+            Self::Alert => Consequence::Alert,
+        }
+    }
+}
+
 impl AccessLimit {
     /// Returns what nodes count; `watched` if the rule is only watched.
     pub(super) fn on_nodes(self, watched: bool) -> Limit {
@@ -149,7 +172,7 @@ impl Policy {
         rule: &RuleName,
         measure: Measure,
         within_ms: u64,
-        now: crate::time::WallTime,
+        now: WallTime,
     ) -> Option<(Limit, LimitResponse)> {
         let access = &self.model.access[*self.model.access_by_name.get(rule)?];
         let watched = access.is_watched(now);
@@ -172,29 +195,35 @@ impl Policy {
         self.model.limits.iter().filter(names)
     }
 
-    /// Returns from how many refused destinations on a subject counts as one that scans; of several rules the strictest counts. Its
-    /// `budget` is 0.
+    fn response_at(&self, limit: &SubjectLimit, now: WallTime) -> LimitResponse {
+        if limit.is_watched(now) { LimitResponse::Alert } else { self.response(limit.then) }
+    }
+
+    /// Returns from how many refused destinations on a subject counts as one that scans; of several rules the strictest counts, and of
+    /// those that are only watched none beside one that is not. Its `budget` is 0.
     pub fn scan_limit(&self, context: &RequestContext) -> Option<ScanLimit> {
+        let now = context.latest(); // watched no longer than at every time that it may be
         let limits = self.limits_on(context).filter_map(|limit| match limit.watched {
             Watched::Refused { most, within } => Some(ScanLimit {
                 rule: limit.name.clone(),
                 most,
                 within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
-                then: limit.then.consequence(),
+                then: if limit.is_watched(now) { Consequence::Alert } else { limit.then.consequence() },
                 budget: 0,
             }),
             Watched::Stay { .. } => None,
         });
-        limits.min_by_key(|limit| (limit.most, std::cmp::Reverse(limit.within_ms)))
+        limits.min_by_key(|limit| (!limit.then.shuts(), limit.most, std::cmp::Reverse(limit.within_ms)))
     }
 
-    /// Tells what follows from a scan, by the rule that was passed.
-    pub fn scan_response(&self, rule: &RuleName) -> Option<LimitResponse> {
+    /// Tells what follows from a scan at this moment, by the rule that was passed.
+    pub fn scan_response(&self, rule: &RuleName, now: WallTime) -> Option<LimitResponse> {
         let limit = self.model.limits.iter().find(|limit| limit.name == *rule)?;
-        matches!(limit.watched, Watched::Refused { .. }).then(|| self.response(limit.then))
+        matches!(limit.watched, Watched::Refused { .. }).then(|| self.response_at(limit, now))
     }
 
-    /// Tells what follows when a subject speaks from another place than before; the first rule of the document counts.
+    /// Tells what follows when a subject speaks from another place than before; the first rule of the document counts, and one that is
+    /// only watched if there is no other.
     pub fn stay_limit(&self, context: &RequestContext, before: &Place, now: &Place) -> Option<StayLimit> {
         let left = |limit: &&SubjectLimit| match limit.watched {
             Watched::Stay { country, asn } => {
@@ -206,8 +235,9 @@ impl Policy {
             }
             Watched::Refused { .. } => false,
         };
-        let limit = self.limits_on(context).find(left)?;
-        Some(StayLimit { rule: limit.name.clone(), then: self.response(limit.then) })
+        let at = context.latest();
+        let limit = self.limits_on(context).filter(left).min_by_key(|limit| limit.is_watched(at))?;
+        Some(StayLimit { rule: limit.name.clone(), then: self.response_at(limit, at) })
     }
 }
 
@@ -315,11 +345,15 @@ impl Reading {
                 let help = "add restrict_to = \"NAME\", and [set.NAME] with the resources that stay";
                 table.missing("restrict_to", help, &mut self.diagnostics);
             }
-            (Some(Consequence::Challenge | Consequence::Terminate | Consequence::Quarantine), Some(set)) => {
+            (
+                Some(Consequence::Challenge | Consequence::Terminate | Consequence::Quarantine | Consequence::Alert),
+                Some(set),
+            ) => {
                 let message = "`restrict_to` belongs to on_exceed = \"restrict\"";
                 self.diagnostics.push(Diagnostic::at(set.span(), message).help("leave it out"));
             }
-            _ => {}
+            // A word that is none was reported, and so was a set that is no text.
+            (None, _) | (Some(_), None) | (Some(Consequence::Restrict), Some(_)) => {}
         }
         match word? {
             Consequence::Challenge => {
@@ -428,6 +462,7 @@ impl Reading {
         table.text("owner", &mut self.diagnostics);
         let refused = self.rate(&mut table, "refused", false);
         let stay = self.stay_in(&mut table);
+        let monitor_until = self.monitor(&mut table);
         let quarantine = table.has("refused");
         let then = self.consequence(&mut table, Consequences { from: &from, of: &[], quarantine });
         let watched = match (table.has("refused"), table.has("stay_in")) {
@@ -442,7 +477,7 @@ impl Reading {
         };
         table.finish(&mut self.diagnostics);
         if let (Some(name), Some(watched), Some(then)) = (name, watched, then) {
-            self.model.limits.push(SubjectLimit { name, from, watched, then });
+            self.model.limits.push(SubjectLimit { name, from, watched, then, monitor_until });
         }
     }
 

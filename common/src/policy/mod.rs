@@ -217,6 +217,7 @@ impl Policy {
     pub fn watched_rules(&self) -> impl Iterator<Item = (&RuleName, WallTime)> {
         let access = self.model.access.iter().map(|rule| (&rule.name, rule.monitor_until));
         let deny = self.model.deny.iter().map(|rule| (&rule.name, rule.monitor_until));
-        access.chain(deny).filter_map(|(name, until)| until.map(|until| (name, until)))
+        let limits = self.model.limits.iter().map(|rule| (&rule.name, rule.monitor_until));
+        access.chain(deny).chain(limits).filter_map(|(name, until)| until.map(|until| (name, until)))
     }
 }

@@ -515,7 +515,7 @@ impl Reading {
     }
 
     /// Reads `mode` and `monitor_until`: a rule that is only watched has an end.
-    fn monitor(&mut self, rule: &mut TableReader<'_, '_>) -> Option<WallTime> {
+    pub(super) fn monitor(&mut self, rule: &mut TableReader<'_, '_>) -> Option<WallTime> {
         #[derive(Clone, Copy, PartialEq)]
         enum Mode {
             Enforce,

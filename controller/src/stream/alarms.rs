@@ -10,7 +10,7 @@ use postern_common::{
 
 use super::{core::Core, node::Pace};
 use crate::{
-    records::{DeviceRecord, Quarantined, StoreChange, SubjectRecord},
+    records::{DeviceRecord, Quarantined, Restrained, StoreChange, SubjectRecord},
     signals::alerts::{About, Alert, AlertKind},
 };
 
@@ -34,6 +34,17 @@ impl Core {
             Quarantined::Resource(resource) => About { resource: Some(resource), ..About::default() },
         };
         self.alert(AlertKind::Quarantine, text, about, now);
+    }
+
+    pub(super) fn alert_restrained(&mut self, whom: Restrained, text: String, now: Now) {
+        let about = match whom {
+            Restrained::Subject(subject) => About { subject: Some(subject), ..About::default() },
+            Restrained::Device(device) => {
+                let subject = self.registry.device(device).map(|device| device.owner);
+                About { subject, device: Some(device), resource: None }
+            }
+        };
+        self.alert(AlertKind::Restrained, text, about, now);
     }
 
     /// Raises an alert if a device is used again after long.

@@ -34,10 +34,11 @@ use super::{
     restraint::{Begins, MAX_OF_ONE, SignalResponse},
 };
 use crate::{
+    decision::Extend,
     records::{Begun, DeviceRecord, Quarantined, Restrained, budget_of},
     signals::{
         alerts::{About, AlertKind},
-        behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, RefusedAt, Word},
+        behaviour::{ACCUSED_WITHIN, MAX_ACCUSED, MAX_CHALLENGED, RefusedAt, ToldOf, Word},
     },
 };
 
@@ -231,7 +232,7 @@ impl Core {
         let lease = self.leases.get(&device).filter(|lease| device == node || lease.destinations.contains(&node));
         let limit = lease.and_then(|lease| lease.scan.clone());
         let limit = limit.filter(|limit| limit.rule == scan.rule && limit.budget == scan.budget);
-        let response = limit.as_ref().and_then(|limit| self.policy.scan_response(&limit.rule));
+        let response = limit.as_ref().and_then(|limit| self.policy.scan_response(&limit.rule, self.clock.latest(now)));
         let (Some(limit), Some(response)) = (limit, response) else {
             self.counters.behaviour_refused += 1;
             return;
@@ -301,8 +302,8 @@ impl Core {
             );
             return word;
         }
-        // Where it is only watched, nothing changes that would end what the node tells.
-        if response == LimitResponse::Alert && !self.refused_lately.may_alert(device, now.monotonic) {
+        // Where it is only watched, an alert is all that follows, once in a while.
+        if response == LimitResponse::Alert && !self.refused_lately.may_alert(ToldOf::Scan, device, now.monotonic) {
             return word;
         }
         let (machine, seen_by) = (self.registry.machine_name(device), self.registry.machine_name(node));
@@ -322,7 +323,11 @@ impl Core {
             self.refused_lately.begin_anew(subject, &limit.rule);
         }
         let by = format!("limit \"{}\"", limit.rule);
-        if response == LimitResponse::Quarantine {
+        if response == LimitResponse::Alert {
+            // The node tells of it until it counts anew; what was a scan while the limit was watched is none when the watch is over.
+            self.begin_budgets_anew(whom, &reason, &by, now);
+            self.decide(device, Extend::No, now);
+        } else if response == LimitResponse::Quarantine {
             // Nodes that have shut it out open again when it is released.
             self.begin_budgets_anew(whom, &reason, &by, now);
             // It fails only if there are very many already; whoever is in quarantine has no lease, and does not come here.
@@ -350,7 +355,25 @@ impl Core {
         let Some(device) = self.registry.device(id).cloned() else { return };
         let Some(context) = self.context_of(&device, now) else { return };
         let Some(limit) = self.policy.stay_limit(&context, was, is) else { return };
-        let Some(response) = SignalResponse::of(limit.then) else { return };
+        let response = SignalResponse::of(limit.then.clone());
+        // A service stays closed until it is released, and who was asked for a fresh sign-in was asked.
+        if response.as_ref().is_some_and(|response| self.is_taken(Restrained::Device(id), response)) {
+            return;
+        }
+        // Of a person's machine it is told in any case that it moved; of a service, what follows: whoever looks after it has to know.
+        let of_service = self.registry.is_of_service(id);
+        if of_service && (response.is_some() || self.refused_lately.may_alert(ToldOf::Move, id, now.monotonic)) {
+            let name = self.registry.subject_name(device.owner);
+            let text = format!(
+                "{} of {name} speaks from {is}, and spoke from {was} before (rule \"{}\"): {}",
+                device.name,
+                limit.rule,
+                limit.then.consequence()
+            );
+            let about = About { subject: Some(device.owner), device: Some(id), resource: None };
+            self.alert(AlertKind::NewPlace, text, about, now);
+        }
+        let Some(response) = response else { return };
         let reason = format!("{} speaks from {is}, and spoke from {was} before", device.name);
         let by = format!("limit \"{}\"", limit.rule);
         // Whoever travels has been refused no less.

@@ -26,6 +26,7 @@ use std::collections::BTreeSet;
 
 use postern_common::{
     id::{DeviceId, ResourceName, SubjectId},
+    limit::Consequence,
     policy::{Reach, Restraint},
     time::{Now, WallTime},
 };
@@ -66,6 +67,14 @@ pub(super) enum Begins {
 }
 
 impl SignalResponse {
+    const fn said(&self) -> Consequence {
+        match self {
+            Self::Challenge(_) => Consequence::Challenge,
+            Self::Restrict(_) => Consequence::Restrict,
+            Self::Terminate => Consequence::Terminate,
+        }
+    }
+
     pub(super) fn takes(&self) -> Takes {
         match self {
             Self::Challenge(reach) => Takes::Proof { reach: reach.clone() },
@@ -100,6 +109,8 @@ impl Core {
             };
             return Err(CoreError::NotFound { what, name: whom.to_string() });
         }
+        let text = format!("{}: {} ({by}): {reason}", self.restrained_name(whom), response.said());
+        self.alert_restrained(whom, text, now);
         self.respond_without_telling(whom, response, Begins::Everything, reason, by, now);
         self.flush(now);
         Ok(())
@@ -291,6 +302,7 @@ impl Core {
         if let Restrained::Subject(subject) = whom {
             self.usages.begin_anew(subject, &Takes::Nothing);
         }
+        self.alert_restrained(whom, format!("{name}: released ({by})"), now);
         self.out.audit(AuditEvent::RestraintsReleased { whom, name, by: by.to_owned() });
         for device in self.devices_restrained(whom) {
             self.decide(device, Extend::No, now);

@@ -137,6 +137,45 @@ fn a_watched_rule_only_raises_an_alert() {
 }
 
 #[test]
+fn a_limit_that_is_only_watched_raises_an_alert_until_a_day_and_hides_none_that_is_not() {
+    let watch = "mode = \"monitor\"\nmonitor_until = \"2027-01-31\"\n";
+    let stay = r#"
+[[limit]]
+name = "the network stays"
+from = ["user:*"]
+stay_in = "asn"
+on_exceed = "terminate"
+"#;
+    let text = format!(
+        "{}{}{watch}",
+        LIMITED.replace("name = \"engineers that scan\"\n", &format!("name = \"engineers that scan\"\n{watch}")),
+        stay
+    );
+    let policy = policy(&text);
+    let later = |context: RequestContext| RequestContext { now: at("2027-02-01T00:00:00Z"), ..context };
+    let limit = |context: &RequestContext| policy.scan_limit(context).map(|limit| (limit.rule.to_string(), limit.most));
+    assert_eq!(limit(&engineer()), Some(("machines that scan".into(), 20)), "the one that is enforced");
+    assert_eq!(limit(&later(engineer())), Some(("engineers that scan".into(), 10)), "the watch is over");
+    let rule = "engineers that scan".parse().expect("a name");
+    assert_eq!(policy.scan_response(&rule, at(MONDAY)), Some(LimitResponse::Alert));
+    assert_ne!(policy.scan_response(&rule, at("2027-02-01T00:00:00Z")), Some(LimitResponse::Alert));
+    let place = |country: &str, asn| Place {
+        country: Some(country.parse::<Country>().expect("a country")),
+        asn: Some(crate::policy::AutonomousSystem(asn)),
+    };
+    let left = |context: &RequestContext, now: Place| {
+        policy.stay_limit(context, &place("DE", 1), &now).map(|limit| limit.then)
+    };
+    assert_eq!(left(&engineer(), place("DE", 2)), Some(LimitResponse::Alert));
+    assert_eq!(left(&later(engineer()), place("DE", 2)), Some(LimitResponse::Terminate));
+    assert_eq!(left(&engineer(), place("FR", 2)), Some(LimitResponse::Challenge), "what is enforced counts before it");
+    assert_eq!(policy.watched_rules().count(), 2, "and it is said loudly");
+    let enforced = super::super::Policy::parse("policy.toml", &text.replace(watch, "")).expect("a policy");
+    let changes = policy.limit_changes(&enforced, &[engineer()], at(MONDAY));
+    assert_eq!(changes.len(), 2, "a plan shows the end of a watch: {changes:?}");
+}
+
+#[test]
 fn the_strictest_limit_on_scans_counts_and_unknown_groups_free_nobody() {
     let policy = policy(LIMITED);
     let limit = |context: &RequestContext| policy.scan_limit(context).map(|limit| (limit.rule.to_string(), limit.most));

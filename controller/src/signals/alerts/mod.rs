@@ -47,6 +47,8 @@ pub enum AlertKind {
     DormantAwake,
     /// Somebody or something came into quarantine, or was released.
     Quarantine,
+    /// An administrator restrained somebody or something, or released it.
+    Restrained,
     /// Somebody opened something past the rules.
     BreakGlass,
     /// A stream of signals that should speak is silent.

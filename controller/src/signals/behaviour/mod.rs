@@ -197,6 +197,15 @@ struct RefusedTo {
     last: FiveTuple,
 }
 
+/// What somebody is told of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ToldOf {
+    /// It scans.
+    Scan,
+    /// It speaks from another place.
+    Move,
+}
+
 /// Where a machine was refused destinations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RefusedAt {
@@ -213,7 +222,7 @@ pub struct RefusedAt {
 pub struct RefusalBook {
     entries: BTreeMap<(SubjectId, RuleName), Refusals>,
     /// When somebody was told of a machine whose limit is only watched.
-    alerted: BTreeMap<DeviceId, Monotonic>,
+    alerted: BTreeMap<(DeviceId, ToldOf), Monotonic>,
 }
 
 impl RefusalBook {
@@ -266,10 +275,10 @@ impl RefusalBook {
     }
 
     /// Tells whether an alert about a machine is due whose limit is only watched.
-    pub fn may_alert(&mut self, device: DeviceId, now: Monotonic) -> bool {
-        let due = self.alerted.get(&device).is_none_or(|at| now.since(*at) >= ACCUSED_WITHIN);
+    pub fn may_alert(&mut self, of: ToldOf, device: DeviceId, now: Monotonic) -> bool {
+        let due = self.alerted.get(&(device, of)).is_none_or(|at| now.since(*at) >= ACCUSED_WITHIN);
         if due {
-            self.alerted.insert(device, now);
+            self.alerted.insert((device, of), now);
         }
         due
     }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     records::{AuditEvent, Person, Quarantined, Restrained},
     signals::alerts::AlertKind,
+    stream::SignalResponse,
 };
 
 /// A policy in which one thing is limited, and that follows.
@@ -338,4 +339,78 @@ fn travelling_is_no_way_to_be_forgotten_by_whoever_counts_scans() {
     town.step_up(laptop);
     assert!(town.passes(laptop, "tcp/443"));
     assert_eq!(budget(&town), before);
+}
+
+const WATCHED: &str = "mode = \"monitor\"\nmonitor_until = \"2027-01-31\"\n";
+
+fn restrained(town: &Town) -> usize {
+    town.world.audit.iter().filter(|event| matches!(event, AuditEvent::Restrained { .. })).count()
+}
+
+#[test]
+fn of_a_service_that_speaks_from_another_country_somebody_is_told_what_follows_and_once() {
+    for (seed, mode, said, records) in [(326, "", "the session ends", 1), (327, WATCHED, "an alert is raised", 0)] {
+        let jump = "[[limit]]\nname = \"no jumps\"\nfrom = [\"service:files\"]\nstay_in = \"country\"\non_exceed = \"terminate\"\n";
+        let mut town = town_with(seed, &policy("", &format!("{jump}{mode}")));
+        let one = town.one;
+        let home = town.world.remote(one);
+        let away = SocketAddr::from(([203, 0, 113, 9], 40_000));
+        let place = |country: &str| Place { country: Some(country.parse().expect("a country")), asn: None };
+        let map = Map(HashMap::from([(home.ip(), place("DE")), (away.ip(), place("FR"))]));
+        town.world.core.set_atlas(Arc::new(map), town.world.now);
+        town.world.pump();
+        for to in [home, away, home, away] {
+            town.world.run(seconds(5));
+            town.world.cut_stream(one);
+            town.world.nodes[one].moved_to = Some(to);
+            town.world.connect(one);
+            town.world.run(seconds(1));
+        }
+        let rule = format!("speaks from FR, and spoke from DE before (rule \"no jumps\"): {said}");
+        let told: Vec<&str> = town.world.store.alerts.iter().map(|alert| alert.text.as_str()).collect();
+        assert_eq!(told.iter().filter(|text| text.ends_with(&rule)).count(), 1, "{told:?}");
+        assert_eq!(told.iter().filter(|text| text.contains("no jumps")).count(), 1, "and once: {told:?}");
+        assert_eq!(restrained(&town), records, "{mode}");
+    }
+}
+
+#[test]
+fn a_scan_that_is_only_watched_is_told_of_and_counted_anew_and_takes_nothing() {
+    let mut town = town_with(328, &policy("", &format!("{}{WATCHED}", scan_limit("quarantine"))));
+    let (one, laptop) = (town.one, town.laptop);
+    let id = town.world.nodes[laptop].id();
+    let limit = |town: &Town| town.world.nodes[one].peers[&id].scan.clone().expect("told");
+    let before = limit(&town);
+    assert!(!before.then.shuts(), "the node shuts nobody out");
+    town.scan(one, Some(id), before.budget);
+    assert_eq!(town.alerts(AlertKind::Scan), 1);
+    let anew = limit(&town);
+    assert!(anew.budget > before.budget, "what was a scan while it was watched is none when the watch is over");
+    town.scan(one, Some(id), anew.budget);
+    assert_eq!(town.alerts(AlertKind::Scan), 1, "once an hour");
+    assert!(town.passes(laptop, "tcp/443") && town.world.core.list_quarantines().is_empty());
+    assert_eq!(restrained(&town), 0);
+    town.world.run(seconds(3_600));
+    town.world.join(laptop, &person("alice", &["staff"]));
+    town.world.run(seconds(1));
+    let budget = limit(&town).budget;
+    town.scan(one, Some(id), budget);
+    assert_eq!(town.alerts(AlertKind::Scan), 2);
+}
+
+#[test]
+fn what_an_administrator_restrains_and_releases_by_hand_is_told_as_well() {
+    let mut town = town_with(329, &policy("", ""));
+    let alice = Restrained::Subject(town.alice());
+    let now = town.world.now;
+    let set = ["wiki".parse().expect("a name")].into();
+    town.world.core.respond(alice, SignalResponse::Restrict(set), "incident-17", "root", now).expect("known");
+    town.world.core.release_restraints(alice, "root", now).expect("released");
+    town.world.pump();
+    let told = town.world.store.alerts.iter().filter(|alert| alert.kind == AlertKind::Restrained);
+    let told: Vec<&str> = told.map(|alert| alert.text.as_str()).collect();
+    assert_eq!(
+        told,
+        ["alice@corp.example: only a few resources stay (root): incident-17", "alice@corp.example: released (root)"]
+    );
 }

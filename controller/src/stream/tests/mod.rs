@@ -34,4 +34,5 @@ mod speed;
 mod step_up;
 mod stock;
 mod streams;
+mod word;
 mod world;

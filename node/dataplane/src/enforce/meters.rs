@@ -21,7 +21,7 @@
 //!
 //! Threat: a subject that spreads what it moves over many flows or devices. All of them count into one meter.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use postern_common::{
     grant::Permission,
@@ -102,7 +102,8 @@ pub(crate) struct Meters {
     by_key: HashMap<Key, u32>,
     /// Meters that passed a limit and whose permissions are still to be shut.
     passed: Vec<MeterIndex>,
-    left: usize,
+    /// Meters whose permission has gone, the one that was left first before the others.
+    left: BTreeSet<(Monotonic, u32)>,
     /// Where telling goes on.
     turn: usize,
 }
@@ -120,7 +121,7 @@ impl Meters {
         };
         let Some(meter) = self.places[place as usize].as_mut() else { return MeterIndex::NONE };
         if meter.holders == 0 {
-            self.left -= 1;
+            self.left.remove(&(meter.left, place));
         }
         meter.holders += 1;
         meter.set(&permission.limits);
@@ -140,7 +141,6 @@ impl Meters {
             }
         };
         self.by_key.insert(key, place);
-        self.left += 1;
         place
     }
 
@@ -152,23 +152,13 @@ impl Meters {
             return;
         }
         meter.left = now;
-        self.left += 1;
-        if self.left > MAX_LEFT {
-            self.forget_oldest();
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        let left = self.places.iter().enumerate().filter_map(|(place, meter)| {
-            let meter = meter.as_ref().filter(|meter| meter.holders == 0)?;
-            Some((meter.left, place))
-        });
-        if let Some((_, place)) = left.min()
-            && let Some(meter) = self.places[place].take()
+        self.left.insert((now, index.0));
+        if self.left.len() > MAX_LEFT
+            && let Some((_, place)) = self.left.pop_first()
+            && let Some(meter) = self.places[place as usize].take()
         {
             self.by_key.remove(&meter.key);
-            self.free.push(place as u32);
-            self.left -= 1;
+            self.free.push(place);
         }
     }
 
@@ -492,7 +482,18 @@ mod tests {
             meters.let_go(meter, at(number.into()));
         }
         assert_eq!(meters.by_key.len(), MAX_LEFT + 1);
-        assert!(meters.places.len() <= MAX_LEFT + 2 && meters.left == MAX_LEFT);
+        assert!(meters.places.len() <= MAX_LEFT + 2 && meters.left.len() == MAX_LEFT);
+        let knows = |meters: &Meters, number: u16| meters.by_key.keys().any(|key| key.subject == subject(number));
+        assert!(
+            !knows(&meters, 0) && !knows(&meters, 99) && knows(&meters, 100),
+            "the one that was left first goes first"
+        );
+        let again = meters.hold(subject(100), &permission("r", 0, &[limit]), at(5_000));
+        assert_eq!(
+            (meters.left.len(), again == MeterIndex::NONE),
+            (MAX_LEFT - 1, false),
+            "and one that is held does not wait"
+        );
         assert!(meters.shut_by(kept).is_some());
     }
 }

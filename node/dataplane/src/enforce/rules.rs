@@ -93,8 +93,7 @@ impl Rules {
     /// # Errors
     /// [`DenyReason::Expired`] if only expired permissions name them, [`DenyReason::NoRule`] if none does.
     pub(crate) fn find(&mut self, protocol: Protocol, port: u16, now: Now) -> Result<PermissionIndex, DenyReason> {
-        let named = self.named.best(protocol, port).is_some();
-        if !named {
+        if !self.names(protocol, port) {
             return Err(DenyReason::NoRule);
         }
         // Twice at most: an index laid out at `now` leads to nothing that has passed at `now`.
@@ -111,6 +110,11 @@ impl Rules {
             }
         }
         Err(if self.shut_by(protocol, port, now).is_some() { DenyReason::Limit } else { DenyReason::Expired })
+    }
+
+    /// Tells whether any permission, open or not, names `protocol` and `port`.
+    pub(crate) fn names(&self, protocol: Protocol, port: u16) -> bool {
+        self.named.best(protocol, port).is_some()
     }
 
     /// Returns the limit that shuts what would else be open.
@@ -181,7 +185,7 @@ impl Rules {
     }
 
     /// Lists the services of every permission, open or not.
-    pub(crate) fn services(&self) -> impl Iterator<Item = &Service> {
+    pub(crate) fn services(&self) -> impl DoubleEndedIterator<Item = &Service> {
         self.permissions.iter().flat_map(|compiled| &compiled.permission.services)
     }
 

@@ -112,6 +112,11 @@ impl Refused {
         self.told.is_some() && self.limit.as_ref().is_some_and(|limit| limit.then.shuts())
     }
 
+    /// Tells whether refusals are counted: there is a limit, and nothing is told of yet.
+    fn counts(&self) -> bool {
+        self.limit.is_some() && self.told.is_none()
+    }
+
     /// Counts a refused destination, and returns how many there are once that is too many.
     fn add(&mut self, destination: Destination, now: Monotonic) -> Option<u32> {
         let limit = self.limit.as_ref().filter(|_| self.told.is_none())?;
@@ -208,7 +213,10 @@ impl Scans {
         let served = inbound.services().filter(is_udp).map(|service| Former::Served(*service));
         let reached =
             outbound.services().flat_map(|service| addresses.iter().map(|address| Former::Reached(*address, *service)));
-        for former in served.chain(reached) {
+        // No more than are remembered: a peer may have very many, and each is looked for among those that are.
+        let mut latest: Vec<Former> = served.chain(reached).rev().take(MAX_FORMER).collect();
+        latest.reverse();
+        for former in latest {
             self.former.retain(|(known, _)| *known != former);
             if self.former.len() >= MAX_FORMER {
                 self.former.pop_front();
@@ -260,8 +268,10 @@ impl Enforcer {
         now: Now,
     ) {
         let counts = match reason {
-            DenyReason::UnknownPeer | DenyReason::NoRule | DenyReason::Ceiling => true,
-            DenyReason::StepUp
+            DenyReason::UnknownPeer | DenyReason::NoRule => true,
+            // A rule names it, and the owner of this machine does not want it: whoever asks may not know.
+            DenyReason::Ceiling
+            | DenyReason::StepUp
             | DenyReason::Limit
             | DenyReason::Expired
             | DenyReason::Revoked
@@ -279,15 +289,17 @@ impl Enforcer {
         let destination = Destination { address: flow.destination, protocol: flow.protocol, port };
         let (refused, device) = match (direction, slot) {
             (Direction::Outbound, _) => {
+                if !self.scans.own.counts() {
+                    return;
+                }
                 let overlay = self.own.as_ref().map(|own| own.overlay.as_slice()).unwrap_or_default();
                 if !overlay.iter().any(|net| net.contains(&flow.destination)) {
                     return;
                 }
                 // A peer that asks and goes away, or asks from low ports, must not make its server's answers look like a scan.
                 let peer = self.owner(flow.destination).and_then(|slot| self.peer_if_any(slot));
-                let serves = |service: &Service| service.contains(flow.protocol, flow.source_port);
-                let answers =
-                    flow.protocol == Protocol::Udp && peer.is_some_and(|peer| peer.inbound.services().any(serves));
+                let answers = flow.protocol == Protocol::Udp
+                    && peer.is_some_and(|peer| peer.inbound.names(flow.protocol, flow.source_port));
                 if answers || self.scans.was_permitted(flow, now.monotonic) {
                     return;
                 }
@@ -295,6 +307,9 @@ impl Enforcer {
             }
             (Direction::Inbound, Some(slot)) => {
                 let Some(peer) = self.peers.get_mut(slot.0 as usize).and_then(Option::as_mut) else { return };
+                if !peer.refused.counts() {
+                    return;
+                }
                 (&mut peer.refused, Some(peer.identity.device))
             }
             (Direction::Inbound, None) => return,

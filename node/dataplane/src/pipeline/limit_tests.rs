@@ -11,6 +11,7 @@ use postern_common::{
 use crate::{
     Direction, LocalVerdict, PlaneEvent, Settings,
     packet::{
+        batch::{Joining, TunBatch, UdpBatch},
         build::{Tcp, ip, udp_body},
         view::TcpFlags,
     },
@@ -357,6 +358,22 @@ fn refusals_that_are_old_or_of_another_kind_are_no_scan() {
     }
     settle(&mut [a, b, c], at(70_020));
     assert!(nodes[1].plane.take_behaviour(at(70_021)).scans.is_empty());
+}
+
+#[test]
+fn what_a_rule_opens_and_the_machines_owner_does_not_want_is_no_scan() {
+    let mut nodes = trio(&[permission("dns", &["udp/53"], HOUR)]);
+    let mut entitled = comes(1, &[permission("all", &["tcp/*", "udp/53"], HOUR)]);
+    entitled.scan = Some(scan_limit(10, 0, Consequence::Quarantine));
+    nodes[1].upsert(entitled, at(1));
+    let only_dns = crate::Ceiling { services: Some(vec!["udp/53".parse().unwrap()]), tags: None };
+    let (mut udp, mut tun) = (UdpBatch::new(), TunBatch::new(Joining::Nothing));
+    nodes[1].plane.set_ceiling(only_dns, at(2), &mut crate::Out { udp: &mut udp, tun: &mut tun });
+    tries(&mut nodes, 1, 100..150, 10);
+    assert_eq!(nodes[1].plane.counters().denied(Direction::Inbound, DenyReason::Ceiling), 50);
+    let told = nodes[1].plane.take_behaviour(at(11));
+    assert!(told.scans.is_empty() && told.refused.is_empty(), "policy names all of it: {told:?}");
+    assert!(fetch(&mut nodes, 1, 8, 1, 12));
 }
 
 #[test]
