@@ -90,6 +90,14 @@ provider.on("server_error", (_, error) => console.error(error));
 provider.on("backchannel.error", (_, error) => console.error("backchannel", error, error.cause));
 provider.on("grant.error", (_, error) => console.error("grant", error.message, error.error_detail));
 
+/** How often a refresh token of somebody was exchanged: GET /test/refreshes, {login: number}. */
+const refreshes = {};
+provider.on("grant.success", ({ oidc }) => {
+  if (oidc.params?.grant_type !== "refresh_token") return;
+  const login = oidc.account?.accountId ?? oidc.entities?.RefreshToken?.accountId;
+  refreshes[login] = (refreshes[login] ?? 0) + 1;
+});
+
 const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const form = (uid, text) => `<!doctype html><html lang="en"><meta charset="utf-8"><title>Corp SSO</title>
   <h1>Corp SSO</h1><p>${escape(text)}</p>
@@ -128,6 +136,7 @@ server.on("request", async (request, response) => {
     gone.add(login.trim());
     return response.end();
   }
+  if (request.url === "/test/refreshes") return response.end(JSON.stringify(refreshes));
   if (request.url === "/test/user") {
     let text = "";
     for await (const chunk of request) text += chunk;

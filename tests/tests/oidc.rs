@@ -195,8 +195,12 @@ fn who_is_disabled_at_the_provider_is_out_within_the_interval_and_a_provider_tha
     }
     let stored = corp.world.controller.sh("strings -n 20 /etc/postern-controller/state/*.db* | grep -c eyJ || true")?;
     ensure!(stored.trim() == "0", "something that looks like a token is in the database in clear");
-    // twice the interval: the token is exchanged, and the one that takes its place is kept
-    std::thread::sleep(Duration::from_secs(12));
+    // exchanged twice, so that the one that took the first one's place was kept
+    eventually(PATIENCE, "the provider was not asked twice about each", || {
+        let counted = corp.idp.sh("curl -sk https://localhost:9443/test/refreshes").ok()?;
+        let counted: std::collections::BTreeMap<String, u64> = serde_json::from_str(&counted).ok()?;
+        ["alice", "bob"].iter().all(|login| counted.get(*login) >= Some(&2)).then_some(())
+    })?;
     ensure!(signed_out(&alice).is_none() && signed_out(&bob).is_none());
 
     corp.idp.sh("curl -sk https://localhost:9443/test/disable -d alice")?;
@@ -209,7 +213,11 @@ fn who_is_disabled_at_the_provider_is_out_within_the_interval_and_a_provider_tha
 
     corp.provider.signal(postern_tests::Signal::Kill)?;
     corp.provider.wait(PATIENCE)?;
-    std::thread::sleep(Duration::from_secs(12));
+    let in_vain = "the identity provider cannot be asked whether a sign-in still stands";
+    let before = corp.world.controller_log().matches(in_vain).count();
+    eventually(PATIENCE, "the provider that is away was not asked twice", || {
+        (corp.world.controller_log().matches(in_vain).count() >= before + 2).then_some(())
+    })?;
     ensure!(signed_out(&bob).is_none() && can_connect(&bob.host, at, 80), "bob fell with the provider");
     let audit = corp.world.controller.sh("cat /etc/postern-controller/state/audit/*")?;
     ensure!(audit.contains("the identity provider has ended this sign-in"), "the audit log says nothing");
