@@ -14,6 +14,7 @@ import { readFileSync } from "node:fs";
 import { parseArgs } from "node:util";
 import { createPrivateKey, generateKeyPairSync, sign } from "node:crypto";
 import Provider from "oidc-provider";
+import MemoryAdapter from "oidc-provider/lib/adapters/memory_adapter.js";
 
 const { values: options } = parseArgs({
   options: {
@@ -46,8 +47,22 @@ const issuer = `${options.certificate ? "https" : "http"}://${options.name ?? br
 /** People whom the administrator of the provider has disabled: POST /test/disable with their login. How somebody signs in next: POST
  * /test/user {login, acr, amr}. */
 const gone = new Set();
-const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
-const provider = new Provider(issuer, {
+
+/** Its signing keys by their names; the newest signs, and it alone is published. */
+const keys = {};
+let newest;
+function makeKey() {
+  newest = `test-${Object.keys(keys).length + 1}`;
+  const key = generateKeyPairSync("rsa", { modulusLength: 2048 }).privateKey.export({ format: "jwk" });
+  keys[newest] = { ...key, kid: newest, use: "sig", alg: "RS256" };
+}
+
+/** How often a refresh token of somebody was exchanged: GET /test/refreshes, {login: number}. */
+const refreshes = {};
+
+/** Makes the provider with the newest key. What it knows of sessions and tokens is kept outside of it, and stays. */
+const provide = () => new Provider(issuer, {
+  adapter: (model) => new MemoryAdapter(model),
   clients: [{
     client_id: CLIENT.id,
     client_secret: CLIENT.secret,
@@ -57,7 +72,7 @@ const provider = new Provider(issuer, {
     require_auth_time: true,
     ...(options.logout && { backchannel_logout_uri: options.logout, backchannel_logout_session_required: true }),
   }],
-  jwks: { keys: [{ ...key, kid: "test-1", use: "sig", alg: "RS256" }] },
+  jwks: { keys: [keys[newest]] },
   acrValues: ["urn:corp:mfa"],
   cookies: { keys: ["a-cookie-key-for-tests"] },
   scopes: ["openid", "profile", "email", "groups", "offline_access"],
@@ -86,17 +101,21 @@ const provider = new Provider(issuer, {
     return grant;
   },
 });
-provider.on("server_error", (_, error) => console.error(error));
-provider.on("backchannel.error", (_, error) => console.error("backchannel", error, error.cause));
-provider.on("grant.error", (_, error) => console.error("grant", error.message, error.error_detail));
-
-/** How often a refresh token of somebody was exchanged: GET /test/refreshes, {login: number}. */
-const refreshes = {};
-provider.on("grant.success", ({ oidc }) => {
-  if (oidc.params?.grant_type !== "refresh_token") return;
-  const login = oidc.account?.accountId ?? oidc.entities?.RefreshToken?.accountId;
-  refreshes[login] = (refreshes[login] ?? 0) + 1;
-});
+let provider, rest;
+function begin() {
+  makeKey();
+  provider = provide();
+  rest = provider.callback();
+  provider.on("server_error", (_, error) => console.error(error));
+  provider.on("backchannel.error", (_, error) => console.error("backchannel", error, error.cause));
+  provider.on("grant.error", (_, error) => console.error("grant", error.message, error.error_detail));
+  provider.on("grant.success", ({ oidc }) => {
+    if (oidc.params?.grant_type !== "refresh_token") return;
+    const login = oidc.account?.accountId ?? oidc.entities?.RefreshToken?.accountId;
+    refreshes[login] = (refreshes[login] ?? 0) + 1;
+  });
+}
+begin();
 
 const escape = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
 const form = (uid, text) => `<!doctype html><html lang="en"><meta charset="utf-8"><title>Corp SSO</title>
@@ -128,12 +147,16 @@ async function interaction(request, response, uid) {
   return provider.interactionFinished(request, response, { login });
 }
 
-const rest = provider.callback();
 server.on("request", async (request, response) => {
   if (request.url === "/test/disable") {
     let login = "";
     for await (const chunk of request) login += chunk;
     gone.add(login.trim());
+    return response.end();
+  }
+  // Another signing key from now on, under another name: POST /test/rotate
+  if (request.url === "/test/rotate") {
+    begin();
     return response.end();
   }
   if (request.url === "/test/refreshes") return response.end(JSON.stringify(refreshes));
@@ -145,14 +168,14 @@ server.on("request", async (request, response) => {
     else response.statusCode = 404;
     return response.end();
   }
-  // A logout token signed by the provider's own key, with claims of the test's choice: POST /test/logout-token {header, claims}
+  // A logout token signed by the key that the header names, or the newest, with claims of the test's choice: POST /test/logout-token {header, claims}
   if (request.url === "/test/logout-token") {
     let text = "";
     for await (const chunk of request) text += chunk;
     const { header, claims } = JSON.parse(text);
     const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-    const signed = `${part({ alg: "RS256", typ: "logout+jwt", kid: "test-1", ...header })}.${part(claims)}`;
-    const signature = sign("sha256", Buffer.from(signed), createPrivateKey({ key, format: "jwk" })).toString("base64url");
+    const signed = `${part({ alg: "RS256", typ: "logout+jwt", kid: newest, ...header })}.${part(claims)}`;
+    const signature = sign("sha256", Buffer.from(signed), createPrivateKey({ key: keys[header.kid] ?? keys[newest], format: "jwk" })).toString("base64url");
     return response.end(`${signed}.${signature}`);
   }
   const uid = request.url.match(/^\/interaction\/([\w-]+)$/)?.[1];

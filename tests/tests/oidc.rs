@@ -371,6 +371,49 @@ fn who_had_proven_it_before_a_logout_opens_nothing_after_it_and_other_sessions_a
     Ok(())
 }
 
+#[test]
+fn keys_that_the_provider_changes_are_taken_up_and_a_sign_out_there_cuts_what_is_open() -> Result<()> {
+    let corp = Corp::start_with("oidc-keys", POLICY, OFFLINE, &["--logout", "https://ctl/oidc/backchannel-logout"])?;
+    let server = corp.world.server("payroll", &["payroll"], None)?;
+    let (_echo, at) = (server.echo(&[80])?, server.overlay(Family::V6)?);
+    let (alice, bob) = (corp.world.laptop("alice-laptop")?, corp.world.laptop("bob-laptop")?);
+    corp.sign_in(&alice, "alice")?;
+    corp.sign_in(&bob, "bob")?;
+    let (mut of_alice, mut of_bob) = (alice.chatter(at, 80)?, bob.chatter(at, 80)?);
+
+    corp.idp.sh("curl -skf -X POST https://localhost:9443/test/rotate")?;
+    let exchanged = || -> Option<std::collections::BTreeMap<String, u64>> {
+        serde_json::from_str(&corp.idp.sh("curl -sk https://localhost:9443/test/refreshes").ok()?).ok()
+    };
+    // twice: the second is by a token that came under the new key
+    let before = exchanged().context("the provider counts nothing")?;
+    eventually(PATIENCE, "sign-ins are not checked any more", || {
+        let counted = exchanged()?;
+        let more = |login: &str| counted.get(login) >= Some(&(before.get(login).copied().unwrap_or(0) + 2));
+        (more("alice") && more("bob")).then_some(())
+    })
+    .with_context(|| format!("{}\n{}", corp.provider.output(), corp.world.controller_log()))?;
+    of_alice.goes_on("a sign-in under the key before")?;
+    let second = corp.world.laptop("alice-second")?;
+    corp.sign_in(&second, "alice").context("a sign-in under the new key")?;
+
+    // whoever has the old key ends nothing and opens nothing
+    ensure!(tell(&corp, "{'kid':'test-1'}", "{}")? == "400", "a token of a key that is not published was taken");
+    of_bob.goes_on("a logout that the provider did not sign")?;
+    ensure!(tell(&corp, "{}", "{}")? == "200", "{}", corp.world.controller_log());
+    of_bob.is_cut("a sign-out at the provider")?;
+    let why = bob.explain("wiki");
+    ensure!(why.contains("signed out at the identity provider"), "explain does not name the sign-out: {why}");
+    of_alice.goes_on("another person's sign-out")?;
+
+    // disabled there: the next check finds it, and what is open is cut
+    corp.idp.sh("curl -skf https://localhost:9443/test/disable -d alice")?;
+    of_alice.is_cut_within(PATIENCE, "a person who is disabled at the provider")?;
+    let why = alice.explain("wiki");
+    ensure!(why.contains("identity provider has ended this sign-in"), "explain does not name the end: {why}");
+    Ok(())
+}
+
 /// The provider ends the session of whoever was signed in there before, by a form that sends itself where scripts are on.
 fn out_of_the_session_there(browser: &Browser, page: Page) -> Result<Page> {
     match page.form("/session/end/confirm") {
