@@ -19,7 +19,7 @@ use crate::{
     stream::TakenEvent,
 };
 
-const POLICY: &str = r#"
+pub(super) const POLICY: &str = r#"
 [posture.content]
 compliant = true
 

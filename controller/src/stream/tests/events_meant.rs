@@ -6,7 +6,7 @@ use postern_common::{id::SessionId, time::WallTime};
 use serde_json::{Value, json};
 
 use super::{
-    events::{CAEP, HR, SSF, Scene, VAULT, WIKI, bob, scene, watched},
+    events::{CAEP, HR, POLICY, SSF, Scene, VAULT, WIKI, bob, scene, watched},
     world::{ISSUER, person},
 };
 use crate::{
@@ -226,6 +226,25 @@ fn of_a_stream_and_an_import_the_newer_word_counts() {
     import(&mut scene, true);
     assert!(scene.passes(scene.bob, HR));
     assert!(tell(&mut scene, "not-compliant", later), "an older word of a stream closed");
+}
+
+#[test]
+fn a_class_that_the_provider_says_anew_counts_and_proves_nothing_that_the_sign_in_did_not() {
+    let mut scene = scene();
+    scene.world.apply_policy(&POLICY.replace("mfa_within = \"12h\"", "acr = \"urn:corp:high\""));
+    let high = Person { acr: Some("urn:corp:high".into()), ..person("carol", &["staff"]) };
+    let carol = scene.world.laptop("carol-laptop", &high);
+    let named = |name: &str| json!({"format": "iss_sub", "iss": ISSUER, "sub": format!("sub-{name}")});
+    for (class, passes) in [("urn:corp:high", true), ("urn:corp:low", false), ("urn:corp:high", true)] {
+        for name in ["carol", "bob"] {
+            scene.world.run(Duration::from_secs(2));
+            let told = scene.tell("token-claims-change", json!({"claims": {"acr": class}}), named(name));
+            assert_eq!(told, TakenEvent::Done);
+        }
+        assert_eq!(scene.passes(carol, VAULT), passes, "{class}");
+        assert!(!scene.passes(scene.bob, VAULT), "an event proved what bob did not");
+        assert!(scene.passes(carol, WIKI) && scene.passes(scene.bob, WIKI));
+    }
 }
 
 #[test]
