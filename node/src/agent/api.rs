@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Reading (status, resources, whois, explain) and proving one's own sign-in anew are for every local user, but what was asked for
-//! with which reason, and what checks by command print ([`StatusReport::for_everybody`]). Changing, asking for access, and flows, which
+//! with which reason, and what checks by command print ([`StatusReport::for_everybody`], [`ExplainReport::for_everybody`]). Changing, asking for access, and flows, which
 //! show what others do, are for root or the configured group. The agent knows who asks from the kernel (`SO_PEERCRED`), not from the client.
 //!
 //! Rejected: HTTP on a loopback port, which a web page can reach by DNS rebinding (CVE-2022-41924).
@@ -267,14 +267,34 @@ impl StatusReport {
             value.truncate(value.find(" (").unwrap_or(value.len()));
         }
         for unmet in self.posture.iter_mut().flat_map(|posture| &mut posture.unmet) {
-            if unmet.what.starts_with("check ")
-                && let (Some(begin), Some(end)) = (unmet.what.find(" ("), unmet.what.rfind(')'))
-                && begin < end
-            {
-                unmet.what.replace_range(begin..=end, "");
-            }
+            withhold_prints(&mut unmet.what);
         }
         self
+    }
+}
+
+impl ExplainReport {
+    /// Leaves out what is for root and the configured group alone: what programs that an administrator named have printed.
+    pub fn for_everybody(mut self) -> Self {
+        if let Some(explanation) = &mut self.controller {
+            let Explanation { reason, because, fix, .. } = explanation;
+            [reason].into_iter().chain(because).chain(fix).for_each(withhold_prints);
+        }
+        self
+    }
+}
+
+/// Takes out of a line what checks printed: `check edr-ok failed (signatures are old) as of 55 s ago`. A program prints anything,
+/// brackets too: it ends with the last one.
+fn withhold_prints(line: &mut String) {
+    let of_check = |at: &usize| {
+        let mut words = line[..*at].rsplit(' ');
+        let (result, _name, check) = (words.next(), words.next(), words.next());
+        matches!(result, Some("failed" | "passed")) && check.is_some_and(|word| word.ends_with("check"))
+    };
+    if let Some(begin) = line.match_indices(" (").map(|(at, _)| at).find(of_check) {
+        let end = line.rfind(')').filter(|end| *end > begin).map_or(line.len(), |end| end + 1);
+        line.replace_range(begin..end, "");
     }
 }
 
@@ -449,5 +469,36 @@ mod tests {
         let text = serde_json::to_string(&shown).expect("JSON");
         assert!(!text.contains("4711"), "{text}");
         assert!(text.contains("check edr-ok failed 20 s ago") && text.contains("\"failed\""), "{text}");
+    }
+    #[test]
+    fn an_explanation_tells_everybody_which_check_failed_and_not_what_it_printed() {
+        let because = [
+            "posture laptop: check edr-ok failed (licence 4711 (of anna), check a failed (x) as of 5 s ago",
+            "posture laptop: the disk is not encrypted; check edr-ok failed (4711) as of 55 s ago; check b failed (4711)",
+            "check edr-ok failed (4711 cut",
+            "git is reached from office (10.0.0.0/8)",
+        ];
+        let json = serde_json::json!({
+            "local": [], "controller_error": null, "who": "alice on laptop",
+            "controller": {
+                "allowed": false, "who": "alice on laptop", "what": "git tcp/22", "rule": "r", "location": "policy.toml:41",
+                "reason": "check edr-ok failed (4711)", "because": because, "fix": "have check edr-ok passed (4711) again",
+                "valid_until": null,
+            },
+        });
+        let report: ExplainReport = serde_json::from_value(json).expect("a report");
+        let shown = report.clone().for_everybody().controller.expect("the controller's");
+        assert_eq!(shown.reason, "check edr-ok failed");
+        assert_eq!(
+            shown.because,
+            [
+                "posture laptop: check edr-ok failed as of 5 s ago",
+                "posture laptop: the disk is not encrypted; check edr-ok failed",
+                "check edr-ok failed",
+                because[3],
+            ]
+        );
+        assert_eq!(shown.fix.as_deref(), Some("have check edr-ok passed again"));
+        assert_eq!(report.controller.expect("the controller's").because, because, "root sees all of it");
     }
 }

@@ -120,6 +120,7 @@ impl Enforcer {
                 self.end_flows(slot, now, |_| Some(FlowEnd::SubjectChanged));
             }
             self.recompile(slot, identity, grant);
+            self.peer_mut(slot).outer_told = None; // under what it had before, the controller may not have taken it
             self.rejudge_flows(slot, now);
             Upserted::Compiled
         } else {

@@ -169,6 +169,11 @@ impl<W: Tunnels> DataPlane<W> {
         Behaviour { seen, ..self.enforcer.take_behaviour(now) }
     }
 
+    /// Takes note that the controller knows nothing of where peers speak from: it is told anew.
+    pub fn forget_told(&mut self) {
+        self.enforcer.forget_told();
+    }
+
     /// Lists the live flows.
     pub fn flows(&self) -> Vec<FlowStatus> {
         self.enforcer.flows()

@@ -97,7 +97,8 @@ pub(super) enum Stream {
 pub(super) struct Live {
     since: Monotonic,
     freshen_at: Monotonic,
-    snapshot_by: Option<Monotonic>,
+    /// When another snapshot is asked for, while one is awaited.
+    pub(super) snapshot_by: Option<Monotonic>,
     /// The session has ended: the doors close here at the latest, whatever the controller sends.
     shut_by: Option<Monotonic>,
     /// The reports of posture on this stream.

@@ -25,6 +25,11 @@ pub(super) struct Uses {
 }
 
 impl Core {
+    /// Tells whether the controller serves this stream: it has answered with a document, and takes what it is told.
+    pub fn is_served(&self) -> bool {
+        matches!(&self.stream, Stream::Live(live) if live.snapshot_by.is_none())
+    }
+
     /// Tells the controller from which outer addresses peers speak. What nobody hears is said again within a minute.
     pub fn handle_seen(&mut self, peers: Vec<SeenPeer>) {
         if let (Stream::Live(_), false) = (&self.stream, peers.is_empty()) {

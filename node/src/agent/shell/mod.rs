@@ -17,6 +17,7 @@
 //! | `platform` | tokens of the platform on which this machine runs |
 //! | `endpoints` | where this machine may be found |
 //! | `posture` | the watch of the machine's state, while it is wanted |
+//! | `behaviour` | what peers did lately, told to the controller
 //! | `report` | what `status` and the others show |
 //! | [`link`], [`dial`], [`tls`] | the stream |
 //! | [`local`] | the local socket |
@@ -28,6 +29,7 @@
 //! own. When the process ends by a signal the doors stay as they are or closed: guard, blackholes and the interface remain,
 //! and the next process resumes what is saved within this boot.
 
+mod behaviour;
 mod budgets;
 pub mod dial;
 mod effects;
@@ -158,6 +160,8 @@ struct Agent {
     /// The former link, which still says farewell.
     closing: Option<JoinHandle<()>>,
     link_number: u64,
+    /// The link on which the controller was told from where every peer speaks.
+    told_link: u64,
     link_events: mpsc::Sender<LinkEvent>,
     /// The controller's address and this machine's towards it, on the present stream.
     path: Option<(SocketAddr, SocketAddr)>,
@@ -222,6 +226,7 @@ pub async fn run(options: RunOptions, config: NodeConfig) -> Result<(), anyhow::
         link: None,
         closing: None,
         link_number: 0,
+        told_link: 0,
         link_events,
         path: None,
         probe: None,
@@ -412,17 +417,6 @@ impl Agent {
         self.core.handle_timeout(self.clock.now());
         if self.probe.as_ref().is_some_and(|probe| probe.next <= Instant::now()) {
             self.send_probe().await;
-        }
-    }
-
-    /// Tells the controller how much of what is limited was used here, and who scans.
-    async fn tell_behaviour(&mut self) {
-        if let Some(plane) = &self.plane
-            && let Ok(behaviour) = plane.worker.take_behaviour().await
-        {
-            let postern_dataplane::Behaviour { process, usages, scans, refused, seen } = behaviour;
-            self.core.handle_behaviour(process, usages, scans, refused);
-            self.core.handle_seen(seen);
         }
     }
 

@@ -32,7 +32,7 @@ pub(super) struct Waiting {
     /// Clients that asked for a step-up; the core knows which waits for what, and ends each wait.
     step_ups: BTreeMap<u64, Replies>,
     budgets: Budgets,
-    questions: BTreeMap<u64, (Replies, ExplainReport)>,
+    questions: BTreeMap<u64, (Replies, ExplainReport, Right)>,
     /// Who asked for access, whether they stay, and the request once it is known.
     asks: BTreeMap<u64, Asking>,
     next_question: u64,
@@ -133,7 +133,7 @@ impl Agent {
                 tokio::spawn(follow(self.followers.subscribe(), replies));
                 return;
             }
-            Request::Explain { to, service } => return self.explain(to, service, replies).await,
+            Request::Explain { to, service } => return self.explain(to, service, right, replies).await,
             Request::RequestAccess { resource, length_ms, reason, wait } => {
                 self.waiting.next_question += 1;
                 let question = self.waiting.next_question;
@@ -256,7 +256,7 @@ impl Agent {
         });
     }
 
-    async fn explain(&mut self, to: String, service: Option<Service>, replies: Replies) {
+    async fn explain(&mut self, to: String, service: Option<Service>, right: Right, replies: Replies) {
         let local = self.explain_locally(&to, service).await;
         let who = match self.core.book().stand() {
             Some(stand) => format!("{} on {}", stand.own.subject_name, stand.own.name),
@@ -266,7 +266,7 @@ impl Agent {
         let question = self.waiting.next_question;
         let quarantine = self.core.book().stand().and_then(|stand| stand.own.quarantine.clone());
         let report = ExplainReport { local, controller: None, controller_error: None, who, quarantine };
-        self.waiting.questions.insert(question, (replies, report));
+        self.waiting.questions.insert(question, (replies, report, right));
         self.core.handle_command(Command::Explain { question, to, service }, self.clock.now());
     }
 
@@ -354,7 +354,7 @@ impl Agent {
     }
 
     pub(super) async fn explained(&mut self, question: u64, answer: Result<Explanation, String>) {
-        let Some((replies, mut report)) = self.waiting.questions.remove(&question) else {
+        let Some((replies, mut report, right)) = self.waiting.questions.remove(&question) else {
             if let (Some(asking), Err(message)) = (self.waiting.asks.remove(&question), answer) {
                 let _ = asking.replies.try_send(Reply::Refused { message }); // the client may have gone
             }
@@ -364,6 +364,10 @@ impl Agent {
             Ok(explanation) => report.controller = Some(explanation),
             Err(error) => report.controller_error = Some(error),
         }
+        let report = match right {
+            Right::Change => report,
+            Right::Read => report.for_everybody(),
+        };
         let _ = replies.try_send(Reply::Explain(Box::new(report))); // the client may have gone
         let _ = replies.try_send(Reply::Done);
     }

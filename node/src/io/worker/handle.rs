@@ -130,12 +130,18 @@ impl WorkerHandle {
         self.ask(move |plane, _batches, _shared, now| plane.inbound_flows(&peers, MAX_FLOW_GROUPS, now)).await
     }
 
-    /// Says how much of what is limited was used lately, and who scans.
+    /// Says how much of what is limited was used lately, and who scans; to a controller that is `new`, from where every peer speaks too.
     ///
     /// # Errors
     /// [`WorkerGone`].
-    pub async fn take_behaviour(&self) -> Result<Behaviour, WorkerGone> {
-        self.ask(|plane, _batches, _shared, now| plane.take_behaviour(now)).await
+    pub async fn take_behaviour(&self, new: bool) -> Result<Behaviour, WorkerGone> {
+        let take = move |plane: &mut DataPlane, now| {
+            if new {
+                plane.forget_told();
+            }
+            plane.take_behaviour(now)
+        };
+        self.ask(move |plane, _batches, _shared, now| take(plane, now)).await
     }
 
     /// Returns every counter.

@@ -69,3 +69,16 @@ fn a_scan_waits_for_a_stream_and_usage_is_said_anew_by_whoever_counts() {
     behave(&mut node, vec![], vec![]);
     assert_eq!(told(&mut node), (vec![], 0), "and are told once");
 }
+
+#[test]
+fn a_stream_is_served_once_it_brought_a_document() {
+    let (mut node, mut controller) = joined();
+    assert!(node.core.is_served());
+    node.lose_stream();
+    assert!(!node.core.is_served());
+    node.pass(Duration::from_secs(60));
+    node.hear(controller.challenge());
+    assert!(!node.core.is_served(), "the controller may still judge whether it serves this node");
+    controller.converse(&mut node, device(9));
+    assert!(node.core.is_served());
+}

@@ -4,6 +4,10 @@
 //! needs CAP_SETUID and CAP_SETGID (the shipped unit gives them). It gets a title and a text as its last two arguments, never through
 //! a shell, `PATH` and the address of the bus, and nothing else of the agent's environment.
 //!
+//! Threats: between the change of user and the program's start a person may stop the process, and the start then never returns; a program
+//! may hang, killed or not. So each has a thread of its own, which lasts until it is gone; meanwhile its person gets no other, and
+//! `postern status` says so. [`MAX_BUSY`] at most.
+//!
 //! Rejected: speaking D-Bus ourselves, which brings a large library for one message, and changes of user inside this process.
 
 use std::{
@@ -13,13 +17,21 @@ use std::{
         process::{CommandExt, ExitStatusExt},
     },
     process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{Receiver, sync_channel},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 use super::{Person, Words};
 
-/// How long the programs of one notice may take, all together.
+/// How long a program may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// What a busy machine needs beyond that to say so.
+const GRACE: Duration = Duration::from_secs(1);
+/// How long one that starts is waited for before the next is started.
+const START: Duration = Duration::from_secs(1);
+/// The most programs that are not gone yet.
+const MAX_BUSY: usize = 16;
 /// How often is looked whether they have ended.
 const LOOK: Duration = Duration::from_millis(50);
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -72,22 +84,91 @@ fn clean(program: &str) -> Command {
     command
 }
 
-/// Runs all of them at once, and returns what failed.
-pub(super) fn run(programs: Vec<Program>, words: &Words) -> Vec<Failure> {
-    let end = Instant::now() + PATIENCE;
-    let start = |mut program: Program| {
-        let started = program.command.args([&words.title, &words.text]).spawn();
-        (program.name, started)
-    };
-    let started: Vec<_> = programs.into_iter().map(start).collect();
-    let failed = |(program, started): (String, std::io::Result<Child>)| {
-        let (why, is_missing) = match started {
-            Ok(mut child) => (trouble(ended_by(&mut child, end))?, false),
-            Err(error) => (format!("cannot be started: {error}"), error.kind() == std::io::ErrorKind::NotFound),
+/// What went wrong with a program, and whether there is none.
+type Ended = Option<(String, bool)>;
+
+/// Programs run, each on a thread of its own.
+#[derive(Debug)]
+pub(super) struct Desktops {
+    patience: Duration,
+    /// Programs that are not gone yet.
+    busy: Vec<(String, JoinHandle<()>)>,
+}
+
+impl Default for Desktops {
+    fn default() -> Self {
+        Self { patience: PATIENCE, busy: vec![] }
+    }
+}
+
+impl Desktops {
+    /// Runs all of them at once, and returns what failed. One that has not gone since the last notice is not started again.
+    pub(super) fn run(&mut self, programs: Vec<Program>, words: &Words) -> Vec<Failure> {
+        let start = |mut program: Program| {
+            program.command.args([&words.title, &words.text]);
+            (program.name, move || program.command.spawn())
         };
-        Some(Failure { program, why, is_missing })
-    };
-    started.into_iter().filter_map(failed).collect()
+        self.attend(programs.into_iter().map(start).collect())
+    }
+
+    fn attend<S>(&mut self, programs: Vec<(String, S)>) -> Vec<Failure>
+    where
+        S: FnOnce() -> std::io::Result<Child> + Send + 'static,
+    {
+        self.busy.retain(|(_, thread)| !thread.is_finished());
+        let (mut running, mut failed) = (vec![], vec![]);
+        for (program, spawn) in programs {
+            let is_busy = self.busy.len() >= MAX_BUSY || self.busy.iter().any(|(busy, _)| *busy == program);
+            let started = match is_busy {
+                true => Err("hangs since an earlier notice, and is not started again before it has ended".into()),
+                false => on_a_thread(spawn, Instant::now() + self.patience)
+                    .map_err(|error| format!("cannot be started: {error}")),
+            };
+            match started {
+                Ok((thread, said)) => {
+                    let end = Instant::now() + self.patience;
+                    self.busy.push((program.clone(), thread));
+                    running.push((program, said, end));
+                }
+                Err(why) => failed.push(Failure { program, why, is_missing: false }),
+            }
+        }
+        for (program, said, end) in running {
+            let ended = said.recv_timeout((end + GRACE).saturating_duration_since(Instant::now()));
+            let why = ended.unwrap_or_else(|_| Some(("does not even start".into(), false)));
+            failed.extend(why.map(|(why, is_missing)| Failure { program, why, is_missing }));
+        }
+        failed
+    }
+}
+
+/// Starts a program on a thread, which lasts until the program is gone.
+fn on_a_thread(
+    spawn: impl FnOnce() -> std::io::Result<Child> + Send + 'static,
+    end: Instant,
+) -> std::io::Result<(JoinHandle<()>, Receiver<Ended>)> {
+    let ((starts, started), (say, said)) = (sync_channel::<()>(0), sync_channel(1));
+    let thread = std::thread::Builder::new().name("notice".into()).spawn(move || {
+        let spawned = spawn();
+        drop(starts);
+        // Who does not listen any more has given this program up.
+        match spawned {
+            Ok(mut child) => {
+                let status = ended_by(&mut child, end);
+                let _ = say.send(trouble(status).map(|why| (why, false)));
+                if status.is_none() {
+                    let _ = child.wait(); // it was killed, and nothing of it stays behind once it has gone
+                }
+            }
+            Err(error) => {
+                let is_missing = error.kind() == std::io::ErrorKind::NotFound;
+                let _ = say.send(Some((format!("cannot be started: {error}"), is_missing)));
+            }
+        }
+    })?;
+    // One after another: a child that is stopped before its program runs would hold open what the start of another waits for.
+    let _ = started.recv_timeout(START);
+    Ok((thread, said))
 }
 
 fn trouble(status: Option<ExitStatus>) -> Option<String> {
@@ -111,7 +192,6 @@ fn ended_by(child: &mut Child, end: Instant) -> Option<ExitStatus> {
             if let Some(group) = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw) {
                 let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL); // it may just have ended
             }
-            let _ = child.try_wait(); // what cannot be killed is left
             return None;
         }
         std::thread::sleep(LOOK);
@@ -141,10 +221,56 @@ mod tests {
         let seen = folder.path().join("seen");
         let program = script(folder.path(), &format!("printf '%s\\n' \"$@\" > {0}; env >> {0}", seen.display()));
         assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "there is something to inherit");
-        assert!(run(vec![named(&program)], &words()).is_empty());
+        assert!(Desktops::default().run(vec![named(&program)], &words()).is_empty());
         let seen = std::fs::read_to_string(seen).expect("it ran");
         assert!(seen.starts_with("git needs MFA\nConfirm it is you: https://ctl/x\n"), "{seen}");
         assert!(!seen.contains("CARGO"), "{seen}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let number = folder.path().join("number");
+        let program =
+            script(folder.path(), &format!("echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600", number.display()));
+        let mut desktops = Desktops { patience: Duration::from_secs(2), ..Desktops::default() };
+        let failed = desktops.run(vec![named(&program)], &words());
+        assert!(matches!(&failed[..], [failure] if failure.to_string().contains("took longer")), "{failed:?}");
+        let number = std::fs::read_to_string(number).expect("it ran");
+        let process = std::path::Path::new("/proc").join(number.trim());
+        let end = Instant::now() + PATIENCE;
+        while process.exists() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        assert!(!process.exists(), "not even a zombie");
+    }
+
+    #[test]
+    fn a_start_that_never_returns_holds_nobody_else_up_and_is_not_tried_again_meanwhile() {
+        let mut desktops = Desktops { patience: Duration::from_millis(100), ..Desktops::default() };
+        let (go, gate) = sync_channel::<()>(1);
+        let gate = std::sync::Arc::new(std::sync::Mutex::new(gate));
+        let start = |stopped: bool| {
+            let gate = gate.clone();
+            move || {
+                if stopped {
+                    let _ = gate.lock().expect("nobody panics").recv();
+                }
+                Command::new("/bin/true").spawn()
+            }
+        };
+        let both = |anna: bool| vec![("anna".to_owned(), start(anna)), ("bert".to_owned(), start(false))];
+        let why = |failed: Vec<Failure>| failed.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let first = why(desktops.attend(both(true)));
+        assert!(matches!(&first[..], [anna] if anna.starts_with("anna does not even start")), "{first:?}");
+        let meanwhile = why(desktops.attend(both(false)));
+        assert!(matches!(&meanwhile[..], [anna] if anna.starts_with("anna hangs")), "{meanwhile:?}");
+        go.send(()).expect("the thread waits");
+        let end = Instant::now() + PATIENCE;
+        while desktops.busy.iter().any(|(_, thread)| !thread.is_finished()) && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        assert_eq!(why(desktops.attend(both(false))), [""; 0], "it went on");
     }
 
     #[test]
@@ -182,7 +308,7 @@ mod tests {
             let folder = std::path::PathBuf::from(scene);
             let person = Person { uid: ANNA, gid: ANNA, folder: folder.join("user") };
             let program = notify_send(&person, &folder.join("program").display().to_string()).expect("a bus");
-            let failed = run(vec![program], &words());
+            let failed = Desktops::default().run(vec![program], &words());
             return assert!(failed.is_empty(), "{failed:?}");
         }
         let scene = tempfile::tempdir().expect("a folder");

@@ -9,7 +9,7 @@
 //! signed in on this machine: those with a folder under `/run/user`, who are not the system's own.
 //!
 //! Bounds: one notice for a resource in [`QUIET`], [`MOST`] in that time for all; [`WAITING`] wait for the thread, further ones are
-//! dropped, because the log and `postern status` say the same; [`desktops::PATIENCE`] for programs. The main loop waits for none of
+//! dropped, because the log and `postern status` say the same, and that too; [`desktops::PATIENCE`] for programs. The main loop waits for none of
 //! it: folders are other people's, and a program is anybody's to hang.
 //!
 //! Threats: a local user who makes packets that want a step-up shows others at most [`MOST`] lines a minute; what stands in them is
@@ -26,7 +26,7 @@ use std::{
 };
 
 use postern_common::{id::ResourceName, time::Monotonic};
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
     Agent,
@@ -138,7 +138,10 @@ impl Notices {
         };
         match thread.try_send((words, ways)) {
             Ok(()) => {}
-            Err(TrySendError::Full(_)) => debug!("no notice: those before still wait"),
+            Err(TrySendError::Full(_)) => {
+                let why = "notices of step-ups come faster than they can be shown, and some were left out";
+                troubles.note(Trouble::Notices, Err(anyhow::Error::msg(why)));
+            }
             Err(TrySendError::Disconnected(_)) => self.thread = None, // the next one starts another
         }
     }
@@ -147,8 +150,9 @@ impl Notices {
 fn start(places: Places, troubles: Troubles) -> std::io::Result<SyncSender<(Words, Ways)>> {
     let (to_thread, queue) = sync_channel::<(Words, Ways)>(WAITING);
     std::thread::Builder::new().name("notices".into()).spawn(move || {
+        let mut desktops = desktops::Desktops::default();
         for (words, ways) in queue {
-            troubles.note(Trouble::Notices, tell(&places, &ways, &words));
+            troubles.note(Trouble::Notices, tell(&places, &ways, &words, &mut desktops));
         }
     })?;
     Ok(to_thread)
@@ -158,7 +162,7 @@ fn start(places: Places, troubles: Troubles) -> std::io::Result<SyncSender<(Word
 ///
 /// # Errors
 /// If a way failed. That there is no `notify-send` counts only if nobody was told on a terminal either: a server has none.
-fn tell(places: &Places, ways: &Ways, words: &Words) -> Result<(), anyhow::Error> {
+fn tell(places: &Places, ways: &Ways, words: &Words, desktops: &mut desktops::Desktops) -> Result<(), anyhow::Error> {
     let people = people(&places.users);
     let line = words.line();
     let told = match ways.terminals {
@@ -167,10 +171,10 @@ fn tell(places: &Places, ways: &Ways, words: &Words) -> Result<(), anyhow::Error
     };
     let failed = match ways.command.as_deref() {
         Some("") => vec![],
-        Some(program) => desktops::run(vec![desktops::named(program)], words),
+        Some(program) => desktops.run(vec![desktops::named(program)], words),
         None => {
             let desktop = |person: &Person| desktops::notify_send(person, &places.notify_send);
-            desktops::run(people.iter().filter_map(desktop).collect(), words)
+            desktops.run(people.iter().filter_map(desktop).collect(), words)
         }
     };
     let counts = |failure: &desktops::Failure| told == 0 || !failure.is_missing;
@@ -272,11 +276,12 @@ mod tests {
         let empty = tempfile::tempdir().expect("a folder");
         let places = Places { users: empty.path().into(), terminals: vec![], notify_send: "notify-send".into() };
         let ways = |command: Option<&str>| Ways { command: command.map(Into::into), terminals: true };
-        assert!(tell(&places, &ways(None), &words("x")).is_ok(), "nobody is signed in");
-        assert!(tell(&places, &ways(Some("")), &words("x")).is_ok());
-        assert!(tell(&places, &ways(Some("/bin/true")), &words("x")).is_ok());
+        let told = |ways: &Ways| tell(&places, ways, &words("x"), &mut desktops::Desktops::default());
+        assert!(told(&ways(None)).is_ok(), "nobody is signed in");
+        assert!(told(&ways(Some(""))).is_ok());
+        assert!(told(&ways(Some("/bin/true"))).is_ok());
         for program in ["/bin/false", "/nonexistent/program", "/etc/hostname"] {
-            let error = tell(&places, &ways(Some(program)), &words("x")).expect_err(program);
+            let error = told(&ways(Some(program))).expect_err(program);
             assert!(error.to_string().contains(program), "{error}");
         }
     }
