@@ -95,6 +95,11 @@ impl Clock {
         self.doubt(now).map_or(now.wall, |steady| steady.max(now.wall))
     }
 
+    /// Returns the earlier of both times: what is forgotten after a while is old enough by it, and what is given for a while begins then.
+    pub(crate) fn earliest(&self, now: Now) -> WallTime {
+        self.doubt(now).map_or(now.wall, |steady| steady.min(now.wall))
+    }
+
     /// Believes the wall clock.
     pub(crate) fn accept(&mut self, now: Now) {
         (self.anchor, self.kept) = (now, None);

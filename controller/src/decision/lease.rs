@@ -75,6 +75,13 @@ pub(crate) fn deadline(wall: WallTime, now: Now) -> Deadline {
     Deadline { monotonic: now.monotonic.saturating_add(wall.since(now.wall)), wall }
 }
 
+/// Returns what was held of what an entitlement gives: of several parts of one rule and resource, the one on the same nodes.
+pub(crate) fn held_before<'a>(held: &'a [Granted], part: &Entitlement) -> Option<&'a Granted> {
+    let same = |held: &&Granted| (&held.entitlement.rule, &held.entitlement.resource) == (&part.rule, &part.resource);
+    let shared = |held: &&Granted| held.entitlement.nodes.iter().any(|node| part.nodes.contains(node));
+    held.iter().filter(same).find(shared).or_else(|| held.iter().find(same))
+}
+
 /// Gives each entitlement a deadline: the rule's lease, bounded by `terms`, counted from what `since` says of it; never after the
 /// entitlement's own `valid_until`, never after `session_until`. Without [`Extend::Yes`] what was held keeps the earlier
 /// deadline.
@@ -94,9 +101,7 @@ pub(crate) fn grant(
         let cap = entitlement.valid_until.min(session_until.unwrap_or(WallTime::NEVER));
         let mut until = deadline(end.min(cap), now);
         let mut renewable = end < cap;
-        let before = held.iter().find(|held| {
-            held.entitlement.rule == entitlement.rule && held.entitlement.resource == entitlement.resource
-        });
+        let before = held_before(held, &entitlement);
         if let (Some(before), Extend::No) = (before, extend)
             && !before.until.has_passed(now)
             && before.until.monotonic <= until.monotonic

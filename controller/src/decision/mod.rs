@@ -28,5 +28,5 @@ mod permissions;
 
 pub(crate) use clock::Clock;
 pub(crate) use context::{Whence, context, hypothetical, policy_assurance};
-pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant};
+pub(crate) use lease::{Extend, Granted, Lease, Terms, deadline, grant, held_before};
 pub(crate) use permissions::{Permissions, covered, earliest, latest, live, loses, narrows};

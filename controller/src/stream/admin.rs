@@ -95,7 +95,7 @@ impl Core {
     /// # Errors
     /// [`CoreError::NotPermitted`] if it asks for no use or no life.
     pub fn create_token(&mut self, new: NewToken, by: &str, now: Now) -> Result<(String, TokenView), CoreError> {
-        self.registry.sweep(now.wall, &mut self.out);
+        self.registry.sweep(self.clock.earliest(now), &mut self.out);
         if new.uses == 0 || new.life.is_zero() {
             return Err(CoreError::NotPermitted("a token needs at least one use and some time to live".into()));
         }
@@ -105,6 +105,7 @@ impl Core {
         if new.machine.is_some() && new.uses > 1 {
             return Err(CoreError::NotPermitted("a token for one machine name has one use".into()));
         }
+        let expires = self.end_after(new.life, now)?;
         let token = self.draw_token(TOKEN_PREFIX);
         let record = TokenRecord {
             hash: TokenHash::of(&token),
@@ -113,7 +114,7 @@ impl Core {
             machine: new.machine,
             networks: new.networks,
             uses_left: new.uses,
-            expires: now.wall.saturating_add(new.life),
+            expires,
             created_by: by.to_owned(),
             created: now.wall,
             last_used: None,

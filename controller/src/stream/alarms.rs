@@ -88,7 +88,7 @@ impl Core {
         let place = Place { country: is.country.or(was.country), asn: is.asn.or(was.asn) };
         let place = (place != Place::default()).then_some(place);
         let Some(before) = device.last_address.filter(|before| *before != address) else { return place };
-        if !is.differs_from(&was) || self.views.was_told(id, &is) {
+        if !is.differs_from(&was) || self.views.was_told(id, &is, now.monotonic) {
             return place;
         }
         let subject = self.registry.device(id).map(|device| device.owner);

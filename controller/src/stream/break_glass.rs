@@ -93,6 +93,7 @@ impl Core {
             return Err(CoreError::NotPermitted("break-glass is open for 1m to 4h".into()));
         }
         let (reason, why) = (checked_reason(reason)?, checked_reason(why_past_the_rules)?);
+        let until = self.end_after(length, now)?;
         if reason == why {
             return Err(CoreError::NotPermitted("the two reasons answer two questions: do not repeat one".into()));
         }
@@ -112,7 +113,7 @@ impl Core {
             why_past_the_rules: why,
             by: by.to_owned(),
             at: now.wall,
-            until: now.wall.saturating_add(length),
+            until,
         };
         let view = self.break_glass_view(&opened);
         let text = format!(

@@ -47,11 +47,27 @@ impl Core {
         Ok(before)
     }
 
+    /// Returns when what is given now for a while ends, whichever of both times is right.
+    ///
+    /// # Errors
+    /// [`CoreError::NotPermitted`] if it would be over at once by one of them.
+    pub(super) fn end_after(&self, length: Duration, now: Now) -> Result<WallTime, CoreError> {
+        let until = self.clock.earliest(now).saturating_add(length);
+        if self.clock.doubt(now).is_some() && until <= self.clock.latest(now) {
+            let message = "the controller's clock is in doubt: postern-controller clock accept";
+            return Err(CoreError::NotPermitted(message.into()));
+        }
+        Ok(until)
+    }
+
     /// Follows the time, keeps it on record, and tells when somebody has set the clock.
     pub(super) fn watch_clock(&mut self, now: Now) {
         self.clock.settle(now);
         if let Some(record) = self.clock.record(now) {
             self.out.store(StoreChange::PutClock(record));
+        }
+        if self.clock.doubt(now).is_none() {
+            self.lower_what_is_to_come(now);
         }
         let steady = self.clock.steady(now);
         let apart = now.wall.as_millis().saturating_sub(steady.as_millis());

@@ -304,7 +304,8 @@ impl Core {
     /// Looks through what hangs on the wall clock, which can be set.
     fn sweep(&mut self, now: Now) {
         self.watch_clock(now);
-        self.registry.sweep(now.wall, &mut self.out);
+        // Not by the wall clock alone: after an hour forward it may come back, and what is forgotten does not.
+        self.registry.sweep(self.clock.earliest(now), &mut self.out);
         self.sweep_requests(now.wall);
         self.sweep_break_glass(now.wall);
         self.sweep_events(now);
@@ -522,7 +523,7 @@ impl Core {
             "this machine was removed: run `postern up` to join again",
             now,
         );
-        let hold_until = now.wall.saturating_add(self.config.address_hold);
+        let hold_until = self.clock.latest(now).saturating_add(self.config.address_hold);
         self.keep_challenges_of(device, now);
         self.registry.delete_device(device, hold_until, &mut self.out);
         if self.postures.forget(device) {

@@ -318,7 +318,7 @@ impl Core {
         self.nodes.insert(id, node);
         self.wakes(id, device.last_seen, now);
         if device.last_address != Some(remote.ip()) {
-            self.views.forget(id);
+            self.views.moved(id, now.monotonic);
         }
         let spoke_from = self.moves(&device, remote.ip(), now);
         self.service_seen(&device, &hello.machine, remote.ip(), now);

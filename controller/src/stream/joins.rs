@@ -264,6 +264,7 @@ impl Core {
         if waiting.join.device_key != shown {
             return Err(CoreError::Changed);
         }
+        let until = self.end_after(self.config.session_length, now)?;
         let found =
             self.person(who, now).and_then(|subject| Ok((self.device_for(subject.id, &waiting, now)?, subject)));
         let (device, subject) = match found {
@@ -275,7 +276,6 @@ impl Core {
         };
         self.joins.take(code);
         let (id, machine) = (device.id, device.name.clone());
-        let until = now.wall.saturating_add(self.config.session_length);
         let session = self.begin_session(&device, who, from, until, None, now);
         self.bring_key(id, waiting.join.wireguard_key, now);
         self.out.audit(AuditEvent::JoinConfirmed {
@@ -527,6 +527,7 @@ impl Core {
         now: Now,
     ) -> SessionId {
         self.replace_session(device.id, now);
+        self.views.forget_told(device.id);
         self.registry.change_device(device.id, &mut self.out, |device| device.spoke_from = None);
         let id = SessionId::from_bytes(self.draw());
         let record = SessionRecord {

@@ -20,7 +20,7 @@ use super::{
     timers::Due,
 };
 use crate::{
-    decision::{Extend, Granted, Lease, Permissions, grant, latest, narrows},
+    decision::{Extend, Granted, Lease, Permissions, grant, held_before, latest, narrows},
     records::{
         AuditEvent, DecidedAccess, DeviceKind, DeviceRecord, LeaseEnd, LeaseRecord, PairEnd, PairRecord, Restrained,
         StoreChange,
@@ -122,7 +122,7 @@ impl Core {
         if away && !self.leases.get(&id).is_some_and(of_session) {
             return;
         }
-        let Evaluation { mut entitlements, step_ups, context } = self.evaluate(&device, now);
+        let Evaluation { entitlements, step_ups, context } = self.evaluate(&device, now);
         let confirmed = self.not_by_old_facts(&device, context.as_ref(), now);
         let held = self.leases.remove(&id);
         let (mut lease, issued) = match held {
@@ -137,11 +137,42 @@ impl Core {
         };
         // Facts from before this stream keep what is held for as long as it was given. They open nothing and give no more time.
         let of = |part: &Entitlement| (part.rule.clone(), part.resource.clone());
-        let unconfirmed = |part: &Entitlement| {
-            confirmed.as_ref().is_some_and(|confirmed| !confirmed.iter().any(|known| of(known) == of(part)))
+        let is_known = |known: &Entitlement, part: &Entitlement, node: &DeviceId| {
+            of(known) == of(part)
+                && known.nodes.contains(node)
+                && part.services.iter().all(|service| known.services.contains(service))
         };
-        let before = |part: &Entitlement| lease.granted.iter().find(|held| of(&held.entitlement) == of(part));
-        entitlements.retain(|part| !unconfirmed(part) || before(part).is_some());
+        let unconfirmed = |part: &Entitlement| {
+            confirmed.as_ref().is_some_and(|confirmed| {
+                part.nodes.iter().any(|node| !confirmed.iter().any(|known| is_known(known, part, node)))
+            })
+        };
+        let before = |part: &Entitlement| held_before(&lease.granted, part).filter(|held| !held.until.has_passed(now));
+        let mut parts = Vec::with_capacity(entitlements.len());
+        for mut part in entitlements {
+            if !unconfirmed(&part) {
+                parts.push(part);
+                continue;
+            }
+            // What it gives whatever the machine said of itself.
+            let known = confirmed.iter().flatten().filter(|known| of(known) == of(&part)).map(|known| {
+                let nodes = known.nodes.iter().copied().filter(|node| part.nodes.contains(node)).collect();
+                Entitlement { nodes, ..known.clone() }
+            });
+            let known: Vec<Entitlement> = known.collect();
+            if let Some(Granted { entitlement: held, .. }) = before(&part) {
+                part.nodes.retain(|node| held.nodes.contains(node));
+                part.services.retain(|service| held.services.contains(service));
+            } else {
+                part.nodes.clear();
+            }
+            match part.nodes.is_empty() || part.services.is_empty() {
+                true => parts.extend(known),
+                false => parts.push(part),
+            }
+        }
+        parts.retain(|part| !part.nodes.is_empty());
+        let entitlements = parts;
         let mut granted = grant(entitlements, &lease.granted, extend, self.terms(), session_until, since, now);
         for part in granted.iter_mut().filter(|part| unconfirmed(&part.entitlement)) {
             if let Some(before) = before(&part.entitlement) {

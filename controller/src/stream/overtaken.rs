@@ -126,7 +126,7 @@ impl Core {
         if lasts == Lasts::InPassing {
             return;
         }
-        for change in self.doors.shut(issuer, door, until, why, now.wall) {
+        for change in self.doors.shut(issuer, door, until, why, self.clock.latest(now)) {
             self.out.store(change);
         }
         self.counters.doors_forgotten = self.doors.forgotten();
@@ -159,7 +159,7 @@ impl Core {
     }
 
     pub(super) fn sweep_doors(&mut self, now: Now) {
-        for change in self.doors.sweep(now.wall, FORGOTTEN_AT_ONCE) {
+        for change in self.doors.sweep(self.clock.earliest(now), FORGOTTEN_AT_ONCE) {
             self.out.store(change);
         }
     }

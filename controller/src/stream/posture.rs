@@ -24,7 +24,7 @@ use super::{
     leases::Evaluation,
 };
 use crate::{
-    decision::{Extend, Granted},
+    decision::{Extend, held_before},
     records::{AuditEvent, ComplianceRecord, DeviceRecord, NameClaim, StoreChange},
     signals::posture::{Attestation, Evidence, Keyed, book::Taken, import::read_line},
 };
@@ -151,17 +151,23 @@ impl Core {
         let Evaluation { entitlements: fresh, step_ups, .. } = self.evaluate(&device, now);
         let lease = self.leases.get(&id)?;
         let granted = &lease.granted;
-        let held = |new: &Entitlement| {
-            let same = |held: &&Granted| held.entitlement.rule == new.rule && held.entitlement.resource == new.resource;
-            granted.iter().find(same)
+        let held = |new: &Entitlement| held_before(granted, new);
+        // A part may be held on fewer nodes, or for fewer ports: facts from before the stream opened no more.
+        let is_held_on = |new: &Entitlement, node: &DeviceId| {
+            granted.iter().map(|held| &held.entitlement).any(|held| {
+                (&held.rule, &held.resource) == (&new.rule, &new.resource)
+                    && held.nodes.contains(node)
+                    && new.services.iter().all(|service| held.services.contains(service))
+            })
         };
+        let is_back = |new: &Entitlement| new.nodes.iter().any(|node| !is_held_on(new, node));
         let later = |new: &Entitlement| {
             held(new).is_some_and(|held| !held.renewable && new.valid_until > held.entitlement.valid_until)
         };
         if fresh.iter().any(later) {
             return Some(Extend::Yes);
         }
-        (step_ups != lease.step_ups || fresh.iter().any(|new| held(new).is_none())).then_some(Extend::No)
+        (step_ups != lease.step_ups || fresh.iter().any(is_back)).then_some(Extend::No)
     }
 
     /// Returns what a decision about a device is made from. What a stream of events said of it holds while that stream speaks, because the

@@ -192,7 +192,7 @@ impl Core {
         let (by, at) = (name, now.wall);
         record.state = match decision {
             Decision::Approve => {
-                let until = at.saturating_add(record.length());
+                let until = self.end_after(record.length(), now)?;
                 AccessRequestState::Approved { by: by.clone(), reason: reason.clone(), at, until }
             }
             Decision::Refuse => AccessRequestState::Refused { by: by.clone(), reason: reason.clone(), at },

@@ -37,7 +37,9 @@ use super::{
 };
 use crate::{
     decision::Extend,
-    records::{AuditEvent, Begun, DeviceKind, DeviceRecord, Restrained, RestraintRecord, Takes},
+    records::{
+        AuditEvent, Begun, DeviceKind, DeviceRecord, Restrained, RestraintRecord, SessionRecord, SubjectRecord, Takes,
+    },
 };
 
 /// The most restraints of one subject, and of one device.
@@ -236,10 +238,36 @@ impl Core {
         self.registry.put_restraint(record, &mut self.out);
     }
 
+    /// Asks nobody for proof from a time that is still to come: what was asked while a clock was ahead that is right now. A sign-in of that
+    /// time does not tell when it was.
+    pub(super) fn lower_what_is_to_come(&mut self, now: Now) {
+        let is_ahead = |record: &&RestraintRecord| record.since > now.wall || record.first() > now.wall;
+        let ahead: Vec<RestraintRecord> = self.registry.restraints().filter(is_ahead).cloned().collect();
+        let of_accounts = |subject: &&SubjectRecord| subject.proven_after.is_some_and(|after| after > now.wall);
+        let accounts: Vec<SubjectRecord> = self.registry.subjects().filter(of_accounts).cloned().collect();
+        if ahead.is_empty() && accounts.is_empty() {
+            return;
+        }
+        for mut record in ahead {
+            record.first = Some(record.first().min(now.wall));
+            record.since = record.since.min(now.wall);
+            self.registry.put_restraint(record, &mut self.out);
+        }
+        for account in accounts {
+            self.registry.put_subject(SubjectRecord { proven_after: Some(now.wall), ..account }, &mut self.out);
+        }
+        let is_later = |session: &&SessionRecord| session.assurance.auth_time.is_some_and(|at| at > now.wall);
+        let later: Vec<SessionRecord> = self.registry.sessions().filter(is_later).cloned().collect();
+        for mut session in later {
+            session.assurance.auth_time = None;
+            self.registry.put_session(session, &mut self.out);
+        }
+    }
+
     /// Returns a budget that is greater than every one before, whatever the clock does.
     fn next_budget(&self, whom: Restrained, now: Now) -> u64 {
         let held = self.registry.restraints_of(whom).iter().map(RestraintRecord::last_budget).max().unwrap_or(0);
-        u64::try_from(now.wall.as_millis()).unwrap_or(0).max(held.saturating_add(1))
+        u64::try_from(self.clock.latest(now).as_millis()).unwrap_or(0).max(held.saturating_add(1))
     }
 
     /// Makes room among the restraints of one: challenges of single accesses become one of everything, and sets of resources what is in

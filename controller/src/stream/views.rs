@@ -15,8 +15,8 @@
 //! - A node speaks of machines that may open something there, of others nothing is kept. So there are as many views as doors.
 //! - An address that is private, shared (RFC 6598) or local is no place: neighbours within a site, and pods behind their machine, see such
 //!   addresses. It counts neither way and takes back what the node saw before.
-//! - What peers saw is forgotten when the machine's stream or probe comes from another address (it moved, and they have not seen it
-//!   since), and after [`LASTS`].
+//! - What peers saw is forgotten after [`LASTS`], and when the machine's stream or probe comes from another address (it moved, and they
+//!   have not seen it since): once within that time. A machine that moves to and fro would else take back what they see.
 //!
 //! Threats: a machine with its own agent sends no probe, or sends it the way its stream goes: the nodes that it reaches see its packets in
 //! any case. Whoever carries the packets themselves by a machine at home is at home for everybody; no address can tell.
@@ -45,13 +45,17 @@ use crate::{
 
 /// How long the word of a node counts that does not repeat it. Whoever was shut out by it sends that node nothing more.
 const LASTS: Duration = Duration::from_secs(3_600);
+/// How long after a probe the stream that follows it is no second news.
+const FOLLOWS: Duration = Duration::from_secs(300);
 
 /// What nodes saw of the machines that reach them.
 #[derive(Debug, Default)]
 pub(super) struct Views {
     of: HashMap<DeviceId, BTreeMap<DeviceId, (IpAddr, Monotonic)>>,
-    /// Places of which somebody was told because a probe came from there: the stream that follows is no second news.
-    told: HashMap<DeviceId, Place>,
+    /// When a machine that moved last had its views forgotten.
+    forgotten: HashMap<DeviceId, Monotonic>,
+    /// Places of which somebody was told because a probe came from there, and when: the stream that follows is no second news.
+    told: HashMap<DeviceId, (Place, Monotonic)>,
 }
 
 /// Tells whether an address says nothing of where a machine is.
@@ -67,19 +71,29 @@ pub(super) const fn is_no_place(address: IpAddr) -> bool {
 }
 
 impl Views {
-    /// Forgets what nodes saw of a machine.
-    pub(super) fn forget(&mut self, device: DeviceId) {
-        self.of.remove(&device);
+    /// Forgets what nodes saw of a machine that moved, unless that was done lately.
+    pub(super) fn moved(&mut self, device: DeviceId, now: Monotonic) {
+        let lately = self.forgotten.get(&device).is_some_and(|at| now.since(*at) < LASTS);
+        if !lately && self.of.remove(&device).is_some() {
+            self.forgotten.insert(device, now);
+        }
     }
 
-    /// Tells whether it was told already that a machine is there.
-    pub(super) fn was_told(&mut self, device: DeviceId, is: &Place) -> bool {
-        self.told.remove(&device).is_some_and(|told| !is.differs_from(&told))
+    /// Tells whether it was told just now that a machine is there.
+    pub(super) fn was_told(&mut self, device: DeviceId, is: &Place, now: Monotonic) -> bool {
+        let told = self.told.remove(&device);
+        told.is_some_and(|(told, at)| now.since(at) < FOLLOWS && !is.differs_from(&told))
+    }
+
+    /// Forgets of which place somebody was told: a login session begins, and what follows from a move is its own.
+    pub(super) fn forget_told(&mut self, device: DeviceId) {
+        self.told.remove(&device);
     }
 
     /// Forgets a machine.
     pub(super) fn forget_all(&mut self, device: DeviceId) {
-        self.forget(device);
+        self.of.remove(&device);
+        self.forgotten.remove(&device);
         self.told.remove(&device);
     }
 
@@ -89,6 +103,8 @@ impl Views {
             seen.retain(|_, (_, at)| now.since(*at) < LASTS);
             !seen.is_empty()
         });
+        self.forgotten.retain(|_, at| now.since(*at) < LASTS);
+        self.told.retain(|_, (_, at)| now.since(*at) < FOLLOWS);
     }
 }
 
@@ -116,7 +132,7 @@ impl Core {
             };
             let is_news = before.map(|(address, _)| address) != (!is_no_place(address)).then_some(address);
             if seen.is_empty() {
-                self.views.forget(device);
+                self.views.of.remove(&device);
             }
             if is_news {
                 self.let_one_wait(device, now);
@@ -158,7 +174,8 @@ impl Core {
         context
     }
 
-    /// Takes away on each node what policy does not give from where that node sees the machine.
+    /// Takes away on each node what policy does not give from where that node sees the machine; what it gives from there only for a
+    /// shorter time, or only lends, is so on that node.
     pub(super) fn as_seen(
         &self,
         device: &DeviceRecord,
@@ -169,18 +186,39 @@ impl Core {
             let mut there = context.clone();
             there.also.push((address, self.atlas.place_of(address)));
             let given = self.policy.entitlements(&there, &self.targets);
+            let mut otherwise: Vec<Entitlement> = Vec::new();
             for entitlement in &mut entitlements {
-                let holds = |node: &DeviceId| {
-                    given.iter().any(|given| {
+                let there = |node: &DeviceId| {
+                    let same = given.iter().filter(|given| {
                         (&given.rule, &given.resource) == (&entitlement.rule, &entitlement.resource)
                             && given.nodes.contains(node)
                             && entitlement.services.iter().all(|service| given.services.contains(service))
-                    })
+                    });
+                    same.min_by_key(|given| given.valid_until)
                 };
-                let kept: Vec<DeviceId> =
-                    entitlement.nodes.iter().copied().filter(|node| !seers.contains(node) || holds(node)).collect();
+                let (mut kept, mut parts) = (Vec::new(), Vec::<Entitlement>::new());
+                for node in &entitlement.nodes {
+                    if !seers.contains(node) {
+                        kept.push(*node);
+                        continue;
+                    }
+                    let Some(given) = there(node) else { continue };
+                    let (until, mode) = (given.valid_until.min(entitlement.valid_until), &given.mode);
+                    if (until, mode) == (entitlement.valid_until, &entitlement.mode) {
+                        kept.push(*node);
+                    } else if let Some(part) =
+                        parts.iter_mut().find(|part| (part.valid_until, &part.mode) == (until, mode))
+                    {
+                        part.nodes.push(*node);
+                    } else {
+                        let (nodes, mode) = (vec![*node], mode.clone());
+                        parts.push(Entitlement { nodes, valid_until: until, mode, ..entitlement.clone() });
+                    }
+                }
                 entitlement.nodes = kept;
+                otherwise.append(&mut parts);
             }
+            entitlements.append(&mut otherwise);
         }
         entitlements.retain(|entitlement| !entitlement.nodes.is_empty());
         entitlements
@@ -193,7 +231,7 @@ impl Core {
             return;
         }
         if before.is_some() {
-            self.views.forget(id);
+            self.views.moved(id, now.monotonic);
         }
         self.let_one_wait(id, now);
         let Some(before) = before else { return };
@@ -208,7 +246,7 @@ impl Core {
         let name = subject.map(|subject| self.registry.subject_name(subject)).unwrap_or_default();
         let machine = self.registry.machine_name(id);
         let text = format!("{machine} of {name} sends from {is} ({is_at}), and before from {before} ({was_at})");
-        self.views.told.insert(id, is_at);
+        self.views.told.insert(id, (is_at, now.monotonic));
         self.alert(AlertKind::NewPlace, text, About { subject, device: Some(id), resource: None }, now);
         self.place_left(id, &was_at, &is_at, now);
     }

@@ -73,7 +73,7 @@ impl Core {
             return Err(CoreError::Exhausted(format!("there are {MAX_TOKENS} tokens: revoke some first")));
         }
         let token = self.draw_token(TOKEN_PREFIX);
-        let (expires, created_by) = (now.wall.saturating_add(life), by.to_owned());
+        let (expires, created_by) = (self.end_after(life, now)?, by.to_owned());
         let hash = TokenHash::of(&token);
         let record = ScimToken { hash, issuer, networks, expires, created_by, created: now.wall, last_heard: None };
         self.out.store(StoreChange::PutScimToken(record.clone()));

@@ -53,6 +53,8 @@ fn days(n: u64) -> Duration {
 fn sleep(world: &mut World, days: i64) {
     world.clock_set += days * DAY_MS;
     world.run(Duration::from_secs(61));
+    world.core.accept_clock("days went by", world.now).expect("a reason");
+    world.pump();
 }
 
 fn woken(world: &World) -> Vec<&str> {

@@ -1,14 +1,17 @@
 //! Claims about clocks that somebody sets by an hour: nothing opens by it, at the controller alone or everywhere at once.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use postern_common::{id::BootId, protocol::FromNode};
+use postern_common::{
+    id::BootId,
+    protocol::{AccessRequestState, FromNode},
+};
 
 use super::world::{World, config, person};
 use crate::{
     records::AuditEvent,
     signals::alerts::AlertKind,
-    stream::{CoreConfig, Decider, Decision},
+    stream::{CoreConfig, Decider, Decision, NewToken},
 };
 
 const HOUR: i64 = 3_600_000;
@@ -170,4 +173,64 @@ fn a_clock_that_is_right_again_by_itself_opens_again_by_itself() {
     assert!(!world.lets_in(ann, db, "tcp/5432"), "by one of both it is too early");
     set(&mut world, Set::Controller, 0);
     assert!(ever_open(&mut world, db, ann));
+}
+
+#[test]
+fn what_is_given_while_the_clock_is_in_doubt_ends_by_the_earlier_time_or_is_not_given() {
+    for (by, given) in [(2 * HOUR, true), (-2 * HOUR, true), (4 * HOUR, false), (-4 * HOUR, false)] {
+        let rule = "request = { approvers = [\"group:leads\"], longest = \"3h\" }";
+        let (mut world, _, ann) = world(rule);
+        let (resource, reason) = ("db".to_owned(), "incident 17".to_owned());
+        let length = seconds(3 * 3_600);
+        world.send(ann, FromNode::RequestAccess { id: 1, resource, length_ms: 3 * 3_600_000, reason });
+        world.run(seconds(1));
+        let latest = world.now.wall.saturating_add(seconds(3 * 3_600 + 10)).as_millis() + by.min(0);
+        set(&mut world, Set::Controller, by);
+        world.run(seconds(2));
+        let now = world.now;
+        let machine = world.nodes[ann].id();
+        let opened = world.core.break_glass(machine, &"db".parse().expect("a name"), length, "a", "b", "root", now);
+        let id = world.core.list_requests()[0].record.id;
+        let lead = person("lea", &["leads"]);
+        let approved = world.core.decide_request(id, Decision::Approve, Decider::Person(&lead), "y", now);
+        let new =
+            NewToken { service: None, tags: BTreeSet::new(), machine: None, networks: vec![], uses: 1, life: length };
+        let token = world.core.create_token(new, "root", now);
+        if !given {
+            let refused = [opened.map(drop), approved.map(drop), token.map(drop)];
+            for refused in refused {
+                let why = refused.expect_err("not given").to_string();
+                assert!(why.contains("in doubt: postern-controller clock accept"), "{why}");
+            }
+            continue;
+        }
+        assert!(opened.expect("opened").record.until.as_millis() <= latest, "{by}");
+        let AccessRequestState::Approved { until, .. } = approved.expect("approved").record.state else {
+            panic!("{by}")
+        };
+        assert!(until.as_millis() <= latest, "{by}");
+        assert!(token.expect("made").1.record.expires.as_millis() <= latest, "{by}");
+        world.join(ann, &person("ann", &["staff"]));
+        let session = world.core.list_sessions().into_iter().map(|session| session.record.expires).max();
+        assert!(session.expect("one").as_millis() <= latest + 9 * HOUR, "{by}: twelve hours");
+    }
+}
+
+#[test]
+fn an_hour_forward_for_a_while_forgets_nothing_for_good() {
+    let (mut world, _, _) = world("");
+    let new = NewToken {
+        service: None,
+        tags: BTreeSet::new(),
+        machine: None,
+        networks: vec![],
+        uses: 1,
+        life: seconds(1_800),
+    };
+    world.core.create_token(new, "root", world.now).expect("made");
+    set(&mut world, Set::Controller, HOUR);
+    world.run(seconds(120));
+    set(&mut world, Set::Controller, 0);
+    world.run(seconds(60));
+    assert_eq!(world.core.list_tokens(world.now).len(), 1);
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use postern_common::{
+    grant::Mode,
     policy::Place,
     probe::ProbeKey,
     protocol::{FromNode, SeenPeer, ToNode},
@@ -143,6 +144,14 @@ impl Scene {
         self.open()
     }
 
+    fn moves_to(&mut self, remote: SocketAddr) -> [bool; 2] {
+        self.world.cut_stream(self.bob);
+        self.world.nodes[self.bob].moved_to = Some(remote);
+        self.world.connect(self.bob);
+        self.world.run(Duration::from_secs(1));
+        self.open()
+    }
+
     fn why(&mut self) -> String {
         let why = self.world.core.explain("bob@corp.example", "wiki", None, self.world.now).expect("explained");
         format!("{} {}", why.allowed, why.reason)
@@ -176,16 +185,50 @@ fn what_a_node_sees_counts_for_that_node_alone_and_only_of_who_reaches_it() {
     assert_eq!(scene.seen(one, "10.0.0.9", 0), [false, true]);
     assert_eq!(scene.seen(two, "10.0.0.9", 0), [false, true], "an address within a site is no place");
     // The machine moves, and what was seen before is of no use.
-    for remote in [SocketAddr::from(([198, 51, 100, 77], 1)), scene.home] {
-        scene.world.cut_stream(scene.bob);
-        scene.world.nodes[scene.bob].moved_to = Some(remote);
-        scene.world.connect(scene.bob);
-        scene.world.run(Duration::from_secs(1));
-    }
-    assert_eq!(scene.open(), [true, true]);
+    let elsewhere = SocketAddr::from(([198, 51, 100, 77], 1));
+    scene.moves_to(elsewhere);
+    assert_eq!(scene.moves_to(scene.home), [true, true]);
     assert_eq!(scene.seen(one, "203.0.113.9", 60_000), [true, true], "a packet from before the stream is not news");
+    // Whoever moves to and fro takes back nothing that nodes see.
+    assert_eq!(scene.seen(one, "203.0.113.9", 0), [false, true]);
+    scene.moves_to(elsewhere);
+    assert_eq!(scene.moves_to(scene.home), [false, true]);
+    for from in [scene.home, elsewhere, scene.home] {
+        scene.probe(from);
+    }
+    assert_eq!(scene.open(), [false, true]);
     scene.world.run(Duration::from_secs(3_700));
     assert_eq!(scene.seen(two, "203.0.113.9", 10), [true, false]);
     scene.world.run(Duration::from_secs(3_700));
     assert_eq!(scene.open(), [true, true], "an hour later it is forgotten, and the node may see again");
+}
+
+#[test]
+fn what_is_only_lent_from_where_a_node_sees_a_machine_is_lent_on_that_node_alone() {
+    let mut scene = scene(45);
+    let watched = "mode = \"monitor\"\nmonitor_until = \"2026-11-24\"\n";
+    scene.world.apply_policy(&format!("{POLICY}{watched}"));
+    scene.world.run(Duration::from_secs(1));
+    let [one, _] = scene.wikis;
+    assert_eq!(scene.seen(one, "203.0.113.9", 0), [true, true]);
+    let bob = scene.world.nodes[scene.bob].id();
+    let lent = scene.wikis.map(|wiki| {
+        let given = &scene.world.nodes[wiki].peers[&bob].inbound;
+        given.iter().map(|permission| permission.mode != Mode::Enforce).collect::<Vec<_>>()
+    });
+    assert_eq!(lent, [[true], [false]]);
+}
+
+#[test]
+fn a_stream_that_follows_its_probe_is_no_second_news_and_long_after_it_is() {
+    for (later, alerts) in [(60, 1), (700, 2)] {
+        let mut scene = scene(46);
+        let (home, away) = (scene.home, scene.away);
+        scene.probe(home);
+        scene.probe(away);
+        scene.world.run(Duration::from_secs(later));
+        scene.moves_to(away);
+        let told = scene.world.store.alerts.iter().filter(|alert| alert.kind == AlertKind::NewPlace).count();
+        assert_eq!(told, alerts, "after {later} s");
+    }
 }

@@ -353,3 +353,47 @@ fn facts_from_before_a_stream_open_nothing_and_give_no_more_time() {
         assert!(scene.passes(scene.bob));
     }
 }
+
+#[test]
+fn of_what_one_rule_gives_only_what_asks_nothing_of_a_device_opens_by_facts_from_before_its_stream() {
+    let policy = r#"
+[posture.managed]
+firewall = true
+max_age = "2m"
+
+[resource.wiki]
+nodes = ["tag:wiki"]
+ports = ["tcp/80", "tcp/81"]
+
+[resource.editor]
+nodes = ["tag:wiki"]
+ports = ["tcp/80"]
+
+[[access]]
+name = "staff use the wiki"
+from = ["group:staff"]
+to = ["wiki"]
+lease = "30s"
+
+[[deny]]
+name = "unmanaged machines edit nothing"
+from = ["user:*"]
+to = ["editor"]
+unless = { posture = "managed" }
+"#;
+    for (away, held) in [(23, true), (45, false)] {
+        let mut scene = scene(policy);
+        let both = |scene: &Scene| ["tcp/80", "tcp/81"].map(|port| scene.world.passes(scene.bob, scene.wiki, port));
+        assert_eq!(both(&scene), [true, true]);
+        scene.world.cut_stream(scene.bob);
+        scene.world.run(seconds(away));
+        scene.world.nodes[scene.bob].facts = None;
+        scene.world.connect(scene.bob);
+        scene.world.run(seconds(1));
+        assert_eq!(both(&scene), [held, true], "after {away} s");
+        scene.world.run(seconds(10));
+        assert_eq!(both(&scene), [false, true], "after {away} s: and it gets no more time");
+        scene.report(firewall(true));
+        assert_eq!(both(&scene), [true, true], "after {away} s");
+    }
+}

@@ -456,3 +456,38 @@ fn a_list_of_machines_says_what_is_held_and_what_is_taken() {
     let shown = world.core.show_device(world.nodes[laptop].id()).expect("there");
     assert_eq!((shown.quarantine, shown.restraints), (None, vec!["kept to wiki: too much".to_owned()]));
 }
+
+#[test]
+fn a_challenge_of_a_clock_that_was_ahead_is_met_when_it_is_right_and_by_no_sign_in_from_before() {
+    for from_then in [false, true] {
+        let mut town = town(97);
+        let set = |town: &mut Town, by: i64| {
+            town.world.clock_set = by;
+            town.world.nodes.iter_mut().for_each(|node| node.clock_set = -by);
+            town.world.run(seconds(61));
+        };
+        set(&mut town, 3 * 3_600_000);
+        let then = town.proven();
+        if from_then {
+            town.world.join(town.laptop, &then);
+        }
+        town.respond(town.alice(), SignalResponse::Challenge(engineers_access()));
+        set(&mut town, 0);
+        let accepted = town.world.core.accept_clock("the time server was wrong", town.world.now);
+        accepted.expect("accepted");
+        // Until the sign-in that seemed to lie ahead is over by its own time.
+        town.world.run(seconds(4 * 3_600));
+        assert!(!town.passes(town.laptop, "tcp/22"), "{from_then}");
+    }
+    let mut town = town(98);
+    town.world.clock_set = 3 * 3_600_000;
+    town.world.run(seconds(61));
+    town.respond(town.alice(), SignalResponse::Challenge(engineers_access()));
+    town.world.clock_set = 0;
+    town.world.run(seconds(61));
+    assert!(!town.passes(town.laptop, "tcp/22"));
+    let proven = town.proven();
+    town.step_up(town.laptop, "git", &proven).expect("proven");
+    town.world.run(seconds(61));
+    assert!(town.passes(town.laptop, "tcp/22"));
+}

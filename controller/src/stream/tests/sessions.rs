@@ -26,6 +26,7 @@ fn sweep_after(world: &mut World, days: u64) {
         monotonic: world.now.monotonic.saturating_add(seconds(31)),
         wall: world.now.wall.saturating_add(seconds(days * DAY)),
     };
+    world.core.accept_clock("days went by", world.now).expect("a reason");
     world.core.handle_timeout(world.now);
     world.pump();
 }
