@@ -66,8 +66,8 @@ impl Core {
         if !self.key_is_free(None, asked.public_key) {
             return refused("this public key is in use: make a new key pair for this configuration");
         }
-        let until = now.wall.saturating_add(self.config.stock_limit).min(who.web_session_until);
-        if until <= now.wall {
+        let until = self.end_after(self.config.stock_limit, now)?.min(who.web_session_until);
+        if until <= self.clock.latest(now) {
             return refused("your sign-in is over: sign in again");
         }
         let subject = self.person(who, now)?;
