@@ -159,6 +159,30 @@ fn each_place_and_the_hours_alone_cut_what_asks_for_them() -> Result<()> {
     wiki.goes_on("nothing that it asks for")
 }
 
+/// A stream that is carried home by a detour does not make packets from abroad packets from home.
+#[test]
+fn packets_from_another_country_than_the_stream_open_nothing_that_asks_for_home() -> Result<()> {
+    let scene = scene("place-packets", &policy("Mon-Sun 00:00-24:00 UTC"))?;
+    let (mut home, mut wiki) = (scene.chatter(HOME)?, scene.chatter(WIKI)?);
+    // On their way to the server, and nowhere else, its packets get an address abroad.
+    let (laptop, server) = (&scene.laptop.host, &scene.server.host);
+    laptop.sh("ip addr add 198.18.0.15/32 dev eth0 && ip addr add 2001:db8::f/128 dev eth0 nodad preferred_lft 0")?;
+    for (family, at, abroad) in [("ip", server.ipv4(), "198.18.0.15"), ("ip6", server.ipv6(), "2001:db8::f")] {
+        laptop.sh(&format!(
+            "nft 'add table {family} detour; add chain {family} detour out {{ type nat hook postrouting priority srcnat; }}; \
+             add rule {family} detour out {family} daddr {at} udp dport 51820 snat to {abroad}'"
+        ))?;
+    }
+    home.is_cut_within(MOVED, "packets from abroad")?;
+    wiki.goes_on("nothing that it asks for")?;
+    let why = scene.laptop.explain("home");
+    ensure!(
+        why.starts_with("denied") && why.contains("FR"),
+        "explain does not name where the packets come from: {why}"
+    );
+    Ok(())
+}
+
 /// A machine that turns up in another country within its session: restricted to a set, or signed out.
 #[test]
 fn a_change_of_place_cuts_what_its_limit_takes_away_and_keeps_the_rest() -> Result<()> {
